@@ -3,7 +3,11 @@
 
 use std::path::Path;
 
+use serde::Deserialize;
+use serde::de::Error as _;
+
 use crate::assignment::Assignment;
+use crate::format;
 use crate::score::{BudgetCurve, Importance};
 use crate::summary::{Baseline, DataFacts, MemoryEstimate, ModelFacts};
 
@@ -22,7 +26,7 @@ pub enum Stage {
 }
 
 /// One optimiser step, as it is logged to metrics.jsonl and shown by the progress bar.
-#[derive(Clone, Debug, serde::Serialize)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct StepRecord {
     /// The stage that the step belongs to.
     pub stage: Stage,
@@ -45,21 +49,22 @@ pub struct StepRecord {
 }
 
 /// One evaluation on dev, as it is logged to metrics.jsonl.
-#[derive(Clone, Debug, serde::Serialize)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct EvaluationRecord {
-    /// The epoch that it follows, from 1.
-    pub epoch: usize,
+    /// Epochs done, including the fraction of the current one.
+    #[serde(serialize_with = "format::whole_as_integer")]
+    pub epoch: f64,
     /// The step that it follows, from 1.
     pub step: usize,
     /// Mean loss, without label smoothing.
     pub loss: f64,
     /// Name and value, the deciding metric first; an object in the log.
-    #[serde(serialize_with = "as_object")]
+    #[serde(serialize_with = "as_object", deserialize_with = "from_object")]
     pub metrics: Vec<(String, f64)>,
     /// Whether it is the best so far.
     pub best: bool,
-    /// The class that the model predicts for every row although not every row has it; not logged.
-    #[serde(skip)]
+    /// The class that the model predicts for every row although not every row has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub only_class: Option<OnlyClass>,
 }
 
@@ -67,8 +72,19 @@ fn as_object<S: serde::Serializer>(metrics: &[(String, f64)], out: S) -> Result<
     out.collect_map(metrics.iter().map(|(name, value)| (name, value)))
 }
 
+fn from_object<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<(String, f64)>, D::Error> {
+    // serde_json's maps keep the order of their keys.
+    let object = serde_json::Map::deserialize(from)?;
+    let value = |value: serde_json::Value| match value {
+        // What is not a number is logged as null.
+        serde_json::Value::Null => Ok(f64::NAN),
+        value => value.as_f64().ok_or_else(|| D::Error::custom("expected a number")),
+    };
+    object.into_iter().map(|(name, found)| Ok((name, value(found)?))).collect()
+}
+
 /// The class that a model predicts for every row.
-#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct OnlyClass {
     /// Its name.
     pub name: String,
@@ -108,6 +124,8 @@ pub enum Event<'a> {
     Data(&'a DataFacts),
     /// The run's memory was planned.
     Memory(&'a MemoryEstimate),
+    /// The run continues from a checkpoint, in this stage and after this number of its steps.
+    Resumed { stage: Stage, steps: usize },
     /// A stage starts: its most steps, and its rows and tokens.
     StageStart { stage: Stage, steps: usize, rows: usize, tokens: usize },
     /// An optimiser step was made.

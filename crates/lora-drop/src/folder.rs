@@ -6,8 +6,11 @@
 //! their names: first all files that are replaced are removed, then the new ones are moved, so that
 //! the folder never has files of two commits. A process that finds an unfinished commit of a killed
 //! one completes it (`recover`). The state is inside the folder so that a mounted folder works too.
+//!
+//! A run's checkpoints are there too, `FOLDER/.lora-drop/checkpoint-STEPS.safetensors`. While there is
+//! one, the state outlives its process, and `resume` opens the folder as the run left it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, TryLockError};
 use std::io::{self, ErrorKind, Read, Seek, Write};
 use std::path::{Path, PathBuf};
@@ -22,6 +25,7 @@ use crate::{Error, Result};
 const STATE: &str = ".lora-drop";
 const NEXT: &str = "next";
 const COMMIT: &str = "commit";
+const CHECKPOINT: (&str, &str) = ("checkpoint-", ".safetensors");
 const LOCK: &str = "lock";
 /// In a commit, the names of an earlier command's files, as JSON.
 const REPLACED: &str = ".replaced";
@@ -99,9 +103,63 @@ impl OutputFolder {
         // Another command may have ended between the check and the lock.
         output.replaced = listed(folder, overwrite, contents)?;
         remove_folder(&state.join(NEXT))?;
+        output.remove_checkpoints(0);
         std::fs::create_dir(state.join(NEXT)).map_err(|e| Error::io(&state, e))?;
         clean_temporaries(folder, |_| true);
         Ok(output)
+    }
+
+    /// Locks the folder of a run that has a checkpoint, to continue it. `first` are the names of the
+    /// files that a run stages at its beginning: until its first commit they are kept, everything
+    /// else that was staged is made again.
+    ///
+    /// # Errors
+    /// `Error::Usage` if another process writes it; `Error::Io` if nothing can be written.
+    pub fn resume(folder: &Path, first: &[&str]) -> Result<Self> {
+        let state = folder.join(STATE);
+        let lock = lock(&state)?.ok_or_else(|| in_use(folder))?;
+        place(folder)?;
+        let mut output = OutputFolder {
+            folder: folder.to_path_buf(),
+            _lock: lock,
+            made: false,
+            replaced: Vec::new(),
+            placed: BTreeSet::new(),
+        };
+        std::fs::create_dir_all(output.next()).map_err(|e| Error::io(&state, e))?;
+        let listed = Listing::read(&folder.join(SUMMARY)).map(|listing| listing.outputs).unwrap_or_default();
+        let listed = listed.into_iter().filter(|name| is_plain(name));
+        // Before its first commit the files in the folder are an earlier run's.
+        if first.iter().any(|name| output.next().join(name).exists()) {
+            output.replaced = listed.collect();
+            output.discard(&first.iter().map(|name| name.to_string()).collect());
+        } else {
+            output.placed = listed.collect();
+            output.discard(&BTreeSet::new());
+        }
+        clean_temporaries(folder, |_| true);
+        Ok(output)
+    }
+
+    /// The path of a file, wherever it is now: among the next commit's or in its place.
+    pub fn path_of(&self, name: &str) -> PathBuf {
+        let next = self.next().join(name);
+        if next.exists() { next } else { self.folder.join(name) }
+    }
+
+    /// The path for the checkpoint after this number of steps.
+    pub fn checkpoint(&self, steps: usize) -> PathBuf {
+        let (before, after) = CHECKPOINT;
+        self.folder.join(STATE).join(format!("{before}{steps}{after}"))
+    }
+
+    /// Removes all checkpoints but the latest `keep`.
+    pub fn remove_checkpoints(&self, keep: usize) {
+        let mut found = checkpoints(&self.folder);
+        found.truncate(found.len().saturating_sub(keep));
+        for path in found {
+            _ = std::fs::remove_file(path);
+        }
     }
 
     /// The folder for the next commit's files. They must be flushed, as `write_atomically` does.
@@ -238,10 +296,33 @@ pub fn check_free(folder: &Path, own: &[&str], what: &str) -> Result<()> {
     }
 }
 
-/// Removes a writer's state, except a commit that must still be completed. The lock's file is
-/// removed last and while it is locked, so that a waiting process notices that it is gone.
+/// The checkpoints of the run in a folder, the latest last.
+pub fn checkpoints(folder: &Path) -> Vec<PathBuf> {
+    in_state(&folder.join(STATE))
+}
+
+fn in_state(state: &Path) -> Vec<PathBuf> {
+    let (before, after) = CHECKPOINT;
+    let steps = |name: &str| name.strip_prefix(before)?.strip_suffix(after)?.parse::<usize>().ok();
+    let names = entries(state).unwrap_or_default();
+    let found: BTreeMap<usize, PathBuf> =
+        names.iter().filter_map(|name| Some((steps(name)?, state.join(name)))).collect();
+    found.into_values().collect()
+}
+
+/// Removes a writer's state, except checkpoints with the files that wait for the next commit, and a
+/// commit that must still be completed. The lock's file is removed last and while it is locked, so
+/// that a waiting process notices that it is gone.
 fn clear(state: &Path) {
-    _ = std::fs::remove_dir_all(state.join(NEXT));
+    if in_state(state).is_empty() {
+        _ = std::fs::remove_dir_all(state.join(NEXT));
+        // Those of killed processes; this one has written none when it ends.
+        for entry in std::fs::read_dir(state).into_iter().flatten().flatten() {
+            if is_temporary(&entry.file_name()) {
+                _ = std::fs::remove_file(entry.path());
+            }
+        }
+    }
     if !state.join(COMMIT).exists() {
         _ = std::fs::remove_file(state.join(LOCK));
         _ = std::fs::remove_dir(state);
@@ -390,13 +471,14 @@ fn listed(folder: &Path, overwrite: bool, contents: Contents) -> Result<Vec<Stri
         Err(e) => return Err(Error::io(folder, e)),
     };
     let counts = |name: &std::ffi::OsStr| name != STATE && !is_temporary(name);
-    if !entries.any(|entry| entry.is_ok_and(|entry| counts(&entry.file_name()))) {
+    let resumable = !checkpoints(folder).is_empty();
+    if !resumable && !entries.any(|entry| entry.is_ok_and(|entry| counts(&entry.file_name()))) {
         return Ok(Vec::new());
     }
     let (files, measured, what) = match contents {
         Contents::Run => {
             let listing = Listing::read(&folder.join(SUMMARY)).filter(|found| found.best_epoch.is_some());
-            let measured = listing.as_ref().is_none_or(|listing| listing.best_epoch != Some(0));
+            let measured = listing.as_ref().is_none_or(|listing| listing.best_epoch != Some(0.0));
             (listing.map(|listing| listing.outputs), measured, "a run, whose summary.json lists its files")
         }
         Contents::Model => {
@@ -413,10 +495,14 @@ fn listed(folder: &Path, overwrite: bool, contents: Contents) -> Result<Vec<Stri
         }
     };
     match files {
-        // A run that measured no epoch has nothing to lose.
-        Some(files) if overwrite || !measured => {
+        // A run that measured no epoch and has no checkpoint has nothing to lose.
+        Some(files) if overwrite || !measured && !resumable => {
             Ok(files.into_iter().filter(|name| is_plain(name)).collect())
         }
+        _ if !overwrite && resumable => Err(Error::Usage(format!(
+            "{shown} has a run that is not finished: continue it with `resume = {shown}`, choose another folder, or give \
+             `overwrite`"
+        ))),
         _ if !overwrite => Err(Error::Usage(format!(
             "{shown} is in use: the folder is not empty; choose another, or give `overwrite`"
         ))),
@@ -432,7 +518,7 @@ fn listed(folder: &Path, overwrite: bool, contents: Contents) -> Result<Vec<Stri
 struct Listing {
     outputs: Vec<String>,
     /// Only in a run's summary: 0 if the run has measured no epoch.
-    best_epoch: Option<usize>,
+    best_epoch: Option<f64>,
 }
 
 impl Listing {

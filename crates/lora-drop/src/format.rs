@@ -75,6 +75,19 @@ pub fn fixed(x: f64, decimals: usize) -> String {
     }
 }
 
+/// Epochs: whole ones without decimals, others with two.
+pub fn epoch(epochs: f64) -> String {
+    if epochs.fract() == 0.0 { epochs.to_string() } else { fixed(epochs, 2) }
+}
+
+/// Serialises whole numbers as integers.
+///
+/// # Errors
+/// Those of the serialiser.
+pub fn whole_as_integer<S: serde::Serializer>(x: &f64, out: S) -> Result<S::Ok, S::Error> {
+    if x.fract() == 0.0 && x.abs() < 1e15 { out.serialize_i64(*x as i64) } else { out.serialize_f64(*x) }
+}
+
 /// Two significant digits in scientific form, as for learning rates: 4.1e-4.
 pub fn scientific(x: f64) -> String {
     match x {

@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::events::{EvaluationRecord, Event, StepRecord};
 use crate::{Error, Result};
@@ -30,6 +30,40 @@ impl MetricsLog {
     pub fn create(path: &Path) -> Result<Self> {
         File::create(path).map_err(|e| Error::io(path, e))?;
         Ok(MetricsLog { path: path.to_path_buf(), waiting: String::new() })
+    }
+
+    /// Continues a log of which the first `bytes` bytes count: what follows them is removed. Returns
+    /// with it the steps and evaluations that are in it.
+    ///
+    /// # Errors
+    /// `Error::Io`; `Error::Input` if the log is shorter or damaged.
+    pub fn resume(path: &Path, bytes: u64) -> Result<(Self, Vec<StepRecord>, Vec<EvaluationRecord>)> {
+        let text = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+        let Some(kept) = usize::try_from(bytes).ok().and_then(|bytes| text.get(..bytes)) else {
+            let problem =
+                format!("it has {} bytes, and had {bytes} when the checkpoint was written", text.len());
+            return Err(Error::file(path, problem));
+        };
+        let (mut steps, mut evaluations) = (Vec::new(), Vec::new());
+        for (number, line) in kept.split_inclusive(|byte| *byte == b'\n').enumerate() {
+            match serde_json::from_slice(line) {
+                Ok(Logged::Step(step)) => steps.push(step),
+                Ok(Logged::Evaluation(evaluation)) => evaluations.push(evaluation),
+                Err(error) => return Err(Error::file(path, format!("line {}: {error}", number + 1))),
+            }
+        }
+        let file = File::options().write(true).open(path).map_err(|e| Error::io(path, e))?;
+        file.set_len(bytes).map_err(|e| Error::io(path, e))?;
+        Ok((MetricsLog { path: path.to_path_buf(), waiting: String::new() }, steps, evaluations))
+    }
+
+    /// Forces the log to the disk, and returns its length in bytes.
+    ///
+    /// # Errors
+    /// `Error::Io` with the path.
+    pub fn length(&mut self) -> Result<u64> {
+        self.flush(true)?;
+        Ok(std::fs::metadata(&self.path).map_err(|e| Error::io(&self.path, e))?.len())
     }
 
     /// Continues in the same file after it was renamed to `path`.
@@ -84,6 +118,14 @@ enum Line<'a> {
     Evaluation(&'a EvaluationRecord),
 }
 
+/// A line that is read back.
+#[derive(Deserialize)]
+#[serde(tag = "event", rename_all = "lowercase")]
+enum Logged {
+    Step(StepRecord),
+    Evaluation(EvaluationRecord),
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::Value;
@@ -111,7 +153,7 @@ mod tests {
         let path = folder.path().join("metrics.jsonl");
         let mut log = MetricsLog::create(&path).unwrap();
         let evaluation = EvaluationRecord {
-            epoch: 1,
+            epoch: 1.0,
             step: 3,
             loss: 0.6,
             metrics: vec![("accuracy".into(), 0.75), ("f1".into(), 0.8)],

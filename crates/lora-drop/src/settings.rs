@@ -129,7 +129,8 @@ impl RunSettings {
 
     /// The default settings for a model, data and an output folder.
     pub fn new(model: impl Into<String>, data: impl Into<PathBuf>, output: impl Into<PathBuf>) -> Self {
-        let place = Place { model: model.into(), data: data.into(), output: output.into(), overwrite: false };
+        let place =
+            Place { model: model.into(), data: data.into(), output: output.into(), ..Place::default() };
         RunSettings { place, ..RunSettings::default() }
     }
 
@@ -168,7 +169,9 @@ impl TrainSettings {
     /// Whether there is a sample stage, which decides which modules, or which of their values, are
     /// kept.
     pub fn samples(&self) -> bool {
-        self.adapter.method.has_sample() && self.selection.keep_layers.is_none()
+        let SelectionSettings { keep_layers, scores, .. } = &self.selection;
+        let decided = keep_layers.is_some() || scores.is_some() || self.adapter.init_adapter.is_some();
+        self.adapter.method.has_sample() && !decided
     }
 }
 

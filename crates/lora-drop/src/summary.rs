@@ -7,6 +7,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::folder::{is_being_written, recover};
+use crate::format;
 use crate::machine::Machine;
 use crate::settings::definition::choices;
 use crate::{Error, Result};
@@ -247,8 +248,10 @@ pub struct Summary {
     pub metrics: BTreeMap<String, f64>,
     /// The metric that decided which epoch is best.
     pub metric: String,
-    /// The best epoch, from 1; 0 if none was measured.
-    pub best_epoch: usize,
+    /// Epochs done at the best evaluation, including the fraction of the current one; 0 without an
+    /// evaluation.
+    #[serde(serialize_with = "format::whole_as_integer")]
+    pub best_epoch: f64,
     /// Planned epochs.
     pub epochs: usize,
     /// Optimiser steps that were made, those on the sample included; 0 for older versions.
@@ -281,6 +284,9 @@ pub struct Summary {
     /// Seconds from the run's start to the end of its first optimiser step, without the baseline.
     #[serde(default)]
     pub startup_seconds: f64,
+    /// Seconds of writing checkpoints.
+    #[serde(default)]
+    pub checkpoint_seconds: f64,
     /// Seconds of the whole run.
     pub total_seconds: f64,
     /// Peak of resident memory in bytes; 0 if the system does not say.

@@ -5,10 +5,12 @@ use std::path::PathBuf;
 use crate::report::render;
 use crate::report::terminal::{self as text, Style};
 use lora_drop::events::Event;
+use lora_drop::folder::checkpoints;
 use lora_drop::format;
 use lora_drop::ranks::Ranks;
 use lora_drop::settings::{Reader, Recipe, RunSettings};
 use lora_drop::summary::{Status, Summary};
+use lora_drop::train::StoppedRun;
 use lora_drop::{Error, train};
 
 use toml::Table;
@@ -27,6 +29,7 @@ Examples:
   lora-drop train --model models/minilm --data data/mrpc --output runs/lora --method lora
   lora-drop train --model smollm2.gguf --data data/mrpc --output runs/labels --task classification
   lora-drop train runs/mrpc/recipe.toml --output runs/again --seed 1
+  lora-drop train --resume runs/mrpc
   lora-drop train recipe.toml --dry-run
   lora-drop train recipe.toml --profile profile.json
 
@@ -40,6 +43,11 @@ pub struct Args {
     /// A TOML file with settings; options override it
     #[arg(value_name = "RECIPE")]
     recipe: Option<PathBuf>,
+    /// Continue the run in this folder from its last checkpoint, with its settings and to the result
+    /// of a run that was not stopped. `--epochs` and `--max-steps` may be raised; `--model` and
+    /// `--data` say where the same model and data are now
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["recipe", "dry_run"])]
+    resume: Option<PathBuf>,
     /// Check everything without training; print the parameters and the estimated memory and time
     #[arg(long, conflicts_with = "profile")]
     pub dry_run: bool,
@@ -52,12 +60,19 @@ pub struct Args {
 }
 
 pub fn run(args: Args, console: &Console, interrupt: &Interrupt, job: Option<&Job>) -> Result<(), Failure> {
-    let settings = settings(args.recipe, args.options.into_table(), Reader::Train, console)?;
+    let options = args.options.into_table();
+    let stopped = args.resume.as_deref().map(|folder| StoppedRun::open(folder, &options)).transpose()?;
+    let settings = match &stopped {
+        Some(stopped) => stopped.settings.clone(),
+        None => settings(args.recipe, options, Reader::Train, console)?,
+    };
     let ranks = job.map(|job| job.ranks().clone()).unwrap_or_default();
     if !ranks.is_first() {
-        return follow(&settings, &ranks, interrupt, job);
+        return follow(&settings, stopped.as_ref(), &ranks, interrupt, job);
     }
-    settings.check_output()?;
+    if stopped.is_none() {
+        settings.check_output()?;
+    }
     args.profile.check(settings.place.overwrite, Some(&settings.place.output))?;
     console.note(job.map(Job::describe));
     let mut terminal = console.terminal();
@@ -72,10 +87,14 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt, job: Option<&Jo
         return Ok(());
     }
     let (summary, recorder) = args.profile.record(|| {
-        train::run_on(&ranks, &settings, Some(&render), &interrupt.cancel, &mut |event| {
+        let mut listen = |event: &Event| {
             interrupt.follow(event);
             terminal.handle(event);
-        })
+        };
+        match &stopped {
+            Some(stopped) => train::resume_on(&ranks, stopped, Some(&render), &interrupt.cancel, &mut listen),
+            None => train::run_on(&ranks, &settings, Some(&render), &interrupt.cancel, &mut listen),
+        }
     });
     let summary = summary.and_then(|summary| {
         summary.ok_or_else(|| Error::Input("the first rank has no summary of the run".to_string()))
@@ -94,7 +113,8 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt, job: Option<&Jo
             if profile.is_some() {
                 console.say(table(profile.as_ref(), Style::stderr()));
             }
-            return Err(Failure::Interrupted { saved: without_adapter(terminal.written()) });
+            let saved = without_adapter(terminal.written(), &settings);
+            return Err(Failure::Interrupted { saved });
         }
         summary => summary?,
     };
@@ -103,10 +123,15 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt, job: Option<&Jo
         text::result(&summary, style) + &table(profile.as_ref(), style)
     })?;
     match (summary.status, &summary.error) {
-        (Status::Interrupted, _) => Err(Failure::Interrupted { saved: best_epoch(&summary, &settings) }),
-        (_, Some(error)) => {
-            Err(Failure::Error(Error::Input(format!("{error}\n{}", best_epoch(&summary, &settings)))))
+        (Status::Interrupted, _) => {
+            let saved = best_epoch(&summary, &settings) + &how_to_resume(&settings);
+            Err(Failure::Interrupted { saved })
         }
+        (_, Some(error)) => Err(Failure::Error(Error::Input(format!(
+            "{error}\n{}{}",
+            best_epoch(&summary, &settings),
+            how_to_resume(&settings)
+        )))),
         _ => Ok(()),
     }
 }
@@ -114,6 +139,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt, job: Option<&Jo
 /// Trains as one of a job's ranks but the first, which alone says what happens.
 fn follow(
     settings: &RunSettings,
+    stopped: Option<&StoppedRun>,
     ranks: &Ranks,
     interrupt: &Interrupt,
     job: Option<&Job>,
@@ -122,12 +148,19 @@ fn follow(
         job.log_into(&settings.place.output);
     }
     let mut listen = |event: &Event| interrupt.follow(event);
-    train::run_on(ranks, settings, None, &interrupt.cancel, &mut listen)?;
+    match stopped {
+        Some(stopped) => train::resume_on(ranks, stopped, None, &interrupt.cancel, &mut listen)?,
+        None => train::run_on(ranks, settings, None, &interrupt.cancel, &mut listen)?,
+    };
     Ok(())
 }
 
 /// What an interrupted run has saved before an epoch was measured.
-fn without_adapter(written: &[PathBuf]) -> String {
+fn without_adapter(written: &[PathBuf], settings: &RunSettings) -> String {
+    let resume = how_to_resume(settings);
+    if !resume.is_empty() {
+        return format!("no epoch was evaluated yet; the run's state is saved{resume}");
+    }
     let files: Vec<String> = written.iter().map(|path| path.display().to_string()).collect();
     if files.is_empty() {
         return NOTHING_SAVED.to_string();
@@ -135,12 +168,21 @@ fn without_adapter(written: &[PathBuf]) -> String {
     format!("no epoch was evaluated yet, so no model was saved; files written: {}", files.join(", "))
 }
 
+/// How a run that was stopped can be continued, if it can.
+fn how_to_resume(settings: &RunSettings) -> String {
+    let output = &settings.place.output;
+    if checkpoints(output).is_empty() {
+        return String::new();
+    }
+    format!("\nto continue: lora-drop train --resume {}", output.display())
+}
+
 /// What an interrupted run has saved of its best epoch.
 fn best_epoch(summary: &Summary, settings: &RunSettings) -> String {
     let value = summary.metrics.get(&summary.metric).map_or(f64::NAN, |value| *value);
     format!(
         "the best epoch so far, {} of {} ({} {}), is saved in {}",
-        summary.best_epoch,
+        format::epoch(summary.best_epoch),
         summary.epochs,
         summary.metric,
         format::fixed(value, 4),

@@ -8,7 +8,7 @@ use crate::report::curves::{Chart, Item, buckets, drawable};
 use crate::report::grid::Ranking;
 use crate::report::words::metric_name;
 use lora_drop::events::{EvaluationRecord, Stage, StepRecord};
-use lora_drop::format::{counted, fixed, scientific};
+use lora_drop::format::{self, counted, fixed, scientific};
 
 /// The most points of a loss curve: more steps are drawn as means, with a band from least to
 /// greatest.
@@ -107,18 +107,16 @@ pub fn learning_rate(steps: &[StepRecord]) -> Option<Markup> {
 }
 
 /// Every metric over the epochs, with the best epoch marked; None without evaluations.
-pub fn metrics(evaluations: &[EvaluationRecord], best_epoch: usize) -> Option<Markup> {
+pub fn metrics(evaluations: &[EvaluationRecord], best: f64) -> Option<Markup> {
     let (first, last) = (evaluations.first()?, evaluations.last()?);
-    let best = best_epoch as f64;
     let (mut items, mut key) = (Vec::new(), Vec::new());
     // The best epoch's rule lies below the curves.
-    if evaluations.iter().any(|e| e.epoch == best_epoch) {
-        items.push(Item::At { x: best, text: format!("best: epoch {best_epoch}") });
+    if evaluations.iter().any(|e| e.epoch == best) {
+        items.push(Item::At { x: best, text: format!("best: epoch {}", format::epoch(best)) });
     }
     for (series, (name, _)) in first.metrics.iter().enumerate() {
         let value = |e: &EvaluationRecord| e.metrics.iter().find(|m| m.0 == *name).map(|m| m.1);
-        let points: Vec<(f64, f64)> =
-            evaluations.iter().filter_map(|e| Some((e.epoch as f64, value(e)?))).collect();
+        let points: Vec<(f64, f64)> = evaluations.iter().filter_map(|e| Some((e.epoch, value(e)?))).collect();
         let (of_best, others) = points.iter().partition(|p| p.0 == best);
         items.push(Item::Line { series, points });
         items.push(Item::Dots { series, points: others, filled: false });
@@ -127,11 +125,11 @@ pub fn metrics(evaluations: &[EvaluationRecord], best_epoch: usize) -> Option<Ma
     }
     let chart = Chart {
         id: "metrics",
-        caption: "Metrics on dev after each epoch",
+        caption: "Metrics on dev",
         text: "The values are in the table of evaluations.",
         x_name: "epoch",
         y_name: "metric",
-        x: (first.epoch as f64, last.epoch as f64),
+        x: (first.epoch, last.epoch),
         items,
         key,
         ..Chart::default()
@@ -236,8 +234,8 @@ mod tests {
 
     #[test]
     fn the_best_epoch_is_marked() {
-        let figure = metrics(&samples::evaluations(5, 10), 4).unwrap().into_string();
+        let figure = metrics(&samples::evaluations(5, 10), 4.0).unwrap().into_string();
         assert!(figure.contains("best: epoch 4"));
-        assert!(metrics(&[], 0).is_none());
+        assert!(metrics(&[], 0.0).is_none());
     }
 }

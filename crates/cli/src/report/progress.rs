@@ -112,6 +112,7 @@ impl Terminal {
             Event::Evaluation(record) => self.print(&terminal::evaluation(record, self.style)),
             Event::Baseline(baseline) => self.print(&terminal::baseline(baseline)),
             Event::Memory(estimate) => self.print(&terminal::memory(estimate, self.style)),
+            Event::Resumed { stage, steps } => self.print(&terminal::resumed(*stage, *steps)),
             Event::Reusing { blocks } => self.print(&terminal::reusing(*blocks)),
             Event::Rescored { step, tau, settled } => {
                 let is_news = *settled && !self.settled;

@@ -77,7 +77,7 @@ fn header(s: &Summary) -> Markup {
 fn tiles(record: &RunRecord) -> Markup {
     let s = &record.summary;
     let metrics = metrics_in_order(s);
-    let mut of_metrics = vec![format!("on dev, epoch {} of {}", s.best_epoch, s.epochs)];
+    let mut of_metrics = vec![format!("on dev, epoch {} of {}", format::epoch(s.best_epoch), s.epochs)];
     let others = metrics.iter().skip(1);
     of_metrics.extend(others.map(|(name, value)| format!("{} {}", metric_name(name), fixed(*value, 3))));
     of_metrics.extend(s.baseline.as_ref().map(|baseline| {
@@ -281,7 +281,7 @@ fn training(record: &RunRecord) -> Markup {
                     (table("numbers", "Evaluations on dev", heads.chain([("", "loss"), ("", "")]), html! {
                         @for e in evaluations {
                             tr class=[(e.epoch == best).then_some("best")] {
-                                th scope="row" { (e.epoch) }
+                                th scope="row" { (format::epoch(e.epoch)) }
                                 td { (grouped(e.step)) }
                                 @for (_, value) in &e.metrics { td { (fixed(*value, 4)) } }
                                 td { (fixed(e.loss, 4)) }

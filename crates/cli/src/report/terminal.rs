@@ -16,7 +16,7 @@ use crate::report::words::{
 };
 use lora_drop::assignment::{Assignment, Owner};
 use lora_drop::evaluate::metrics::higher_is_better;
-use lora_drop::events::EvaluationRecord;
+use lora_drop::events::{EvaluationRecord, Stage};
 use lora_drop::format::{self, counted, fixed, grouped, percent};
 use lora_drop::record::ModuleNames;
 use lora_drop::score::{BudgetCurve, Importance};
@@ -230,6 +230,12 @@ pub fn reusing(blocks: usize) -> String {
     format!("The lowest {these} neither LoRA nor dropout: computed in the first epoch, then read from disk\n")
 }
 
+/// Where a run continues.
+pub fn resumed(stage: Stage, steps: usize) -> String {
+    let stage = if stage == Stage::Sample { "the sample stage" } else { "training" };
+    format!("Resuming {stage} after {}\n", counted(steps, "step"))
+}
+
 /// How much the ranking changed since the last scoring.
 pub fn rescored(step: usize, tau: f64, settled: bool) -> String {
     let end = if settled { ": the ranking is stable" } else { "" };
@@ -254,7 +260,7 @@ pub fn baseline(b: &Baseline) -> String {
 
 /// One evaluation.
 pub fn evaluation(e: &EvaluationRecord, style: Style) -> String {
-    let mut line = format!("epoch {:>2}", e.epoch);
+    let mut line = format!("epoch {:>2}", format::epoch(e.epoch));
     for (name, value) in &e.metrics {
         _ = write!(line, "  {name} {}", fixed(*value, 4));
     }
@@ -275,8 +281,11 @@ pub fn result(s: &Summary, style: Style) -> String {
     let title = format!("{}{state}", method_name(&s.method));
     let mut rows: Vec<(String, String)> = Vec::new();
     for (i, (name, value)) in metrics_in_order(s).into_iter().enumerate() {
-        let epoch =
-            if i == 0 { format!("  dev, epoch {} of {}", s.best_epoch, s.epochs) } else { String::new() };
+        let epoch = if i == 0 {
+            format!("  dev, epoch {} of {}", format::epoch(s.best_epoch), s.epochs)
+        } else {
+            String::new()
+        };
         rows.push((name.to_string(), fixed(value, 4) + &epoch));
     }
     rows.push(("trained".into(), counted(s.trainable_parameters, "parameter")));

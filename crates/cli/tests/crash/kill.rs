@@ -3,6 +3,8 @@
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
+use lora_drop::folder::checkpoints;
+
 use crate::common::{Fixture, QUICK, Random};
 use crate::{check_files, check_run, moments};
 
@@ -48,11 +50,15 @@ fn a_killed_training_leaves_whole_files_of_one_epoch() {
         if check_run(&fixture, "out", true) {
             measured += 1;
             // A run that can be used is not replaced unasked.
-            fixture.run(&train).fails(2, &["in use", "--overwrite"]);
+            fixture.run(&train).fails(2, &["error: out ", "--overwrite"]);
             clear(&fixture, "out");
         } else {
-            // The next round is the same command in the same folder.
             unmeasured += 1;
+            // Without a checkpoint the next round is the same command in the same folder.
+            if !checkpoints(&fixture.path("out")).is_empty() {
+                fixture.run(&train).fails(2, &["not finished", "--resume out"]);
+                clear(&fixture, "out");
+            }
         }
     }
     fixture.run(&train).ok();
@@ -79,6 +85,84 @@ fn a_killed_training_that_replaces_another_leaves_one_of_them() {
     }
     fixture.run(&train).ok();
     check_run(&fixture, "out", true);
+}
+
+/// What must not depend on where a run was killed: the adapter or the weights, the scores, and the
+/// log but for its times.
+fn result(fixture: &Fixture, name: &str) -> Vec<(&'static str, Vec<u8>)> {
+    let read = |file| Some((file, std::fs::read(fixture.path(name).join(file)).ok()?));
+    let files =
+        ["adapter_compact.safetensors", "adapter_model.safetensors", "model.safetensors", "importance.json"];
+    let mut found: Vec<_> = files.into_iter().filter_map(read).collect();
+    let log = fixture.read(&format!("{name}/metrics.jsonl"));
+    let line = |line: &str| {
+        let mut line: serde_json::Map<String, serde_json::Value> = serde_json::from_str(line).unwrap();
+        line.remove("tokens_per_second");
+        serde_json::to_string(&line).unwrap()
+    };
+    found.push(("metrics.jsonl", log.lines().map(line).collect::<Vec<_>>().join("\n").into_bytes()));
+    found
+}
+
+#[test]
+#[ignore = "minutes long; .ci/run runs it"]
+fn a_killed_training_is_resumed_to_the_same_bits() {
+    let fixture = Fixture::new();
+    fixture.write_decoder("decoder");
+    let row = |i: usize| format!("{{\"text\": \"w{} w{} w{}\"}}\n", 3 + i % 50, 4 + i % 31, 5 + i % 17);
+    fixture.write("texts/train.jsonl", (0..240).map(row).collect::<String>());
+    fixture.write("texts/dev.jsonl", (240..260).map(row).collect::<String>());
+    let mut random = Random(4);
+    for options in [
+        "--model model --data data --budget 0.7 --lora-dropout 0.1",
+        "--model decoder --data texts --budget 0.5 --restart continue",
+        "--model model --data data --method full",
+        "--model model --data data --dtype bf16 --method dora",
+    ] {
+        // A checkpoint after nearly each step, so that all places are met.
+        let quick = if options.contains("decoder") {
+            "--learning-rate 1e-2 --batch-size 8 --epochs 8"
+        } else {
+            QUICK
+        };
+        let train = |output: &str| {
+            format!("train {options} {quick} --output {output} --checkpoint-minutes 1e-6 --token-cache 0")
+        };
+        let whole = time(&fixture, &train("whole"));
+        let expected = result(&fixture, "whole");
+        let (mut rounds, mut resumed) = (0, 0);
+        while rounds < moments().div_ceil(4) || resumed == 0 {
+            rounds += 1;
+            assert!(rounds < 20 * moments(), "no run was killed behind its first checkpoint");
+            let mut command = train("out");
+            loop {
+                kill(&fixture, &command, whole, &mut random);
+                if checkpoints(&fixture.path("out")).is_empty() {
+                    break;
+                }
+                resumed += 1;
+                command = "train --resume out".to_string();
+                // The third time it is left alone.
+                if resumed % 3 == 0 {
+                    fixture.run(&command).ok();
+                    break;
+                }
+            }
+            let finished = fixture.path("out/summary.json").exists()
+                && fixture.read_json("out/summary.json")["status"] == "finished";
+            if !finished {
+                clear(&fixture, "out");
+                continue;
+            }
+            for ((name, now), (_, before)) in result(&fixture, "out").iter().zip(&expected) {
+                assert!(now == before, "{name} differs in round {rounds} of {options}");
+            }
+            assert!(!fixture.path("out/.lora-drop").exists());
+            clear(&fixture, "out");
+        }
+        println!("{options}: resumed {resumed} times in {rounds} runs");
+        clear(&fixture, "whole");
+    }
 }
 
 #[test]

@@ -269,11 +269,38 @@ fn ctrl_c_ends_with_the_best_epoch() {
     let message = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(130), "{message}");
     assert!(message.contains("interrupted: the best epoch so far, "), "{message}");
-    assert!(message.trim_end().ends_with("is saved in out"), "{message}");
+    assert!(message.contains("is saved in out\nto continue: lora-drop train --resume out"), "{message}");
     assert_eq!(fixture.read_json("out/summary.json")["status"], "interrupted");
     fixture.run("eval --adapter out --data data --json").ok();
     let files = fixture.files("out");
     assert!(files.iter().all(|file| !file.contains("tmp")), "{files:?}");
+}
+
+#[test]
+fn dev_is_evaluated_by_steps() {
+    let fixture = Fixture::new();
+    let train = "--method lora --batch-size 16 --epochs 2 --json --learning-rate 1e-12";
+    let whole = fixture.train(train).ok().json()["steps"].as_u64().unwrap();
+    let outcome = fixture.train(&format!("{train} --eval-steps 3 --overwrite")).ok();
+    let evaluated: Vec<(u64, f64)> = fixture
+        .read("out/metrics.jsonl")
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap())
+        .filter(|line| line["event"] == "evaluation")
+        .map(|line| (line["step"].as_u64().unwrap(), line["epoch"].as_f64().unwrap()))
+        .collect();
+    let steps: Vec<u64> = (1..=whole).filter(|step| step % 3 == 0 || *step == whole).collect();
+    let epoch = |step: u64| step as f64 / (whole / 2) as f64;
+    assert_eq!(evaluated, steps.iter().map(|&step| (step, epoch(step))).collect::<Vec<_>>());
+    // Nothing is better than the first.
+    assert_eq!(outcome.json()["best_epoch"], epoch(3));
+    let stopped = fixture.train(&format!("{train} --eval-steps 3 --early-stopping 1 --overwrite")).ok();
+    assert_eq!(stopped.json()["steps"], 6);
+    assert!(
+        stopped.stderr.contains("note: training stops: no evaluation since step 3 was better"),
+        "{}",
+        stopped.stderr
+    );
 }
 
 #[test]

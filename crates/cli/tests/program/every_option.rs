@@ -66,6 +66,14 @@ fn training(option: &str, at: &Situation) -> Option<Case> {
         "data" => learned("../../more"),
         "output" => case("--output new", "", Files),
         "overwrite" => case("--overwrite", "--output used", Files),
+        "checkpoint-minutes" => case("--checkpoint-minutes 0", "--json", Json("/checkpoint_seconds")),
+        "save-total" => case("--save-total 1", "", Files),
+        // Refused here; what they do is in resume.rs and methods.rs.
+        "resume" => case("--resume used", "", Learned),
+        "scores" => learned("missing.json"),
+        "init-adapter" if at.is(&["text"]) => learned("../../adapters/text"),
+        "init-adapter" => learned(if decoder { "../../adapters/labels" } else { "../../adapters/encoder" }),
+        "eval-steps" => learned("2"),
         "dry-run" => case("--dry-run", "", Files),
         "profile" => case("--profile p.json", "", Files),
         "json" => case("--json", "", Printed),
@@ -633,8 +641,8 @@ fn a_changed_value_changes_something_or_is_refused() {
         .filter(|pair| !acts.contains(pair))
         .collect();
     let expected = [
-        // Impossible limits, no beams, and a folder that is a run's and not a model's, an adapter's
-        // or a pruning's.
+        // Impossible limits, no beams, a folder that is a run's and not a model's, an adapter's or a
+        // pruning's, no checkpoint (see resume.rs), and no file of scores (see methods.rs).
         ("bench", "memory-limit"),
         ("eval", "early-stopping"),
         ("eval", "length-penalty"),
@@ -646,6 +654,8 @@ fn a_changed_value_changes_something_or_is_refused() {
         ("score", "keep-layers"),
         ("score", "memory-limit"),
         ("train", "memory-limit"),
+        ("train", "resume"),
+        ("train", "scores"),
     ];
     assert_eq!(refused, expected.map(|(command, option)| (command, option.to_string())).into());
 }

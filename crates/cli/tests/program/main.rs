@@ -32,6 +32,7 @@ mod prune;
 mod ranks;
 mod reliability;
 mod report;
+mod resume;
 mod safety;
 #[cfg(unix)]
 mod terminal;

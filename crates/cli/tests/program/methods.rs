@@ -41,6 +41,112 @@ fn a_shared_pair_is_one_in_the_compact_file_and_one_per_layer_in_pefts() {
     assert_eq!(summary["lora_parameters_full"], peft.written_parameters());
 }
 
+/// An adapter is trained further as it is, or its modules continue under a new choice.
+#[test]
+fn an_adapter_is_trained_further() {
+    let fixture = Fixture::new();
+    let first = fixture.train("--epochs 2 --budget 0.5 --json --output first").ok().json();
+    let whole = fixture.train("--epochs 2 --method lora --json --output whole").ok().json();
+    // At so low a rate nothing changes: pairs, sharing and head are those of the adapter.
+    let still = "--epochs 1 --learning-rate 1e-12 --weight-decay 0 --json";
+    for (adapter, method, before) in [("first", "lora-drop", &first), ("whole", "lora", &whole)] {
+        let again = fixture
+            .train(&format!("--init-adapter {adapter} --method {method} {still} --output again --overwrite"));
+        let again = again.ok().json();
+        for name in ["lora_parameters", "retained_ratio", "kept"] {
+            assert_eq!(again[name], before[name], "{adapter} {name}");
+        }
+        let best = fixture.run(&format!("eval --adapter {adapter} --data data --json")).ok().json();
+        assert_eq!(again["metrics"]["accuracy"], best["metrics"]["accuracy"], "{adapter}");
+        assert_eq!(
+            (&again["sample_steps"], &again["steps"]),
+            (&json!(0), &whole["steps"].as_u64().map(|s| s / 2).into())
+        );
+    }
+    // PEFT's files alone, as any of its users has them.
+    for name in ["adapter_config.json", "adapter_model.safetensors"] {
+        let bytes = std::fs::read(fixture.path("whole").join(name)).unwrap();
+        fixture.write(&format!("peft/{name}"), bytes);
+    }
+    fixture.train("--init-adapter peft --method lora --epochs 1 --output from-peft").ok();
+    // A new choice, by scores of the adapter as it is: kept modules have its pairs.
+    fixture.run("score --model model --data data --adapter whole --output scored").ok();
+    let choice = "--init-adapter whole --scores scored/importance.json --budget 0.5";
+    let half = fixture.train(&format!("{choice} {still} --output half")).ok().json();
+    assert_eq!(half["retained_ratio"], 0.5);
+    let [before, after] = ["whole", "half"].map(|folder| AdapterFile::open(&fixture.path(folder)).unwrap());
+    for (id, &pair) in &after.modules {
+        let (pair, old) = (&after.pairs[pair], &before.pairs[before.modules[id]]);
+        if !pair.shared {
+            let near = |x: &[f32], y: &[f32]| x.iter().zip(y).all(|(x, y)| (x - y).abs() < 1e-6);
+            assert!(near(&pair.a, &old.a) && near(&pair.b, &old.b), "{id:?}");
+        }
+    }
+    // What is resumed starts with the adapter, too; what does not fit is refused.
+    for (options, code, problem) in [
+        ("--init-adapter missing", 1, "missing"),
+        (
+            "--init-adapter whole --method dora",
+            2,
+            "a LoRA adapter cannot be trained further with --method dora",
+        ),
+        ("--init-adapter whole --method full", 2, "--init-adapter has no effect with --method full"),
+        ("--init-adapter whole --method lora --rank 4", 2, "--rank has no effect with --init-adapter"),
+        ("--init-adapter whole --budget 0.5", 2, "--budget has no effect with --init-adapter"),
+        ("--init-adapter whole --sample-ratio 0.5", 2, "--sample-ratio has no effect with --init-adapter"),
+    ] {
+        fixture.train(&format!("--epochs 1 --output other {options}")).fails(code, &[problem]);
+    }
+    // From one shared pair to a pair for each module.
+    let options =
+        "--init-adapter half --scores scored/importance.json --threshold 1 --epochs 1 --output other --json";
+    assert_eq!(fixture.train(options).ok().json()["retained_ratio"], 1.0);
+    for split in ["train", "dev"] {
+        let rows = fixture.read(&format!("data/{split}.jsonl")).replace("positive", "good");
+        fixture.write(&format!("renamed/{split}.jsonl"), rows);
+    }
+    fixture
+        .run("train --model model --data renamed --output renamed-out --method lora --init-adapter whole")
+        .fails(1, &["renamed", "with the same labels"]);
+}
+
+/// The scores of one run choose the modules of another, which has no sample stage.
+#[test]
+fn scores_of_a_file_choose_modules() {
+    let fixture = Fixture::new();
+    let first = fixture.train("--epochs 1 --budget 0.5 --json --output scored").ok().json();
+    let scores = "--scores scored/importance.json --epochs 1 --json";
+    let second = fixture.train(&format!("{scores} --budget 0.5 --output second")).ok().json();
+    assert_eq!(first["kept"], second["kept"]);
+    assert_eq!((&second["sample_steps"], &second["sample_seconds"]), (&json!(0), &json!(0.0)));
+    let [given, kept] =
+        ["scored", "second"].map(|folder| fixture.read_json(&format!("{folder}/importance.json")));
+    assert_eq!(given["modules"][0]["score"], kept["modules"][0]["score"]);
+    assert_eq!(kept["selection"], json!({ "budget": 0.5 }));
+    // Another rule by the same scores, and the recipe repeats it from anywhere.
+    let all = fixture.train(&format!("{scores} --threshold 1 --output third")).ok().json();
+    assert_eq!(all["retained_ratio"], 1.0);
+    let again = fixture.run("train second/recipe.toml --output fourth --json").ok().json();
+    assert_eq!((&again["kept"], &again["metrics"]), (&second["kept"], &second["metrics"]));
+
+    for (options, code, problem) in [
+        ("--scores missing.json", 1, "missing.json"),
+        ("--scores data/train.jsonl", 1, "not an importance.json"),
+        ("--scores scored/importance.json --target-modules key", 1, "layer 0 key, which the run adapts"),
+        ("--scores scored/importance.json --target-modules query", 1, "which the run does not adapt"),
+        (
+            "--scores scored/importance.json --sample-ratio 0.5",
+            2,
+            "--sample-ratio has no effect with --scores",
+        ),
+        ("--scores scored/importance.json --budget auto", 2, "takes its place"),
+        ("--scores scored/importance.json --keep-layers 1", 2, "--scores has no effect with --keep-layers"),
+        ("--scores scored/importance.json --method lora", 2, "--scores has no effect with --method lora"),
+    ] {
+        fixture.train(&format!("--output wrong {options}")).fails(code, &[problem]);
+    }
+}
+
 #[test]
 fn dropped_modules_have_no_lora() {
     let fixture = Fixture::new();

@@ -128,7 +128,7 @@ fn ctrl_c_before_the_first_epoch_leaves_the_old_run() {
     let command =
         "train --model model --data data --output out --overwrite --threads 1 --method lora --batch-size 8";
     let ended = fixture.interrupt(command, "Training");
-    ended.fails(130, &["interrupted: nothing was saved"]);
+    ended.fails(130, &["interrupted: no epoch was evaluated yet; the run's state is saved", "--resume out"]);
     assert!(contents(&fixture.path("out")) == before);
 }
 
@@ -319,7 +319,7 @@ fn one_writer_a_folder_and_a_killed_run_is_whole() {
     let found = fixture.run("eval --adapter out --data data --json").ok().json();
     let summary = fixture.read_json("out/summary.json");
     assert_eq!(found["metrics"]["accuracy"], summary["metrics"]["accuracy"]);
-    fixture.train("--epochs 1").fails(2, &["in use"]);
+    fixture.train("--epochs 1").fails(2, &["error: out ", "--overwrite"]);
     fixture.train("--epochs 1 --overwrite").ok();
     assert!(!fixture.path("out/.lora-drop").exists());
 }

@@ -222,8 +222,8 @@ fn a_state_that_does_not_fit_says_what_and_where() {
         (written[..written.len() - 5].to_vec(), ["truncated", ""]),
         (written[..100].to_vec(), ["truncated", ""]),
         (b"{}".to_vec(), ["2 bytes long", ""]),
-        (replace(r#"\"version\":3"#, r#"\"version\":1"#), ["version 1", "this program reads version 3"]),
-        (replace(r#"\"version\":3"#, r#"\"version\":x"#), ["lora_drop.train_state", ""]),
+        (replace(r#"\"version\":4"#, r#"\"version\":1"#), ["version 1", "this program reads version 4"]),
+        (replace(r#"\"version\":4"#, r#"\"version\":x"#), ["lora_drop.train_state", ""]),
         (replace(r#"\"begun\":[0"#, r#"\"begun\":[3"#), ["begun", "14 tensors, each at most 2"]),
         (replace("lora_drop.train_state", "lora_drop.train_stave"), ["not the state of a run", ""]),
         (

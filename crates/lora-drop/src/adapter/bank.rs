@@ -348,12 +348,12 @@ impl LoraBank {
             for &layer in &pair.layers {
                 let module = format!("layer {layer} {}", pair.kind.name());
                 let source = old.pair_of(ModuleId { layer, kind: pair.kind }).ok_or_else(|| {
-                    Error::Input(format!("cannot continue: {module} had no LoRA in the sample stage"))
+                    Error::Input(format!("cannot continue: {module} has no LoRA to continue from"))
                 })?;
                 let widths = |p: &BankPair| (p.input, p.output);
                 if widths(source) != widths(pair) {
                     return Err(Error::Input(format!(
-                        "cannot continue: the LoRA of {module} was (in, out) = {:?} in the sample stage, now {:?}",
+                        "cannot continue: the LoRA of {module} was (in, out) = {:?} before, now {:?}",
                         widths(source),
                         widths(pair)
                     )));
@@ -602,7 +602,7 @@ mod tests {
         let (old, old_values) = bank(&Assignment::all_own([id(1, ModuleKind::Query)]));
         let (new, mut values) = bank(&assignment());
         let message = new.continue_from(&mut values, &old, &old_values).expect_err("no pair").to_string();
-        assert!(message.contains("layer 0 query had no LoRA"), "{message}");
+        assert!(message.contains("layer 0 query has no LoRA"), "{message}");
 
         let mut parameters = Parameters::new();
         let all = Assignment::all_own(assignment().owners.into_keys());

@@ -35,7 +35,7 @@ pub struct Definition {
     /// Its names in other trainers.
     pub aliases: &'static [&'static str],
     /// Its value in settings; None if it is not set.
-    pub(super) get: fn(&RunSettings) -> Option<Value>,
+    pub(crate) get: fn(&RunSettings) -> Option<Value>,
     /// Sets it to a recipe's value, or returns what was expected of the value.
     pub(super) set: fn(&mut RunSettings, &Value) -> Result<(), String>,
 }

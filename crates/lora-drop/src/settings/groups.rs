@@ -32,6 +32,13 @@ settings! {
         /// Replace the run in the output folder, or with `score` its importance.json; nothing else
         /// is removed
         overwrite: bool = false, "", also ["overwrite-output-dir"];
+        /// Minutes between checkpoints, from which `train --resume` continues a run that was stopped;
+        /// there is also one after each evaluation. 0 turns them off
+        checkpoint_minutes: f64 = 10.0, "MINUTES" in Range::FromZero, reads [FineTunes];
+        /// Keep this number of checkpoints, the latest, also when the run has finished, so that it
+        /// can be continued with more `epochs`
+        save_total: Option<usize> = None, "N" in COUNTS, reads [FineTunes],
+            or "one, and none when the run has finished", also ["save-total-limit"];
     }
 }
 
@@ -41,15 +48,18 @@ settings! {
         /// What is trained: LoRA-drop's adapter, an adapter of another kind in every target module,
         /// all weights (full), or the head alone
         method: Method = Method::default(), "METHOD", reads [FineTunes];
+        /// Train this adapter further, from lora-drop or PEFT, with its head, ranks and sharing. With
+        /// `scores` or `keep_layers`, modules are chosen anew, and continue from their pairs
+        init_adapter: Option<PathBuf> = None, "DIR|FILE", reads [FineTunes, Adapter];
         /// Rank of each LoRA
-        rank: usize = 8, "R" in RANKS, reads [Trains, Adapter], also ["r", "lora-r", "lora-rank"];
+        rank: usize = 8, "R" in RANKS, reads [Trains, Adapter, NewPairs], also ["r", "lora-r", "lora-rank"];
         /// The output of a LoRA is scaled by alpha / rank
-        alpha: f64 = 16.0, "F" in Range::Positive, reads [Trains, Adapter, Strength], also ["lora-alpha"];
+        alpha: f64 = 16.0, "F" in Range::Positive, reads [Trains, Adapter, NewPairs, Strength], also ["lora-alpha"];
         /// Dropout on the input of each LoRA
         lora_dropout: f64 = 0.0, "P" in Range::BelowOne, reads [Trains, Adapter];
         /// Linear layers that get a LoRA, by the names that PEFT uses for the architecture,
         /// separated by commas; all-linear for all linear layers of the blocks
-        target_modules: Vec<String> = Vec::new(), "NAMES", reads [Trains, Adapter], or "query and value",
+        target_modules: Vec<String> = Vec::new(), "NAMES", reads [Trains, Adapter, NewPairs], or "query and value",
             also ["lora-target-modules", "lora-target"];
         /// AdaLoRA: fraction of the steps before the ranks begin to fall from 1.5 times `rank`
         tinit: f64 = 0.15, "F" in Range::BelowOne, reads [FineTunes, AdaLora];
@@ -69,32 +79,35 @@ settings! {
         /// (output), the size of s·B·A (size) or Σ|w·∂L/∂w| (gradient). Without training: by the
         /// energy of the first gradients (page), the norm of a block's output (activation) or how
         /// much a block changes its input (cka). Or in a fixed order: first, last, random
-        criterion: CriterionName = CriterionName::default(), "NAME", reads [LoraDrop, Scores];
+        criterion: CriterionName = CriterionName::default(), "NAME", reads [LoraDrop, Scores, OwnScores];
         /// Fraction of the training set that is the sample, drawn from each class in proportion
-        sample_ratio: f64 = 0.1, "F" in Range::Fraction, reads [Samples, Scores, Sample];
+        sample_ratio: f64 = 0.1, "F" in Range::Fraction, reads [Samples, Scores, OwnScores, Sample];
         /// Epochs of training on the sample before scoring; auto stops once the ranking is stable
         sample_epochs: SampleEpochs = SampleEpochs::Auto, "N|auto" in COUNTS,
-            reads [Trains, Samples, Scores, SampleTraining];
+            reads [Trains, Samples, Scores, OwnScores, SampleTraining];
         /// Keep the most important modules until their importance adds up to this fraction
-        threshold: Option<f64> = None, "F" in Range::Fraction, reads [LoraDrop], or "0.9";
+        threshold: Option<f64> = None, "F" in Range::Fraction, reads [LoraDrop, Chooses], or "0.9";
         /// Keep this number of layers, instead of using a threshold; with 0 all modules of a type
         /// share one LoRA
-        top_k: Option<usize> = None, "N" in Range::Whole(0, MAX_COUNT), reads [LoraDrop];
+        top_k: Option<usize> = None, "N" in Range::Whole(0, MAX_COUNT), reads [LoraDrop, Chooses];
         /// Keep as many modules as fit into this fraction of plain LoRA's parameters, instead of
         /// using a threshold; auto finds the smallest fraction that does not raise the loss on rows
         /// outside the sample. For SparseAdapter: the fraction of its values, 0.5 by default
-        budget: Option<Budget> = None, "F|auto" in Range::Fraction, reads [Samples];
+        budget: Option<Budget> = None, "F|auto" in Range::Fraction, reads [Samples, Chooses];
         /// Keep these layers, numbered from 0 and separated by commas, without a sample stage or
         /// scores
         keep_layers: Option<Vec<usize>> = None, "LAYERS" in Range::Whole(0, MAX_COUNT),
             reads [LoraDrop, NoScoresAsked];
+        /// Choose modules by the scores in this importance.json, of an earlier run or of `score`,
+        /// without a sample stage
+        scores: Option<PathBuf> = None, "FILE", reads [LoraDrop, FineTunes, Scores];
         /// Rank the layers for each module type on its own, or rank whole layers
-        scope: Scope = Scope::default(), "SCOPE", reads [LoraDrop, Scores];
+        scope: Scope = Scope::default(), "SCOPE", reads [LoraDrop, Scores, Chooses];
         /// What modules get that are not kept: one shared LoRA for each type (share), the same scaled
         /// by two vectors of each module's own (scale), or none (drop)
-        unselected: Unselected = Unselected::default(), "WAY", reads [LoraDrop];
+        unselected: Unselected = Unselected::default(), "WAY", reads [LoraDrop, Chooses];
         /// Rank of the shared LoRAs; their scale is the same as the others'
-        shared_rank: Option<usize> = None, "R" in RANKS, reads [LoraDrop, Shares], or "`rank`";
+        shared_rank: Option<usize> = None, "R" in RANKS, reads [LoraDrop, Shares, Chooses], or "`rank`";
     }
 }
 
@@ -108,7 +121,7 @@ settings! {
         /// Start fine-tuning with new LoRAs and a new head (fresh), or continue from the sample stage
         /// (continue): its steps then count as the run's, under one learning rate schedule, and a
         /// shared LoRA starts as the best common one of its layers
-        restart: Restart = Restart::default(), "WAY", reads [Trains, Samples, Scores];
+        restart: Restart = Restart::default(), "WAY", reads [Trains, Samples, Scores, OwnScores];
         /// Schedule of the learning rate after its warm-up
         schedule: Schedule = Schedule::default(), "NAME", reads [Trains, RunsCourse],
             also ["lr-scheduler-type", "lr-scheduler", "lr-schedule"];
@@ -141,7 +154,10 @@ settings! {
         /// Metric on dev by which the best epoch is chosen
         metric: Option<Metric> = None, "NAME", reads [FineTunes], or "by the data",
             also ["metric-for-best-model"];
-        /// Stop after this number of epochs in a row without a better result on dev
+        /// Evaluate dev after this number of optimiser steps, and at the end, instead of after each
+        /// epoch
+        eval_steps: Option<usize> = None, "N" in COUNTS, reads [FineTunes], or "each epoch";
+        /// Stop after this number of evaluations in a row without a better result on dev
         early_stopping: Option<usize> = None, "N" in COUNTS, reads [FineTunes], or "never",
             also ["early-stopping-patience"];
         /// Seed of all random numbers: the same seed gives the same result, on any number of

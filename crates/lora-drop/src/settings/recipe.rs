@@ -19,7 +19,8 @@ const CHOICES: [&str; 4] = ["threshold", "top-k", "budget", "keep-layers"];
 const DERIVED: &str = "derived";
 const FROM: &str = "from";
 /// Settings that no derived value depends on.
-const WITHOUT_EFFECT: [&str; 5] = ["output", "overwrite", "threads", "token-cache", "activation-cache"];
+const WITHOUT_EFFECT: [&str; 7] =
+    ["output", "overwrite", "checkpoint-minutes", "save-total", "threads", "token-cache", "activation-cache"];
 
 /// The given settings, by name: a recipe's, overlaid with those of the command line. Defaults are
 /// not in it.
@@ -51,7 +52,11 @@ impl Recipe {
     /// `Error::Usage` with file and line for invalid TOML, an unknown key (the nearest valid one is
     /// named) or a value of the wrong type or out of range; `Error::Io` if the file cannot be read.
     pub fn read(path: &Path) -> Result<Self> {
-        let file = TomlFile::read(path, "a recipe")?;
+        Self::parse(&TomlFile::read(path, "a recipe")?)
+    }
+
+    /// Reads a recipe's text, as `read` does.
+    pub(crate) fn parse(file: &TomlFile) -> Result<Self> {
         let at = |offset: usize| file.at(offset);
         let (mut document, mut given) = file.parse()?;
         let derived = match (document.get_mut().remove(DERIVED), given.remove(DERIVED)) {
@@ -241,6 +246,8 @@ impl RunSettings {
         // Given, and not worked out: only made absolute.
         (settings.place.model, settings.place.data) =
             (resolved.place.model.clone(), resolved.place.data.clone());
+        settings.train.selection.scores.clone_from(&resolved.train.selection.scores);
+        settings.train.adapter.init_adapter.clone_from(&resolved.train.adapter.init_adapter);
         let (method, selection) = (self.train.adapter.method, &self.train.selection);
         if method == Method::LoraDrop
             && let Selection::Threshold(threshold) = selection.rule()
@@ -501,7 +508,7 @@ mod tests {
         for (text, expected) in [
             ("lr = 1e-3", "here it is \"learning-rate\""),
             ("num_train_epochs = 2", "here it is \"epochs\""),
-            ("eval-steps = 20", "each epoch"),
+            ("eval-strategy = \"steps\"", "give `eval_steps`"),
         ] {
             let message = complaint(text);
             assert!(message.contains(expected), "{message}");

@@ -36,6 +36,12 @@ pub enum Need {
     SparseAdapter,
     /// Modules are chosen by scores and not by name.
     Scores,
+    /// Scores are made by the run, and not read from a file.
+    OwnScores,
+    /// Pairs are new, and not those of an adapter.
+    NewPairs,
+    /// The run decides which modules keep their pairs.
+    Chooses,
     /// Modules may be chosen without scores.
     NoScoresAsked,
     /// A block has a backward pass.
@@ -79,6 +85,10 @@ pub struct Situation {
     pub method: Method,
     /// Whether layers are kept by name, without scores.
     pub named_layers: bool,
+    /// Whether scores are read from a file.
+    pub given_scores: bool,
+    /// Whether training starts with an adapter.
+    pub init: bool,
     pub unselected: Unselected,
     pub epochs: usize,
     /// Optimiser steps that are given instead of epochs.
@@ -102,6 +112,8 @@ impl Situation {
             reader,
             method: adapter.method,
             named_layers: selection.keep_layers.is_some(),
+            given_scores: selection.scores.is_some(),
+            init: adapter.init_adapter.is_some(),
             unselected: selection.unselected,
             epochs: optimisation.epochs,
             max_steps: optimisation.max_steps,
@@ -193,6 +205,19 @@ impl Situation {
             Need::Scores => {
                 (self.named_layers, "with `keep_layers`, which needs no scores".to_string())
             }
+            Need::OwnScores if self.given_scores => {
+                (true, "with `scores`, which takes the place of the sample stage".to_string())
+            }
+            Need::OwnScores => (
+                self.init,
+                "with `init_adapter`, which has no sample stage; `score` with an adapter scores one for `scores`".to_string(),
+            ),
+            Need::NewPairs => (self.init, "with `init_adapter`, which has its own".to_string()),
+            Need::Chooses => (
+                self.init && !self.given_scores && !self.named_layers,
+                "with `init_adapter`, whose modules stay as they are; give `scores` or `keep_layers` to choose anew"
+                    .to_string(),
+            ),
             Need::NoScoresAsked => (
                 matches!(self.reader, Reader::Score | Reader::ScoreAdapter),
                 "for scoring, as it needs no scores; give `threshold`, `top_k` or `budget` to see a choice by them"

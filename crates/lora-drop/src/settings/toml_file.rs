@@ -29,6 +29,11 @@ impl TomlFile {
         Ok(TomlFile { name: path.display().to_string(), text })
     }
 
+    /// A text that was part of the file `name`.
+    pub fn from_text(name: String, text: String) -> Self {
+        TomlFile { name, text }
+    }
+
     /// File and line of a byte offset, for messages.
     pub fn at(&self, offset: usize) -> String {
         format!("{}:{}", self.name, line_of(self.text.as_bytes(), offset))

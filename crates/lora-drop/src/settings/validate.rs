@@ -94,8 +94,9 @@ impl TrainSettings {
     }
 
     fn validate_selection(&self) -> Result<()> {
-        let SelectionSettings { threshold, top_k, budget, keep_layers, unselected, criterion, .. } =
-            &self.selection;
+        let SelectionSettings {
+            threshold, top_k, budget, keep_layers, unselected, criterion, scores, ..
+        } = &self.selection;
         let given = [
             ("`threshold`", threshold.is_some()),
             ("`top_k`", top_k.is_some()),
@@ -109,6 +110,10 @@ impl TrainSettings {
                 .to_string()
         })?;
         if *budget == Some(Budget::Auto) {
+            check(scores.is_none(), || {
+                "`budget = auto` is found after a sample stage, and `scores` takes its place: give a fraction"
+                    .to_string()
+            })?;
             let method = self.adapter.method;
             let finds = method == Method::LoraDrop && criterion.basis() == Basis::Training;
             check(finds, || {

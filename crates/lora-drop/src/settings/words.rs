@@ -8,12 +8,10 @@ use super::definition;
 /// Words of other trainers without an option here, and what to use instead.
 const ADVICE: &[(&str, &str)] = &[
     ("warmup-steps", "give `warmup_ratio`, a fraction of the steps"),
-    ("eval-steps", "dev is measured after each epoch"),
-    ("eval-strategy", "dev is measured after each epoch"),
-    ("evaluation-strategy", "dev is measured after each epoch"),
+    ("eval-strategy", "give `eval_steps`, or nothing for an evaluation after each epoch"),
+    ("evaluation-strategy", "give `eval_steps`, or nothing for an evaluation after each epoch"),
     ("save-steps", "the best epoch is saved; each epoch that is better than those before replaces it"),
     ("save-strategy", "the best epoch is saved; each epoch that is better than those before replaces it"),
-    ("save-total-limit", "the best epoch is saved and no other"),
     ("load-best-model-at-end", "the best epoch is always the one that is saved; see `metric`"),
     ("logging-steps", "metrics.jsonl has every step"),
     ("report-to", "metrics.jsonl has every step, and report.html shows them"),
@@ -30,7 +28,7 @@ const ADVICE: &[(&str, &str)] = &[
     ("load-in-4bit", "give `quantize = q4_0`"),
     ("device", "lora-drop computes on the CPU; see `threads`"),
     ("gpus", "lora-drop computes on the CPU; see `threads`"),
-    ("resume-from-checkpoint", "a run cannot be continued; its recipe.toml repeats it"),
+    ("resume-from-checkpoint", "give --resume and the run's folder"),
     ("lora-bias", "biases stay as they are in the model"),
     ("bias", "biases stay as they are in the model"),
     ("modules-to-save", "the head always trains with the LoRA if the model has one"),
@@ -44,8 +42,10 @@ const ADVICE: &[(&str, &str)] = &[
     ("dataset-text-field", "give `text_column`"),
 ];
 
-/// The settings of generated texts, which texts of the library name as well.
-const GENERATION: [&str; 8] = [
+/// Options that are no settings of a run, which texts of the library name as well: of `train`, and
+/// those of generated texts.
+const OTHERS: [&str; 9] = [
+    "resume",
     "max_new_tokens",
     "temperature",
     "top_p",
@@ -87,7 +87,7 @@ fn reference(text: &str) -> Option<(Range<usize>, String)> {
         };
         let option = field.replace('_', "-");
         let known = definition(&option).is_some_and(|setting| setting.field == field);
-        if known || GENERATION.contains(&field) {
+        if known || OTHERS.contains(&field) {
             let value = value.map(|value| format!(" {value}")).unwrap_or_default();
             return Some((open..close + 1, format!("--{option}{value}")));
         }

@@ -20,8 +20,17 @@ use crate::settings::{RunSettings, TrainSettings, definition};
 use crate::{Cancel, Error, Result, digest};
 
 /// Settings that may differ: they do not affect results, or say where on a machine something is.
-const FREE: [&str; 7] =
-    ["model", "data", "output", "overwrite", "threads", "token-cache", "activation-cache"];
+const FREE: [&str; 9] = [
+    "model",
+    "data",
+    "output",
+    "overwrite",
+    "checkpoint-minutes",
+    "save-total",
+    "threads",
+    "token-cache",
+    "activation-cache",
+];
 
 /// Checks that all ranks run the same program with the same settings on processors of one kind. The
 /// first rank downloads the model where it is on the hub; the others then find it in the cache, or

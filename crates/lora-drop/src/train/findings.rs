@@ -12,10 +12,9 @@ use crate::{Cancel, Error, Result};
 /// Rows of dev that the report shows.
 const EXAMPLES: usize = 8;
 
-/// The counts by class, the rows that are worth a look, and what a decoder writes. They are a help
-/// to the reader and end no run: where they cannot be had a warning says why, and soon after
-/// `cancel` was raised there are no more, so that what was measured is saved. Only the first rank
-/// writes a report, so the others have none.
+/// The counts by class, the rows that are worth a look, and what a decoder writes. They help the
+/// reader and end no run: where they cannot be had a warning says why. Soon after `cancel` was raised
+/// there are no more. Only the first rank writes a report, so the others have none.
 pub fn of(
     learner: &mut Learner,
     prepared: &Prepared,

@@ -52,8 +52,8 @@ pub fn finetune_adapter(
         settings.train.adapter.lora_dropout = adapter.lora_dropout;
         let (settings, train) = (&settings, &settings.train);
         let prepared = Prepared::read(settings, true, cancel, &mut |_| {})?;
-        check_labels(&prepared, adapter, settings)?;
-        let mut learner = Learner::from_adapter(&prepared, train, adapter)?;
+        prepared.check_labels(adapter, &settings.place.data.display())?;
+        let mut learner = Learner::from_adapter(&prepared, train, adapter, &adapter.assignment())?;
         learner.use_plan(&memory::plan(&prepared, train, &learner, before, true)?);
         let examples = prepared.data.train();
         let schedule = Schedule::of_training(train, examples.len());
@@ -68,16 +68,4 @@ pub fn finetune_adapter(
         let adapter = AdapterFile { labels, base, metadata, ..learner.adapter(&prepared, train) };
         Ok(FinetunedAdapter { adapter, steps, seconds: learner.state.seconds, dev })
     })
-}
-
-/// The head's outputs are the adapter's labels in their order, so the data must have the same.
-fn check_labels(prepared: &Prepared, adapter: &AdapterFile, settings: &RunSettings) -> Result<()> {
-    let of_data = prepared.data.labels().and_then(|labels| serde_json::to_value(labels).ok());
-    match (&adapter.labels, of_data) {
-        (Some(own), Some(of_data)) if *own != of_data => Err(Error::Input(format!(
-            "{}: its labels are {of_data}, but the adapter's are {own}; an adapter can only be trained further with the same labels",
-            settings.place.data.display()
-        ))),
-        _ => Ok(()),
-    }
 }

@@ -10,12 +10,12 @@ use super::prepare::Prepared;
 use super::schedule::Schedule;
 use super::sparse::Masked;
 use super::stage::{Hooks, Next};
-use super::state::Best;
+use super::state::{Best, TrainState};
 use crate::evaluate::Evaluation;
 use crate::evaluate::metrics::Metric;
 use crate::events::{EvaluationRecord, Event, Stage};
 use crate::settings::{Method, TrainSettings};
-use crate::{Cancel, Result};
+use crate::{Cancel, Result, format};
 
 /// Optimiser steps of a run below which there is a warning.
 const FEW_STEPS: usize = 10;
@@ -53,8 +53,19 @@ pub fn run(
         Method::SparseAdapter => (Box::new(Masked), 0),
         _ => (Box::new(|_: &Event| ()), 0),
     };
-    let mut epochs = Epochs { prepared, settings, steps, per_epoch, method, whole, output, cancel, listen };
-    learner.run(&schedule, examples, &mut epochs, cancel)?;
+    let every = settings.optimisation.eval_steps.unwrap_or(per_epoch);
+    let mut epochs =
+        Epochs { prepared, settings, steps, per_epoch, every, method, whole, output, cancel, listen };
+    // A run may have been stopped between a step and its evaluation, or where it was to end early.
+    let TrainState { progress, optimiser, .. } = &learner.state;
+    let next = if progress.evaluated < optimiser.steps && epochs.evaluates_after(optimiser.steps) {
+        epochs.evaluate(learner)?
+    } else {
+        epochs.next(learner)
+    };
+    if next == Next::GoOn {
+        learner.run(&schedule, examples, &mut epochs, cancel)?;
+    }
     listen(&Event::StageEnd { stage: Stage::Train, seconds: began.elapsed().as_secs_f64() });
     Ok(())
 }
@@ -67,6 +78,8 @@ struct Epochs<'a> {
     /// Where the run ends, and how long an epoch is.
     steps: usize,
     per_epoch: usize,
+    /// Steps between two evaluations.
+    every: usize,
     /// The method's own.
     method: Box<dyn Hooks>,
     /// The step from which on adapters are no larger than they are to be: no epoch before it is the
@@ -84,37 +97,11 @@ impl Hooks for Epochs<'_> {
 
     fn after_step(&mut self, learner: &mut Learner) -> Result<Next> {
         self.method.after_step(learner)?;
-        let (prepared, step) = (self.prepared, learner.state.optimiser.steps);
-        if !step.is_multiple_of(self.per_epoch) && step != self.steps {
-            return Ok(Next::GoOn);
+        if self.evaluates_after(learner.state.optimiser.steps) {
+            return self.evaluate(learner);
         }
-        let epoch = step.div_ceil(self.per_epoch);
-        let found = learner.measure(prepared, self.cancel, self.listen)?;
-        let progress = &mut learner.state.progress;
-        progress.evaluate_seconds += found.seconds;
-        let is_best = progress.best.as_ref().is_none_or(|best| {
-            let first = step >= self.whole && best.epoch * self.per_epoch < self.whole;
-            first || better(&found, best, prepared.metric)
-        });
-        self.tell(&Event::Evaluation(&EvaluationRecord {
-            epoch,
-            step,
-            loss: found.loss,
-            metrics: found.metrics.clone(),
-            best: is_best,
-            only_class: prepared.data.labels().and_then(|l| found.answers.only_class(l.names())),
-        }));
-        let mut best = None;
-        if is_best {
-            let began = Instant::now();
-            let (settings, answers) = (self.settings, &found.answers);
-            let dev = findings::of(learner, prepared, settings, answers, self.cancel, self.listen);
-            learner.state.progress.evaluate_seconds += began.elapsed().as_secs_f64();
-            best = Some(Best { epoch, loss: found.loss, metrics: found.metrics, dev });
-        }
-        let written = self.output.epoch(learner, best)?;
-        written.iter().for_each(|path| self.tell(&Event::Wrote(path)));
-        Ok(if self.stops_early(epoch, step, learner) { Next::Enough } else { Next::GoOn })
+        self.output.checkpoint(learner, false, self.listen);
+        Ok(Next::GoOn)
     }
 
     fn tell(&mut self, event: &Event) {
@@ -124,17 +111,61 @@ impl Hooks for Epochs<'_> {
 }
 
 impl Epochs<'_> {
-    /// Whether the best epoch is so long ago that training ends here, with a note.
-    fn stops_early(&mut self, epoch: usize, step: usize, learner: &Learner) -> bool {
-        let best = learner.state.progress.best.as_ref().map_or(epoch, |best| best.epoch);
-        let patience = self.settings.optimisation.early_stopping.unwrap_or(usize::MAX);
-        let stops = epoch - best >= patience && step >= self.whole && step < self.steps;
-        if stops {
-            self.tell(&Event::Note(&format!(
-                "training stops: no epoch since epoch {best} was better on dev"
-            )));
+    /// Whether dev is evaluated after this step.
+    fn evaluates_after(&self, step: usize) -> bool {
+        step.is_multiple_of(self.every) || step == self.steps
+    }
+
+    /// Measures the model on dev, and writes it if it is the best so far.
+    fn evaluate(&mut self, learner: &mut Learner) -> Result<Next> {
+        let (prepared, step) = (self.prepared, learner.state.optimiser.steps);
+        let epoch = step as f64 / self.per_epoch as f64;
+        let found = learner.measure(prepared, self.cancel, self.listen)?;
+        let progress = &mut learner.state.progress;
+        progress.evaluate_seconds += found.seconds;
+        let is_best = progress.best.as_ref().is_none_or(|best| {
+            let first = step >= self.whole && best.step < self.whole;
+            first || better(&found, best, prepared.metric)
+        });
+        let (metrics, best) = (found.metrics.clone(), is_best);
+        let only_class = prepared.data.labels().and_then(|l| found.answers.only_class(l.names()));
+        let record = EvaluationRecord { epoch, step, loss: found.loss, metrics, best, only_class };
+        let best = if is_best {
+            let began = Instant::now();
+            let (settings, answers) = (self.settings, &found.answers);
+            let dev = findings::of(learner, prepared, settings, answers, self.cancel, self.listen);
+            learner.state.progress.evaluate_seconds += began.elapsed().as_secs_f64();
+            // What was looked at in part is looked at again: by the run that continues this one.
+            self.cancel.check()?;
+            Some(Best { epoch, step, loss: found.loss, metrics: found.metrics, dev })
+        } else {
+            None
+        };
+        self.tell(&Event::Evaluation(&record));
+        let written = self.output.epoch(learner, best)?;
+        written.iter().for_each(|path| self.tell(&Event::Wrote(path)));
+        learner.state.progress.evaluated = step;
+        self.output.checkpoint(learner, true, self.listen);
+        Ok(self.next(learner))
+    }
+
+    /// Whether the best evaluation is so long ago that training ends here, with a note.
+    fn next(&mut self, learner: &Learner) -> Next {
+        let TrainState { progress, optimiser, .. } = &learner.state;
+        let step = optimiser.steps;
+        let (Some(best), Some(patience)) = (&progress.best, self.settings.optimisation.early_stopping) else {
+            return Next::GoOn;
+        };
+        let since = (step / self.every).saturating_sub(best.step / self.every);
+        if since < patience || step < self.whole || step == self.steps {
+            return Next::GoOn;
         }
-        stops
+        let (what, best) = match self.settings.optimisation.eval_steps {
+            Some(_) => ("evaluation since step", best.step.to_string()),
+            None => ("epoch since epoch", format::epoch(best.epoch)),
+        };
+        self.tell(&Event::Note(&format!("training stops: no {what} {best} was better on dev")));
+        Next::Enough
     }
 }
 

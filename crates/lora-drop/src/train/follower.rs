@@ -44,4 +44,6 @@ impl Keeper for Follower {
         }
         Ok(Vec::new())
     }
+
+    fn checkpoint(&mut self, _: &Learner, _: bool, _: &mut dyn FnMut(&Event)) {}
 }

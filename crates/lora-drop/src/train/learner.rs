@@ -1,5 +1,6 @@
 //! A model in training: its state, LoRA pairs and what it takes to compute the gradients of a step.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use lora_drop_compute::random::Key;
@@ -17,7 +18,7 @@ use super::schedule::Schedule;
 use super::shared_parts::{Shares, StepSums};
 use super::state::TrainState;
 use crate::adapter::{AdapterFile, LoraBank, NewPairs};
-use crate::assignment::Assignment;
+use crate::assignment::{Assignment, Owner};
 use crate::data::{TaskData, TaskRows};
 use crate::engine::{Packed, sequences, texts, unzip};
 use crate::estimate::{PassPlan, Passes};
@@ -64,6 +65,9 @@ impl Learner {
     /// # Errors
     /// Those of the model's files.
     pub fn new(prepared: &Prepared, settings: &TrainSettings, assignment: &Assignment) -> Result<Self> {
+        if let Some(adapter) = &prepared.init {
+            return Self::from_adapter(prepared, settings, adapter, assignment);
+        }
         let outputs = prepared.data.labels().map(|labels| labels.outputs());
         let mut learner = Self::load(&prepared.model, outputs, settings, assignment)?;
         learner.ranks = prepared.ranks.clone();
@@ -92,23 +96,43 @@ impl Learner {
     }
 
     /// Loads the model with an adapter that exists, pairs and head, before the first step of its
-    /// further training.
+    /// further training. Under another assignment than its own, modules continue from its pairs.
     ///
     /// # Errors
-    /// Those of the model's files; the adapter does not fit the model or the data's labels.
+    /// Those of the model's files; the adapter does not fit the model or the data's labels; a module
+    /// that the assignment gives a pair has none in the adapter.
     pub(super) fn from_adapter(
         prepared: &Prepared,
         settings: &TrainSettings,
         adapter: &AdapterFile,
+        assignment: &Assignment,
     ) -> Result<Self> {
         let outputs = prepared.data.labels().map(|labels| labels.outputs());
         let config = &prepared.model.config;
-        let bank = |_: &Model, parameters: &mut Parameters| {
+        let own = adapter.assignment();
+        let with_pair = |assignment: &Assignment| -> BTreeMap<ModuleId, Owner> {
+            assignment.owners.iter().map(|(&id, &o)| (id, o)).filter(|(_, o)| *o != Owner::None).collect()
+        };
+        let stays = with_pair(assignment) == with_pair(&own);
+        let bank = |model: &Model, parameters: &mut Parameters| {
             adapter.load_head(parameters)?;
-            adapter.to_bank(config, parameters)
+            if stays {
+                return adapter.to_bank(config, parameters);
+            }
+            let mut before = Parameters::new();
+            let old = adapter.to_bank(config, &mut before)?;
+            let mut settings = settings.clone();
+            let first = &adapter.pairs[0];
+            settings.adapter.rank = first.rank;
+            // rsLoRA's scale is alpha / sqrt(rank).
+            let factor = if adapter.rslora { (first.rank as f64).sqrt() } else { 1.0 };
+            settings.adapter.alpha = factor * first.alpha;
+            let bank = self::bank(model, &settings, assignment, parameters)?;
+            bank.continue_from(parameters, &old, &before)?;
+            Ok(bank)
         };
         let trained = adapter.trained(config);
-        Self::assemble(&prepared.model, outputs, settings, trained, bank, &adapter.assignment())
+        Self::assemble(&prepared.model, outputs, settings, trained, bank, assignment)
     }
 
     /// The same for a model with a head of `outputs` outputs.
@@ -195,6 +219,8 @@ impl Learner {
             copy_trained(&self.bank, trained, &bank, &parameters)?;
             self.state.optimiser.continue_from(trained.list(), &optimiser, parameters.list());
         }
+        let TrainState { progress, optimiser: now, .. } = &mut self.state;
+        (progress.sample_steps, progress.evaluated) = (optimiser.steps, now.steps);
         Ok(())
     }
 
@@ -225,6 +251,17 @@ impl Learner {
         self.continued = settings.optimisation.restart == Restart::Continue;
         let (values, optimiser) = self.state.begin_training(parameters, assignment);
         Ok((std::mem::replace(&mut self.bank, bank), values, optimiser))
+    }
+
+    /// Optimiser steps of the run so far, in both stages.
+    pub fn steps_of_run(&self) -> usize {
+        let TrainState { stage, optimiser, progress, .. } = &self.state;
+        // A run that continues from its sample stage keeps counting.
+        let before = match stage {
+            Stage::Train if !self.continued => progress.sample_steps,
+            _ => 0,
+        };
+        before + optimiser.steps
     }
 
     /// Whether the LoRAs' inputs are dropped.

@@ -6,6 +6,7 @@ mod adalora;
 mod agreement;
 mod auto_budget;
 mod baseline;
+mod checkpoint;
 mod findings;
 mod finetune;
 mod fit;
@@ -35,7 +36,7 @@ use std::time::Instant;
 
 use lora_drop_compute::profile;
 
-use crate::assignment::Assignment;
+use crate::assignment::{Assignment, Owner};
 use crate::engine::thread_pool;
 use crate::estimate::{BaselineRss, PassPlan};
 use crate::events::{Event, Stage};
@@ -49,6 +50,7 @@ use crate::{Cancel, Error, Result};
 
 pub use crate::engine::Cut;
 pub use crate::estimate::Passes;
+pub use checkpoint::StoppedRun;
 pub use finetune::{FinetunedAdapter, finetune_adapter};
 pub use learner::Learner;
 pub use optimiser::{Course, Optimiser};
@@ -60,6 +62,7 @@ pub use stage::{Hooks, Next};
 pub use state::{Best, Progress, TrainState};
 pub use training::{TrainedAdapter, Training};
 
+use checkpoint::Checkpoints;
 use follower::Follower;
 use output::Output;
 
@@ -83,6 +86,21 @@ pub fn run(
     Ok(summary.expect("the first rank has a summary"))
 }
 
+/// Continues a run that was stopped, in its folder, to the bits of a run that was not stopped. Takes
+/// and returns what `run` does.
+///
+/// # Errors
+/// Those of `run`; the model or the data are other ones; the checkpoint does not fit them.
+pub fn resume(
+    run: &StoppedRun,
+    page: Option<Page>,
+    cancel: &Cancel,
+    listen: &mut (dyn FnMut(&Event) + Send),
+) -> Result<Summary> {
+    let summary = resume_on(&Ranks::default(), run, page, cancel, listen)?;
+    Ok(summary.expect("the first rank has a summary"))
+}
+
 /// Does what `run` does together with the other ranks of a job, all of which call it: results are
 /// those of one process bit for bit, except after full fine-tuning, where the number of ranks
 /// counts. The first rank alone writes the output folder, has a page, and returns the summary.
@@ -99,20 +117,47 @@ pub fn run_on(
     cancel: &Cancel,
     listen: &mut (dyn FnMut(&Event) + Send),
 ) -> Result<Option<Summary>> {
-    let began = Instant::now();
     let checked = settings.validate().and_then(|()| match ranks.is_first() {
         true => settings.check_output(),
         false => Ok(()),
     });
-    let pool = checked.and_then(|()| thread_pool(ranks.threads(settings.train.compute.threads)));
-    profile::install(&ranks.agree(pool)?, || run_here(ranks, settings, page, began, cancel, listen))
+    ranks.agree(checked)?;
+    install(ranks, settings, page, None, cancel, listen)
+}
+
+/// Does what `resume` does as `run_on` does `run`, on any number of ranks. All ranks read the
+/// checkpoint.
+///
+/// # Errors
+/// Those of `resume` and `run_on`.
+pub fn resume_on(
+    ranks: &Ranks,
+    run: &StoppedRun,
+    page: Option<Page>,
+    cancel: &Cancel,
+    listen: &mut (dyn FnMut(&Event) + Send),
+) -> Result<Option<Summary>> {
+    install(ranks, &run.settings, page, Some(run), cancel, listen)
+}
+
+fn install(
+    ranks: &Ranks,
+    settings: &RunSettings,
+    page: Option<Page>,
+    stopped: Option<&StoppedRun>,
+    cancel: &Cancel,
+    listen: &mut (dyn FnMut(&Event) + Send),
+) -> Result<Option<Summary>> {
+    let began = Instant::now();
+    let pool = ranks.agree(thread_pool(ranks.threads(settings.train.compute.threads)))?;
+    profile::install(&pool, || run_here(ranks, settings, page, (stopped, began), cancel, listen))
 }
 
 fn run_here(
     ranks: &Ranks,
     settings: &RunSettings,
     page: Option<Page>,
-    began: Instant,
+    (stopped, began): (Option<&StoppedRun>, Instant),
     cancel: &Cancel,
     listen: &mut (dyn FnMut(&Event) + Send),
 ) -> Result<Option<Summary>> {
@@ -124,6 +169,10 @@ fn run_here(
     let (mut learner, plan) = agreement::load_alike(ranks, &prepared, &settings.train, &first, listen)?;
     learner.use_plan(&plan);
     let criterion = criterion(settings.train.selection.criterion);
+    if let Some(stopped) = stopped {
+        ranks.agree(learner.restore(&settings.train, criterion, &stopped.path))?;
+        listen(&Event::Resumed { stage: learner.state.stage, steps: learner.state.optimiser.steps });
+    }
     let keep = |learner: &mut Learner, keeper: &mut dyn Keeper, listen: &mut (dyn FnMut(&Event) + Send)| {
         ranks.agree(stages(learner, &prepared, &settings.train, criterion, keeper, cancel, listen))
     };
@@ -131,7 +180,10 @@ fn run_here(
         let mut follower = ranks.agree(Follower::new())?;
         return keep(&mut learner, &mut follower, listen).map(|()| None);
     }
-    let output = Output::begin(&prepared, settings, page, &learner, plan.estimate, began, listen);
+    let output = Checkpoints::new(&prepared, settings, stopped, cancel, listen).and_then(|checkpoints| {
+        let facts = (plan.estimate, checkpoints, began);
+        Output::begin(&prepared, settings, page, &learner, stopped, facts, listen)
+    });
     let mut output = ranks.agree(output)?;
     let outcome = keep(&mut learner, &mut output, listen);
     output.finish(&learner, outcome, listen).map(Some)
@@ -158,6 +210,28 @@ trait Keeper {
     /// `Error::NotFinite` where a trained value is infinite or NaN; those of the disk. The best
     /// epoch then is the one before.
     fn epoch(&mut self, learner: &mut Learner, best: Option<Best>) -> Result<Vec<PathBuf>>;
+
+    /// Called after each step, and with `milestone` after an evaluation and where a stage begins:
+    /// writes a checkpoint if it is time for one.
+    fn checkpoint(&mut self, learner: &Learner, milestone: bool, listen: &mut dyn FnMut(&Event));
+}
+
+/// The hooks of stages that are not measured.
+struct Kept<'a> {
+    output: &'a mut dyn Keeper,
+    listen: &'a mut (dyn FnMut(&Event) + Send),
+}
+
+impl Hooks for Kept<'_> {
+    fn after_step(&mut self, learner: &mut Learner) -> Result<Next> {
+        self.output.checkpoint(learner, false, self.listen);
+        Ok(Next::GoOn)
+    }
+
+    fn tell(&mut self, event: &Event) {
+        self.output.record(event, self.listen);
+        (self.listen)(event);
+    }
 }
 
 /// Everything between loading and the end: sample, score and assign where the method does, then
@@ -171,12 +245,19 @@ fn stages(
     cancel: &Cancel,
     listen: &mut (dyn FnMut(&Event) + Send),
 ) -> Result<()> {
-    baseline::measure(learner, prepared, cancel, listen)?;
+    if learner.state.progress.baseline.is_none() {
+        baseline::measure(learner, prepared, cancel, listen)?;
+    }
+    if learner.state.progress.importance.is_none()
+        && let Some(record) = sample::given(prepared, settings)?
+    {
+        listen(&Event::Importance(&record.importance));
+        listen(&Event::Assignment(&record.assignment));
+        learner.state.progress.importance = Some(record.importance.clone());
+        output.scored(learner, &record, listen)?;
+    }
     if learner.state.stage == Stage::Sample {
-        let mut both = |event: &Event| {
-            output.record(event, listen);
-            listen(event);
-        };
+        let mut both = Kept { output: &mut *output, listen: &mut *listen };
         if settings.adapter.method == Method::SparseAdapter {
             sparse::run(prepared, settings, learner, &mut both, cancel)?;
         } else {
@@ -187,6 +268,7 @@ fn stages(
             output.scored(learner, &record, listen)?;
             learner.begin_training(settings, &record.assignment)?;
         }
+        output.checkpoint(learner, true, listen);
     }
     match learner.reuse_below(settings, prepared.data.train().len(), &output.scratch()) {
         Ok(0) => {}
@@ -200,6 +282,18 @@ fn stages(
 
 /// The LoRAs that a run starts with: those that named layers leave, or one for each module.
 fn first_assignment(prepared: &Prepared, settings: &TrainSettings) -> Result<Assignment> {
+    if let Some(record) = sample::given(prepared, settings)? {
+        return Ok(record.assignment);
+    }
+    if let Some(adapter) = &prepared.init
+        && settings.selection.keep_layers.is_none()
+    {
+        let mut assignment = adapter.assignment();
+        for module in prepared.modules() {
+            assignment.owners.entry(module).or_insert(Owner::None);
+        }
+        return Ok(assignment);
+    }
     match (settings.adapter.method, settings.selection.rule()) {
         (Method::LoraDrop, Selection::Layers(layers)) => {
             Assignment::of_layers(prepared.modules(), &layers, settings.selection.rest())

@@ -11,6 +11,7 @@ use std::mem::take;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use super::checkpoint::{Checkpoints, StoppedRun};
 use super::learner::Learner;
 use super::prepare::Prepared;
 use super::state::Best;
@@ -26,11 +27,13 @@ use crate::machine::Machine;
 use crate::metrics_log::MetricsLog;
 use crate::record::{Page, RunRecord, module_names};
 use crate::score::record::Record;
-use crate::settings::{Method, RunSettings};
+use crate::settings::{Method, Place, RunSettings};
 use crate::summary::{MemoryEstimate, Status, Summary};
 use crate::{Error, Result, finite, hub, memory};
 
 const LOG: &str = "metrics.jsonl";
+const RECIPE: &str = "recipe.toml";
+const IMPORTANCE: &str = "importance.json";
 const SUMMARY: &str = "summary.json";
 /// Files that can be large enough for their size to matter to those who store many.
 const MODEL_FILES: [&str; 3] = ["adapter_model.safetensors", COMPACT_FILE, "model.safetensors"];
@@ -46,37 +49,52 @@ pub struct Output<'a> {
     machine: Machine,
     began: Instant,
     folder: OutputFolder,
+    checkpoints: Checkpoints,
     log: MetricsLog,
     log_failed: bool,
     steps: Vec<StepRecord>,
     evaluations: Vec<EvaluationRecord>,
     /// Sizes of the model's files, as they were last written.
     sizes: BTreeMap<String, u64>,
-    /// From the run's start to the end of its first optimiser step, the baseline's time included.
-    startup_seconds: f64,
 }
 
 impl<'a> Output<'a> {
     /// Opens the output folder, and writes recipe, an empty log and a summary of a run that has
-    /// shown nothing yet.
+    /// shown nothing yet; or opens the folder of a stopped run as it was at its checkpoint.
     ///
     /// # Errors
-    /// Those of `OutputFolder::open` and of the disk.
+    /// Those of `OutputFolder::open` or `resume`, of the log, and of the disk.
     pub fn begin(
         prepared: &'a Prepared,
         settings: &'a RunSettings,
         page: Option<Page<'a>>,
         learner: &Learner,
-        estimate: MemoryEstimate,
-        began: Instant,
+        stopped: Option<&StoppedRun>,
+        (estimate, mut checkpoints, began): (MemoryEstimate, Checkpoints, Instant),
         listen: &mut dyn FnMut(&Event),
     ) -> Result<Self> {
-        let folder = OutputFolder::open(&settings.place.output, settings.place.overwrite, Contents::Run)?;
+        let Place { output, overwrite, .. } = &settings.place;
+        let folder = match stopped {
+            Some(_) => OutputFolder::resume(output, &[RECIPE, LOG, IMPORTANCE])?,
+            None => OutputFolder::open(output, *overwrite, Contents::Run)?,
+        };
         let resolved = resolved(prepared, settings, learner.passes());
-        let recipe = settings.to_recipe(&resolved, &prepared.situation);
-        write_bytes_atomically(&folder.next().join("recipe.toml"), recipe.as_bytes())?;
-        let log = MetricsLog::create(&folder.next().join(LOG))?;
+        let facts = checkpoints.facts_mut();
+        if stopped.is_none_or(|stopped| stopped.raised) {
+            facts.recipe = settings.to_recipe(&resolved, &prepared.situation);
+        }
+        write_bytes_atomically(&folder.next().join(RECIPE), facts.recipe.as_bytes())?;
+        let (log, steps, evaluations) = match stopped {
+            Some(_) => MetricsLog::resume(&folder.path_of(LOG), facts.log_bytes)?,
+            None => (MetricsLog::create(&folder.next().join(LOG))?, Vec::new(), Vec::new()),
+        };
+        let sizes = MODEL_FILES.iter().filter_map(|name| {
+            let found = std::fs::metadata(output.join(name)).ok().filter(|_| !folder.replaces())?;
+            Some((name.to_string(), found.len()))
+        });
         let mut output = Output {
+            sizes: sizes.collect(),
+            checkpoints,
             prepared,
             settings,
             page,
@@ -87,10 +105,8 @@ impl<'a> Output<'a> {
             folder,
             log,
             log_failed: false,
-            steps: Vec::new(),
-            evaluations: Vec::new(),
-            sizes: BTreeMap::new(),
-            startup_seconds: 0.0,
+            steps,
+            evaluations,
         };
         output.write_summary(output.summary(learner, Status::Running, None))?;
         output.commit_if_new(listen)?;
@@ -118,6 +134,9 @@ impl<'a> Output<'a> {
             // Somebody may have moved the folder away; that is for the files that count to tell.
             listen(&Event::Warning(&format!("{error}; {LOG} lacks its last lines")));
         }
+        let seconds = self.seconds();
+        let Output { checkpoints, folder, log, .. } = &mut self;
+        checkpoints.end(learner, status, folder, log, seconds, listen);
         let summary = self.summary(learner, status, error);
         let best = &learner.state.progress.best;
         let written = match best {
@@ -222,7 +241,13 @@ impl<'a> Output<'a> {
         Ok(())
     }
 
+    /// Seconds of the run, those of its processes before this one included.
+    fn seconds(&self) -> f64 {
+        self.checkpoints.facts().seconds + self.began.elapsed().as_secs_f64()
+    }
+
     fn summary(&self, learner: &Learner, status: Status, error: Option<String>) -> Summary {
+        let facts = self.checkpoints.facts();
         let (prepared, settings, state) = (self.prepared, self.settings, &learner.state);
         let progress = &state.progress;
         let sizes = |kind| prepared.sizes(kind, &settings.train);
@@ -232,15 +257,9 @@ impl<'a> Output<'a> {
         let kept =
             progress.assignment.kept().into_iter().filter(|_| !settings.train.adapter.method.ties_pairs());
         let importance = progress.importance.as_ref();
-        let sample_steps = importance.map_or(0, |importance| importance.steps);
         let (tokens, seconds) = match state.stage {
             Stage::Train => (state.tokens, state.seconds),
             _ => (0, 0.0),
-        };
-        // A run that continues from its sample stage keeps counting.
-        let steps = match state.stage {
-            Stage::Train if !learner.continued => sample_steps + state.optimiser.steps,
-            _ => state.optimiser.steps,
         };
         Summary {
             version: env!("CARGO_PKG_VERSION").to_string(),
@@ -252,9 +271,9 @@ impl<'a> Output<'a> {
             error,
             metrics: progress.best.iter().flat_map(|best| best.metrics.iter().cloned()).collect(),
             metric: prepared.metric.name().to_string(),
-            best_epoch: progress.best.as_ref().map_or(0, |best| best.epoch),
+            best_epoch: progress.best.as_ref().map_or(0.0, |best| best.epoch),
             epochs: settings.train.epochs_over(prepared.data.train().len()),
-            steps,
+            steps: learner.steps_of_run(),
             trainable_parameters: state.parameters.count() - learner.bank.unique_parameters() + lora,
             lora_parameters: lora,
             lora_parameters_full: full,
@@ -262,14 +281,15 @@ impl<'a> Output<'a> {
             kept: kept.map(|(kind, layers)| (prepared.short_name(kind), layers)).collect(),
             train_tokens: tokens,
             train_tokens_per_second: tokens as f64 / seconds.max(1e-9),
-            sample_steps,
-            sample_settled: importance.is_some_and(|importance| importance.settled),
+            sample_steps: progress.sample_steps,
+            sample_settled: progress.sample_steps > 0 && importance.is_some_and(|i| i.settled),
             sample_seconds: progress.sample_seconds,
             train_seconds: seconds,
             evaluate_seconds: progress.evaluate_seconds + progress.baseline_seconds,
-            startup_seconds: (self.startup_seconds - progress.baseline_seconds).max(0.0),
-            total_seconds: self.began.elapsed().as_secs_f64(),
-            peak_rss_bytes: memory::peak_rss_bytes().unwrap_or(0),
+            startup_seconds: (facts.startup_seconds - progress.baseline_seconds).max(0.0),
+            checkpoint_seconds: facts.checkpoint_seconds,
+            total_seconds: self.seconds(),
+            peak_rss_bytes: memory::peak_rss_bytes().unwrap_or(0).max(facts.peak_rss_bytes),
             memory: Some(self.estimate.clone()),
             activation_bytes: learner.arenas.used_bytes() as u64,
             threads: rayon::current_num_threads(),
@@ -292,7 +312,7 @@ impl Keeper for Output<'_> {
         match event {
             Event::Step(step) => {
                 if self.steps.is_empty() {
-                    self.startup_seconds = self.began.elapsed().as_secs_f64();
+                    self.checkpoints.facts_mut().startup_seconds = self.seconds();
                 }
                 self.steps.push((*step).clone());
             }
@@ -310,7 +330,7 @@ impl Keeper for Output<'_> {
     }
 
     fn scored(&mut self, learner: &Learner, record: &Record, listen: &mut dyn FnMut(&Event)) -> Result<()> {
-        write_importance(self.prepared, record, &self.folder.next().join("importance.json"))?;
+        write_importance(self.prepared, record, &self.folder.next().join(IMPORTANCE))?;
         self.write_summary(self.summary(learner, Status::Running, None))?;
         self.commit_if_new(listen)
     }
@@ -332,6 +352,14 @@ impl Keeper for Output<'_> {
             self.folder.discard(&staged);
         }
         written
+    }
+
+    fn checkpoint(&mut self, learner: &Learner, milestone: bool, listen: &mut dyn FnMut(&Event)) {
+        if self.checkpoints.is_due(milestone) {
+            let seconds = self.seconds();
+            let Output { checkpoints, folder, log, .. } = self;
+            checkpoints.write(learner, folder, log, seconds, listen);
+        }
     }
 }
 
@@ -385,6 +413,8 @@ fn resolved(prepared: &Prepared, settings: &RunSettings, passes: Passes) -> RunS
         resolved.place.model = model.to_string();
     }
     resolved.place.data = absolute(&settings.place.data);
+    resolved.train.selection.scores = settings.train.selection.scores.as_deref().map(absolute);
+    resolved.train.adapter.init_adapter = settings.train.adapter.init_adapter.as_deref().map(absolute);
     // With more threads or on another system the limit might choose otherwise, to other bits.
     resolved.train.compute.recompute = passes.recompute;
     resolved.train.compute.micro_tokens = Some(passes.cut.micro_tokens);

@@ -1,9 +1,11 @@
 //! What every stage needs, read and checked: the model's folder, its configuration and weights, the
 //! data.
 
-use lora_drop_transformer::{ModelConfig, ModuleId, ModuleKind};
+use std::collections::BTreeSet;
 
-use crate::adapter::added_values;
+use lora_drop_transformer::{ModelConfig, ModuleId, ModuleKind, Parameters};
+
+use crate::adapter::{AdapterFile, added_values};
 use crate::assignment::Sizes;
 use crate::data::text::{TextContent, TextDataset, TextOptions};
 use crate::data::{
@@ -31,6 +33,8 @@ pub struct Prepared {
     pub metric: Metric,
     pub facts: ModelFacts,
     pub situation: Situation,
+    /// The adapter that training starts with.
+    pub init: Option<AdapterFile>,
     /// The processes that train on it together.
     pub(crate) ranks: Ranks,
 }
@@ -51,9 +55,10 @@ impl Prepared {
             listen(&Event::Downloading { file: download.file, done: download.done, total: download.total });
         })?;
         let labelled = check_task(settings, &model.config)?;
-        let (kinds, situation) = check(settings, &model, labelled)?;
+        let init = init_adapter(&settings.train, &model.config)?;
+        let (kinds, situation) = check(settings, &model, labelled, init.as_ref())?;
         let mut facts = model.facts(labelled);
-        if adapted {
+        if adapted || init.is_some() {
             (facts.head_found, facts.head_from_adapter) = (None, labelled);
         }
         listen(&Event::Model(&facts));
@@ -82,7 +87,10 @@ impl Prepared {
         for note in settings.check_read(&situation)? {
             listen(&Event::Warning(&note));
         }
-        Ok(Prepared { model, data, kinds, metric, facts, situation, ranks: Ranks::default() })
+        let ranks = Ranks::default();
+        let prepared = Prepared { model, data, kinds, metric, facts, situation, init, ranks };
+        prepared.check_init(settings)?;
+        Ok(prepared)
     }
 
     /// Tokenises rows with labels in memory for a model: an encoder, or a decoder that gets a head.
@@ -136,15 +144,41 @@ impl Prepared {
         labelled: bool,
         data: impl FnOnce(&Tokens) -> Result<TaskData>,
     ) -> Result<Self> {
-        let (kinds, situation) = check(run, model, labelled)?;
+        let init = init_adapter(&run.train, &model.config)?;
+        let (kinds, situation) = check(run, model, labelled, init.as_ref())?;
         let mut data = data(&model.tokens()?)?;
         let mut facts = model.facts(labelled);
         find_head(&mut facts, model, &data);
         data.forget_unread();
         let (metric, situation) = of_data(run, &data, situation)?;
         run.check_read(&situation)?;
-        let ranks = Ranks::default();
-        Ok(Prepared { model: model.clone(), data, kinds, metric, facts, situation, ranks })
+        let (model, ranks) = (model.clone(), Ranks::default());
+        let prepared = Prepared { model, data, kinds, metric, facts, situation, init, ranks };
+        prepared.check_init(run)?;
+        Ok(prepared)
+    }
+
+    /// The head's outputs are an adapter's labels in their order, so the data must have the same.
+    /// `rows` names the data.
+    ///
+    /// # Errors
+    /// `Error::Input` with both lists of labels.
+    pub(super) fn check_labels(&self, adapter: &AdapterFile, rows: &dyn std::fmt::Display) -> Result<()> {
+        let of_data = self.data.labels().and_then(|labels| serde_json::to_value(labels).ok());
+        match (&adapter.labels, of_data) {
+            (Some(own), Some(of_data)) if *own != of_data => Err(Error::Input(format!(
+                "{rows}: its labels are {of_data}, but the adapter's are {own}; an adapter can only be trained further with \
+                 the same labels"
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    fn check_init(&self, settings: &RunSettings) -> Result<()> {
+        match &self.init {
+            Some(adapter) => self.check_labels(adapter, &settings.place.data.display()),
+            None => Ok(()),
+        }
     }
 
     /// Every module that gets LoRA.
@@ -161,7 +195,7 @@ impl Prepared {
     pub fn sizes(&self, kind: ModuleKind, settings: &TrainSettings) -> Sizes {
         let (output, input) = self.model.config.linear_shape(kind);
         let own = self.situation.method.adapter().map_or(0, |method| added_values(method, output));
-        let rank = settings.adapter.rank;
+        let rank = self.init.as_ref().map_or(settings.adapter.rank, |adapter| adapter.pairs[0].rank);
         let SelectionSettings { shared_rank, unselected, .. } = settings.selection;
         let shared = shared_rank.unwrap_or(rank);
         Sizes {
@@ -172,12 +206,40 @@ impl Prepared {
     }
 }
 
+/// Reads the adapter that training starts with, if the settings name one.
+///
+/// # Errors
+/// Those of the file; it does not fit the model; the method trains adapters of another kind.
+fn init_adapter(settings: &TrainSettings, config: &ModelConfig) -> Result<Option<AdapterFile>> {
+    let Some(path) = &settings.adapter.init_adapter else { return Ok(None) };
+    let (adapter, method) = (AdapterFile::open(path)?, settings.adapter.method);
+    let continues = [Method::LoraDrop, Method::Lora, Method::Dora].contains(&method);
+    if !continues || method.adapter() != Some(adapter.method) {
+        return Err(Error::Usage(format!(
+            "{}: a {} adapter cannot be trained further with `method = {method}`; lora-drop and lora train LoRA, dora \
+             trains DoRA",
+            path.display(),
+            adapter.method.title()
+        )));
+    }
+    if adapter.pairs.is_empty() {
+        return Err(Error::file(path, "the adapter has no LoRA, only a head"));
+    }
+    adapter.to_bank(config, &mut Parameters::new()).map_err(|e| Error::file(path, e))?;
+    Ok(Some(adapter))
+}
+
 /// The module types that get LoRA, and what is known before the data is.
 ///
 /// # Errors
 /// `Error::Usage` for a method that the model cannot be trained by, settings without a reader, and
 /// more tokens a row than the model takes.
-fn check(settings: &RunSettings, model: &ModelFiles, labelled: bool) -> Result<(Vec<ModuleKind>, Situation)> {
+fn check(
+    settings: &RunSettings,
+    model: &ModelFiles,
+    labelled: bool,
+    init: Option<&AdapterFile>,
+) -> Result<(Vec<ModuleKind>, Situation)> {
     let (config, adapter) = (&model.config, &settings.train.adapter);
     if adapter.method == Method::Head && !labelled {
         return Err(Error::Usage(format!(
@@ -186,9 +248,12 @@ fn check(settings: &RunSettings, model: &ModelFiles, labelled: bool) -> Result<(
             Method::names(|method| method != Method::Head, "or")
         )));
     }
-    let kinds = match adapter.method.adapter() {
-        Some(_) => config.architecture.resolve_targets(&adapter.target_modules)?,
-        None => Vec::new(),
+    let kinds = match (init, adapter.method.adapter()) {
+        (Some(init), _) => {
+            BTreeSet::from_iter(init.modules.keys().map(|module| module.kind)).into_iter().collect()
+        }
+        (None, Some(_)) => config.architecture.resolve_targets(&adapter.target_modules)?,
+        (None, None) => Vec::new(),
     };
     let situation = situation(settings, config, labelled);
     settings.check_read(&situation)?;

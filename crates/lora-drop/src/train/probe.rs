@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use lora_drop_transformer::{LoraTable, ModuleId};
+use lora_drop_transformer::{LoraTable, ModuleId, Observations};
 
 use super::learner::Learner;
 use super::optimiser::Course;
@@ -35,6 +35,8 @@ pub fn run(
     hooks: &mut dyn Hooks,
     cancel: &Cancel,
 ) -> Result<(BTreeMap<ModuleId, f64>, Importance)> {
+    // Not what a probe that was interrupted has seen.
+    learner.state.observations = Observations::new();
     let examples = prepared.data.train();
     let mut rows = match criterion.basis() {
         Basis::Order => Vec::new(),

@@ -29,6 +29,7 @@ use crate::evaluate::Measuring;
 use crate::events::{Event, Stage};
 use crate::loaded::{Arithmetic, Loaded};
 use crate::ranks::ALONE;
+use crate::score::record::Record;
 use crate::score::{Criterion, Evidence, HiddenStates, Importance, Window};
 use crate::settings::{
     Basis, Method, Restart, SampleEpochs, Schedule as Shape, Scope, Selection, TrainSettings,
@@ -75,7 +76,7 @@ impl<'a> SampleStage<'a> {
     /// # Errors
     /// Those of [`Learner::run`]; scores that are not finite or all zero.
     pub fn run(&self, learner: &mut Learner, hooks: &mut dyn Hooks, cancel: &Cancel) -> Result<()> {
-        hooks.tell(&stage_start(&self.schedule, self.tokens));
+        hooks.tell(&stage_start(&self.schedule, self.tokens, learner.state.optimiser.steps));
         if self.is_over(&learner.state) {
             return Ok(());
         }
@@ -164,6 +165,8 @@ pub fn run(
     cancel: &Cancel,
 ) -> Result<(Importance, Assignment)> {
     let began = Instant::now();
+    // Of the run before it was stopped.
+    let before = learner.state.seconds;
     let trains = criterion.basis() == Basis::Training;
     let (importance, assignment) = if trains {
         let stage = SampleStage::new(prepared, settings, criterion)?;
@@ -182,7 +185,7 @@ pub fn run(
         let (importance, assignment) = chosen(&scores, prepared, settings, criterion)?;
         (Importance { modules: importance.modules, ..facts }, assignment)
     };
-    let seconds = began.elapsed().as_secs_f64();
+    let seconds = before + began.elapsed().as_secs_f64();
     let progress = &mut learner.state.progress;
     (progress.importance, progress.sample_seconds) = (Some(importance.clone()), seconds);
     if trains {
@@ -206,7 +209,7 @@ pub fn run(
 /// # Errors
 /// `Error::Usage` where the epochs that are given leave none.
 pub fn extent(prepared: &Prepared, settings: &TrainSettings) -> Result<(Vec<usize>, usize)> {
-    if settings.selection.criterion.basis() == Basis::Order || settings.selection.keep_layers.is_some() {
+    if settings.selection.criterion.basis() == Basis::Order || !settings.samples() {
         return Ok((Vec::new(), 0));
     }
     let rows = sample(prepared, settings)?;
@@ -256,9 +259,9 @@ pub(super) fn schedule<'a>(
     Ok((Schedule { settings, stage: Stage::Sample, rows, steps, course, observer }, tokens))
 }
 
-/// The event that the stage begins with.
-pub(super) fn stage_start(schedule: &Schedule, tokens: usize) -> Event<'static> {
-    let (rows, steps) = (schedule.rows.len(), schedule.steps);
+/// The event that the stage begins with, after `done` of its steps.
+pub(super) fn stage_start(schedule: &Schedule, tokens: usize, done: usize) -> Event<'static> {
+    let (rows, steps) = (schedule.rows.len(), schedule.steps - done.min(schedule.steps));
     let tokens = tokens * steps / schedule.steps_per_epoch();
     Event::StageStart { stage: Stage::Sample, steps, rows, tokens }
 }
@@ -314,6 +317,63 @@ fn course(prepared: &Prepared, settings: &TrainSettings, most: usize) -> Course 
             Course { steps: most, ..Course::new(shape, ratio, most.min(LEAST_STEPS)) }
         }
     }
+}
+
+/// The scores that the settings name, and the choice by them; None where they name none.
+///
+/// # Errors
+/// `Error::Io` or `Error::Input` with the file: it is no importance.json, or its scores are those of
+/// other modules than the run adapts.
+pub fn given(prepared: &Prepared, settings: &TrainSettings) -> Result<Option<Record>> {
+    let Some(path) = settings.selection.scores.as_deref().filter(|_| is_chosen(settings)) else {
+        return Ok(None);
+    };
+    let text = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    let document = serde_json::from_slice(&text)
+        .map_err(|e| Error::file(path, format!("not an importance.json of lora-drop: {e}")))?;
+    let name = |kind| prepared.short_name(kind);
+    let record = Record::from_json(&document, name).map_err(|e| Error::file(path, e))?;
+    let scores: BTreeMap<ModuleId, f64> = record
+        .importance
+        .modules
+        .iter()
+        .map(|m| (ModuleId { layer: m.layer, kind: m.kind }, m.score))
+        .collect();
+    let modules = prepared.modules();
+    let shown = |id: &ModuleId| format!("layer {} {}", id.layer, name(id.kind));
+    if let Some(id) = modules.iter().find(|id| !scores.contains_key(id)) {
+        let problem = format!(
+            "there is no score of {}, which the run adapts; give the `target_modules` that were scored, or another file",
+            shown(id)
+        );
+        return Err(Error::file(path, problem));
+    }
+    if let Some(id) = scores.keys().find(|id| !modules.contains(id)) {
+        let problem = format!(
+            "there is a score of {}, which the run does not adapt; give the `target_modules` that were scored, or another \
+             file",
+            shown(id)
+        );
+        return Err(Error::file(path, problem));
+    }
+    let all_zero = |kind: &str| format!("{}: the scores of every {kind} are all zero", path.display());
+    let importance = ranked(&scores, prepared, settings.selection.scope, all_zero)?;
+    let importance = Importance { modules: importance.modules, ..record.importance };
+    let assignment = assign(
+        &importance,
+        settings.selection.rule(),
+        settings.selection.scope,
+        settings.selection.rest(),
+        |kind| prepared.sizes(kind, settings),
+    )?;
+    let (selection, scope, rest) =
+        (settings.selection.rule(), settings.selection.scope, settings.selection.rest());
+    Ok(Some(Record { importance, assignment, selection, scope, rest, ..record }))
+}
+
+/// Whether modules are chosen by scores.
+fn is_chosen(settings: &TrainSettings) -> bool {
+    settings.adapter.method == Method::LoraDrop && settings.selection.keep_layers.is_none()
 }
 
 /// Scores an adapter as it is, on the sample: one forward pass is observed.

@@ -34,7 +34,8 @@ pub fn run(
 ) -> Result<()> {
     let began = Instant::now();
     let (schedule, tokens) = sample::schedule(prepared, settings, None)?;
-    hooks.tell(&sample::stage_start(&schedule, tokens));
+    let before = learner.state.seconds;
+    hooks.tell(&sample::stage_start(&schedule, tokens, learner.state.optimiser.steps));
     let summed = match settings.adapter.sparse_by {
         SparseBy::Snip => window(schedule.steps_per_epoch()).min(schedule.steps),
         SparseBy::Magnitude | SparseBy::Random => 0,
@@ -42,7 +43,7 @@ pub fn run(
     let mut warm_up = WarmUp { from: schedule.steps - summed, hooks };
     learner.run(&schedule, prepared.data.train(), &mut warm_up, cancel)?;
     let kept = chosen(&learner.bank, &learner.state.parameters, &learner.state.observations, settings)?;
-    let seconds = began.elapsed().as_secs_f64();
+    let seconds = before + began.elapsed().as_secs_f64();
     learner.state.progress.sample_seconds = seconds;
     hooks.tell(&Event::StageEnd { stage: Stage::Sample, seconds });
 

@@ -60,8 +60,8 @@ impl Learner {
     ///
     /// # Errors
     /// `Error::NotFinite` if the loss or the gradient is not finite, `Error::Interrupted` soon
-    /// after `cancel` was raised, and those of hooks. Trained values are then those after the last
-    /// complete step; sums of observations may include more.
+    /// after `cancel` was raised, and those of hooks. Unless a hook failed, the state is then the
+    /// one after the last complete step.
     pub fn run(
         &mut self,
         schedule: &Schedule,
@@ -84,7 +84,17 @@ impl Learner {
             let learning_rate = settings.optimisation.learning_rate * course.factor(number);
             let batch = &order[place * settings.optimisation.step_rows()..];
             let batch = &batch[..batch.len().min(settings.optimisation.step_rows())];
-            let (loss, tokens) = self.gradients(schedule, rows, batch, cancel)?;
+            let seen = schedule.observer.map(|_| self.state.observations.clone());
+            let (loss, tokens) = match self.gradients(schedule, rows, batch, cancel) {
+                Ok(found) => found,
+                Err(error) => {
+                    // Without what a part of a step has added: the step will be made again.
+                    if let Some(seen) = seen {
+                        self.state.observations = seen;
+                    }
+                    return Err(error);
+                }
+            };
             hooks.after_gradients(self)?;
 
             let grad_norm = Optimiser::gradient_norm(&self.state.parameters);

@@ -45,10 +45,14 @@ pub struct Progress {
     pub assignment: Assignment,
     /// The sample stage's last scoring, once it is over.
     pub importance: Option<Importance>,
+    /// Optimiser steps of the sample stage, once it is over.
+    pub sample_steps: usize,
     /// Seconds of the sample stage.
     pub sample_seconds: f64,
     /// The best epoch.
     pub best: Option<Best>,
+    /// The stage's steps at the last evaluation, or before its first step.
+    pub evaluated: usize,
     /// Seconds of measuring dev.
     pub evaluate_seconds: f64,
 }
@@ -57,8 +61,10 @@ pub struct Progress {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Best {
-    /// The epoch, from 1.
-    pub epoch: usize,
+    /// Epochs done, including the fraction of the current one.
+    pub epoch: f64,
+    /// Steps of the stage.
+    pub step: usize,
     /// Mean loss on dev, without label smoothing.
     pub loss: f64,
     /// Name and value, the task's default metric first.

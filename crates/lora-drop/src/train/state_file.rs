@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::adalora;
+use super::checkpoint::RunFacts;
 use super::learner::Learner;
 use super::optimiser::Optimiser;
 use super::state::{Progress, TrainState};
@@ -30,7 +31,7 @@ use crate::{Error, Result};
 /// The metadata's only key.
 const KEY: &str = "lora_drop.train_state";
 /// Of the form; a state of another one is not read.
-const VERSION: u64 = 3;
+const VERSION: u64 = 4;
 /// What stands before the names of the trained tensors.
 const GROUPS: [&str; 3] = ["parameters", "exp_avg", "exp_avg_sq"];
 
@@ -49,6 +50,9 @@ struct Header<'a> {
     observed: Vec<ModuleId>,
     settling: Cow<'a, Settling>,
     progress: Cow<'a, Progress>,
+    /// Of a run on files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    run: Option<Cow<'a, RunFacts>>,
 }
 
 /// A tensor to be written.
@@ -59,11 +63,19 @@ enum Values<'a> {
 
 impl TrainState {
     /// Writes the state; the same state gives the same bytes. It is complete between steps, so
-    /// write it in hooks: after a failed step, observations may be partial.
+    /// write it in hooks, and after a step that was interrupted.
     ///
     /// # Errors
     /// Those of the disk; the file is then unchanged.
     pub fn write(&self, path: &Path) -> Result<()> {
+        self.write_with(None, path)
+    }
+
+    /// Writes the state with facts of the run.
+    ///
+    /// # Errors
+    /// Those of `write`.
+    pub(super) fn write_with(&self, run: Option<&RunFacts>, path: &Path) -> Result<()> {
         let header = Header {
             version: VERSION,
             stage: self.stage,
@@ -74,6 +86,7 @@ impl TrainState {
             observed: self.observations.iter().map(|(module, _)| module).collect(),
             settling: Cow::Borrowed(&self.settling),
             progress: Cow::Borrowed(&self.progress),
+            run: run.map(Cow::Borrowed),
         };
         let fault = |problem: String| Error::Input(format!("{}: {problem}", path.display()));
         let header = serde_json::to_string(&header).map_err(|e| fault(e.to_string()))?;
@@ -256,6 +269,17 @@ fn write_values<T: Copy, const N: usize>(
 
 fn observed_name(module: ModuleId) -> String {
     format!("observations.{}.{}", module.layer, module.kind.name())
+}
+
+/// The stage and the facts of the run that wrote a state.
+///
+/// # Errors
+/// `Error::Input` if the file is not the state of a run on files.
+pub(super) fn read_facts(path: &Path) -> Result<(Stage, RunFacts)> {
+    let file = Checkpoint::open_file(path)?;
+    let header = read_header(&file).map_err(|problem| Error::file(path, problem))?;
+    let facts = header.run.ok_or_else(|| Error::file(path, "the state of a run that was not on files"))?;
+    Ok((header.stage, facts.into_owned()))
 }
 
 fn read_header(file: &Checkpoint) -> std::result::Result<Header<'static>, String> {

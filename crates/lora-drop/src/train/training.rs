@@ -167,4 +167,6 @@ impl Keeper for InMemory {
         }
         Ok(Vec::new())
     }
+
+    fn checkpoint(&mut self, _: &Learner, _: bool, _: &mut dyn FnMut(&Event)) {}
 }

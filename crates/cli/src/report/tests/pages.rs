@@ -303,7 +303,7 @@ fn degenerate_runs_have_a_sound_page() {
     let mut one_step = base();
     one_step.steps = samples::steps(Stage::Train, 1, 0.1);
     one_step.evaluations.truncate(1);
-    one_step.summary.best_epoch = 1;
+    one_step.summary.best_epoch = 1.0;
     checked(&one_step);
 
     let mut nothing = base();

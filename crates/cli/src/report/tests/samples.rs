@@ -52,7 +52,7 @@ pub fn evaluations(epochs: usize, steps_an_epoch: usize) -> Vec<EvaluationRecord
             let best = accuracy > best_so_far;
             best_so_far = f64::max(best_so_far, accuracy);
             EvaluationRecord {
-                epoch,
+                epoch: epoch as f64,
                 step: epoch * steps_an_epoch,
                 loss: 0.62 - 0.03 * epoch as f64 + 0.004 * (epoch * epoch) as f64,
                 metrics: vec![("accuracy".into(), accuracy), ("f1".into(), accuracy + 0.06)],
@@ -176,7 +176,7 @@ pub fn summary(method: &str) -> Summary {
         error: None,
         metrics: BTreeMap::from([("f1".into(), 0.8521), ("accuracy".into(), 0.7843)]),
         metric: "accuracy".into(),
-        best_epoch: 4,
+        best_epoch: 4.0,
         epochs: 5,
         steps: 575,
         trainable_parameters: 148_994,
@@ -192,6 +192,7 @@ pub fn summary(method: &str) -> Summary {
         train_seconds: 399.2,
         evaluate_seconds: 24.9,
         startup_seconds: 0.6,
+        checkpoint_seconds: 0.1,
         total_seconds: 468.8,
         peak_rss_bytes: 307_337_625,
         memory: Some(memory()),

@@ -245,7 +245,7 @@ fn words_of_other_trainers() {
         assert_eq!(plan(theirs), ours, "{theirs}");
     }
     for (word, advice) in [
-        ("--eval-steps 20", "each epoch"),
+        ("--eval-strategy steps", "--eval-steps"),
         ("--warmup_steps=5", "--warmup-ratio"),
         ("--bf16", "--dtype bf16"),
     ] {

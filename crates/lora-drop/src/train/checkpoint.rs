@@ -1,0 +1,321 @@
+//! Checkpoints: a run writes its state into its folder from time to time, with what it takes to
+//! continue: settings, hashes of the model and the data, the length of the log.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use lora_drop_compute::gemm::instructions;
+use serde::{Deserialize, Serialize};
+use toml::Table;
+
+use super::learner::Learner;
+use super::prepare::Prepared;
+use super::state_file;
+use crate::events::{Event, Stage};
+use crate::folder::{OutputFolder, checkpoints, recover};
+use crate::memory::peak_rss_bytes;
+use crate::metrics_log::MetricsLog;
+use crate::settings::{Method, Reader, Recipe, RunSettings, TomlFile, definition};
+use crate::summary::{Status, Summary};
+use crate::{Cancel, Error, Result, digest};
+
+/// Settings that a run may be continued with whatever they were: they do not change its result, or
+/// say where the same files are now.
+const FREE: [&str; 9] = [
+    "model",
+    "data",
+    "init-adapter",
+    "scores",
+    "threads",
+    "checkpoint-minutes",
+    "save-total",
+    "token-cache",
+    "activation-cache",
+];
+/// Settings that may be raised.
+const RAISED: [&str; 2] = ["epochs", "max-steps"];
+
+/// What the checkpoint of a run on files has besides the state of its training.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunFacts {
+    /// The program's version.
+    pub version: String,
+    /// The instructions of its matrix products.
+    pub kernels: String,
+    /// The text of recipe.toml.
+    pub recipe: String,
+    pub sources: Sources,
+    /// Bytes of metrics.jsonl.
+    pub log_bytes: u64,
+    /// Seconds of the run, without those between its processes.
+    pub seconds: f64,
+    pub startup_seconds: f64,
+    pub checkpoint_seconds: f64,
+    pub peak_rss_bytes: u64,
+}
+
+/// Hashes of the model's and of the data's files, in hexadecimal.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sources {
+    pub model: String,
+    pub data: String,
+}
+
+impl Sources {
+    /// Reads all files.
+    ///
+    /// # Errors
+    /// `Error::Io`, and `Error::Interrupted` after `cancel` was raised.
+    pub fn of(model: &Path, data: &Path, cancel: &Cancel) -> Result<Self> {
+        let hex = |hash: u128| format!("{hash:032x}");
+        Ok(Sources {
+            model: hex(digest::of_model(model, cancel)?),
+            data: hex(digest::of_data(data, cancel)?),
+        })
+    }
+
+    /// # Errors
+    /// `Error::Input` with the model or the data that are others than those of the run.
+    fn check(&self, run: &Sources, model: &Path, data: &Path) -> Result<()> {
+        for (what, path, now, before) in
+            [("model", model, &self.model, &run.model), ("data", data, &self.data, &run.data)]
+        {
+            if now != before {
+                return Err(Error::Input(format!(
+                    "{}: the {what} has changed since the run began, or is another one; a run is resumed with the same \
+                     {what}: restore it, say where it is with `{what}`, or train anew",
+                    path.display()
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A run that was stopped, to be continued from its last checkpoint.
+#[derive(Debug)]
+pub struct StoppedRun {
+    /// Those that it continues with.
+    pub settings: RunSettings,
+    pub(super) path: PathBuf,
+    pub(super) facts: RunFacts,
+    /// Whether it is to become longer than it was.
+    pub(super) raised: bool,
+}
+
+impl StoppedRun {
+    /// Reads the last checkpoint in a run's folder, and lays `changes`, settings by name, over the
+    /// run's settings.
+    ///
+    /// # Errors
+    /// `Error::Usage` if there is no checkpoint, or a change would lead to another result;
+    /// `Error::Input` if the checkpoint is damaged or of another version of the program.
+    pub fn open(folder: &Path, changes: &Table) -> Result<Self> {
+        recover(folder)?;
+        let path = checkpoints(folder).pop().ok_or_else(|| Error::Usage(no_checkpoint(folder)))?;
+        let fault = |problem: String| Error::file(&path, problem);
+        let (stage, facts) = state_file::read_facts(&path)?;
+        let version = env!("CARGO_PKG_VERSION");
+        if facts.version != version {
+            return Err(fault(format!(
+                "the checkpoint is of version {} of this program, which is {version}; resume with that version",
+                facts.version
+            )));
+        }
+        let name = format!("the recipe in {}", path.display());
+        let recipe = Recipe::parse(&TomlFile::from_text(name, facts.recipe.clone()))?;
+        let (mut settings, _) = recipe.settings(Reader::Train)?;
+        let raised = change(&mut settings, changes, stage)?;
+        settings.place.output = folder.to_path_buf();
+        Ok(StoppedRun { settings, path, facts, raised })
+    }
+
+    /// Checks that model and data are the run's, and returns what to say of other differences.
+    ///
+    /// # Errors
+    /// `Error::Input`
+    pub(super) fn check(&self, sources: &Sources, model: &Path, kernels: &str) -> Result<Option<String>> {
+        sources.check(&self.facts.sources, model, &self.settings.place.data)?;
+        let before = &self.facts.kernels;
+        Ok((before != kernels).then(|| {
+            format!(
+                "matrix products are computed with {kernels} here, and with {before} where the checkpoint was written: \
+                 the result may differ in its last digits from that of a run that was not stopped"
+            )
+        }))
+    }
+}
+
+/// The checkpoints of a run that is under way.
+pub(super) struct Checkpoints {
+    /// As of the last one.
+    facts: RunFacts,
+    /// Seconds between two; None writes none.
+    every: Option<f64>,
+    /// How many are kept, and whether also when the run has finished.
+    keep: usize,
+    stay: bool,
+    last: Instant,
+    /// Seconds that the last one took.
+    cost: f64,
+    failed: bool,
+}
+
+impl Checkpoints {
+    /// Reads the run's model and data once more for their hashes, which have to be those of the run
+    /// that is continued.
+    ///
+    /// # Errors
+    /// Those of `Sources::of` and `StoppedRun::check`.
+    pub fn new(
+        prepared: &Prepared,
+        settings: &RunSettings,
+        stopped: Option<&StoppedRun>,
+        cancel: &Cancel,
+        listen: &mut dyn FnMut(&Event),
+    ) -> Result<Self> {
+        let place = &settings.place;
+        let every = Some(60.0 * place.checkpoint_minutes).filter(|seconds| *seconds > 0.0);
+        let kernels = instructions(settings.train.compute.dtype.precision()).to_string();
+        let sources = if every.is_some() || stopped.is_some() {
+            Sources::of(&prepared.model.path, &place.data, cancel)?
+        } else {
+            Sources::default()
+        };
+        if let Some(stopped) = stopped
+            && let Some(note) = stopped.check(&sources, &prepared.model.path, &kernels)?
+        {
+            listen(&Event::Warning(&note));
+        }
+        let before = stopped.map(|stopped| stopped.facts.clone());
+        let facts = RunFacts {
+            version: env!("CARGO_PKG_VERSION").to_string(),
+            kernels,
+            sources,
+            ..before.unwrap_or_default()
+        };
+        let (keep, stay) = (place.save_total.unwrap_or(1), place.save_total.is_some());
+        Ok(Checkpoints { facts, every, keep, stay, last: Instant::now(), cost: 0.0, failed: false })
+    }
+
+    /// What is known of the run before this process.
+    pub fn facts(&self) -> &RunFacts {
+        &self.facts
+    }
+
+    pub fn facts_mut(&mut self) -> &mut RunFacts {
+        &mut self.facts
+    }
+
+    /// Whether it is time for one. After an evaluation and at the beginning of a stage there is one,
+    /// unless the last one's cost is more than a hundredth of the time since then.
+    pub fn is_due(&self, milestone: bool) -> bool {
+        let since = self.last.elapsed().as_secs_f64();
+        self.every.is_some_and(|every| since >= every || milestone && since >= 100.0 * self.cost)
+    }
+
+    /// Writes one. A failure ends no run, and is told once.
+    pub fn write(
+        &mut self,
+        learner: &Learner,
+        folder: &OutputFolder,
+        log: &mut MetricsLog,
+        seconds: f64,
+        listen: &mut dyn FnMut(&Event),
+    ) {
+        let began = Instant::now();
+        let path = folder.checkpoint(learner.steps_of_run());
+        let mut write = || {
+            self.facts.log_bytes = log.length()?;
+            self.facts.peak_rss_bytes = self.facts.peak_rss_bytes.max(peak_rss_bytes().unwrap_or(0));
+            // Those of the run so far, where the own ones are those before this process.
+            learner.state.write_with(Some(&RunFacts { seconds, ..self.facts.clone() }), &path)
+        };
+        match write() {
+            Ok(()) => folder.remove_checkpoints(self.keep),
+            Err(error) if !self.failed => {
+                self.failed = true;
+                listen(&Event::Warning(&format!("{error}; the run goes on without a new checkpoint")));
+            }
+            Err(_) => {}
+        }
+        (self.cost, self.last) = (began.elapsed().as_secs_f64(), Instant::now());
+        self.facts.checkpoint_seconds += self.cost;
+    }
+
+    /// Writes a last one, or removes all where a run that has ended in this way cannot be continued.
+    pub fn end(
+        &mut self,
+        learner: &Learner,
+        status: Status,
+        folder: &OutputFolder,
+        log: &mut MetricsLog,
+        seconds: f64,
+        listen: &mut dyn FnMut(&Event),
+    ) {
+        match status {
+            Status::Interrupted if self.every.is_some() => self.write(learner, folder, log, seconds, listen),
+            Status::Finished if self.stay => self.write(learner, folder, log, seconds, listen),
+            Status::Finished | Status::Diverged => folder.remove_checkpoints(0),
+            // What was written last is still what the run can be continued from.
+            Status::Failed | Status::Interrupted | Status::Running | Status::Stopped => {}
+        }
+    }
+}
+
+/// Changes settings where that is allowed; returns whether the run becomes longer.
+fn change(settings: &mut RunSettings, changes: &Table, stage: Stage) -> Result<bool> {
+    let (mut refused, mut raised) = (Vec::new(), false);
+    let method = settings.train.adapter.method;
+    for (name, value) in changes {
+        let before = definition(name).and_then(|definition| (definition.get)(settings));
+        if before.as_ref() == Some(value) || FREE.contains(&name.as_str()) {
+            continue;
+        }
+        let grows = before.as_ref().and_then(toml::Value::as_integer) < value.as_integer();
+        if RAISED.contains(&name.as_str()) && grows && before.is_some() {
+            if stage == Stage::Sample || method == Method::AdaLora {
+                let reason = match stage {
+                    Stage::Sample => "in the sample stage, whose length depends on it".to_string(),
+                    _ => format!("with `method = {method}`, whose ranks follow a schedule"),
+                };
+                return Err(Error::Usage(format!("`{}` cannot be raised {reason}", name.replace('-', "_"))));
+            }
+            raised = true;
+            continue;
+        }
+        let before = before.map_or("not given".to_string(), |before| before.to_string());
+        refused.push(format!("`{} = {value}` (the run: {before})", name.replace('-', "_")));
+    }
+    if !refused.is_empty() {
+        return Err(Error::Usage(format!(
+            "a run is resumed with its own settings, and these differ: {}; leave them out, or train anew",
+            refused.join(", ")
+        )));
+    }
+    settings.apply(changes)?;
+    settings.validate()?;
+    Ok(raised)
+}
+
+/// Why a folder has nothing to continue from.
+fn no_checkpoint(folder: &Path) -> String {
+    let shown = folder.display();
+    match Summary::read(folder).map(|summary| summary.status) {
+        Ok(Status::Finished) => format!(
+            "{shown} has no checkpoint: the run has finished; with `save_total` its last checkpoint stays, and `epochs` can \
+             be raised"
+        ),
+        Ok(Status::Diverged) => format!(
+            "{shown} has no checkpoint: the run has diverged, and would again; train anew with a lower `learning_rate`"
+        ),
+        Ok(status) => format!(
+            "{shown} has no checkpoint: the run ({status}) ended before the first one; train anew with `overwrite`"
+        ),
+        Err(_) => {
+            format!("{shown} is not the folder of a run, or has no checkpoint; name the folder of a run")
+        }
+    }
+}
