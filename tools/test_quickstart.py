@@ -121,7 +121,7 @@ class Verdict(unittest.TestCase):
 
     def test_a_difference_within_chance_is_said_to_be_none(self):
         said = self.verdict(0.98, 0.97)
-        self.assertIn("LoRA-drop: 25 % of the parameters, accuracy 0.970 beside 0.980: no difference", said)
+        self.assertIn("LoRA-drop: 25 % of the parameters, accuracy 0.970 against 0.980: no difference", said)
         self.assertIn("difference on 400 documents is about 0.011", said)
 
     def test_a_larger_one_is_said_in_either_direction(self):

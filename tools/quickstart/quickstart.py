@@ -118,7 +118,7 @@ def verdict(findings, lines):
         else:
             judged = f"{'above' if mine > other else 'below'} by more than chance explains"
         share = 100 * entry["parameters"] / lora["parameters"]
-        said.append(f"{name}: {share:.0f} % of the parameters, accuracy {mine:.3f} beside {other:.3f}: {judged}")
+        said.append(f"{name}: {share:.0f} % of the parameters, accuracy {mine:.3f} against {other:.3f}: {judged}")
     said.append(f"(one seed; the standard error of a difference on {DEV_DOCUMENTS} documents is about {error:.3f})")
     return "\n".join(said)
 

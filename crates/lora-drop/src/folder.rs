@@ -10,16 +10,19 @@
 //! A run's checkpoints are there too, `FOLDER/.lora-drop/checkpoint-STEPS.safetensors`. While there is
 //! one, the state outlives its process, and `resume` opens the folder as the run left it.
 
+mod listing;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, TryLockError};
 use std::io::{self, ErrorKind, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use serde::Deserialize;
-
 use crate::files::{clean_temporaries, is_temporary, read_if_there, sync_folder, write_bytes_atomically};
 use crate::{Error, Result};
+
+pub use listing::{Contents, FILES_KEY, PRUNE_FILE};
+use listing::{RunListing, is_plain, listed};
 
 /// The folder of a writer's state, inside the output folder.
 const STATE: &str = ".lora-drop";
@@ -31,26 +34,8 @@ const LOCK: &str = "lock";
 const REPLACED: &str = ".replaced";
 /// The file in which a run lists its files; it is the first to be removed and the last to be moved.
 const SUMMARY: &str = "summary.json";
-/// The file in which `prune` lists its files.
-pub const PRUNE_FILE: &str = "prune.json";
-/// The metadata key in safetensors files under which `merge` and `export` list the files of their
-/// folder, as JSON.
-pub const FILES_KEY: &str = "lora_drop_files";
 /// How long a reader waits for a commit that another process is completing.
 const PATIENCE: Duration = Duration::from_secs(2);
-
-/// What a command writes into its folder, and how a later command recognises it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Contents {
-    /// A training run: summary.json lists the files.
-    Run,
-    /// A merged model: the metadata of model.safetensors lists them.
-    Model,
-    /// An adapter in PEFT's form: the metadata of adapter_model.safetensors lists them.
-    Adapter,
-    /// A pruning, with or without the pruned adapter: prune.json lists them.
-    Pruned,
-}
 
 /// An output folder that is being written. When it is dropped, only committed files stay.
 #[derive(Debug)]
@@ -109,34 +94,29 @@ impl OutputFolder {
         Ok(output)
     }
 
-    /// Locks the folder of a run that has a checkpoint, to continue it. `first` are the names of the
-    /// files that a run stages at its beginning: until its first commit they are kept, everything
-    /// else that was staged is made again.
+    /// Locks the folder of a run that has a checkpoint, to continue it. Until its first commit a run
+    /// has its log staged, next to the files called `first`; whatever else was staged is made again.
     ///
     /// # Errors
     /// `Error::Usage` if another process writes it; `Error::Io` if nothing can be written.
-    pub fn resume(folder: &Path, first: &[&str]) -> Result<Self> {
+    pub fn resume(folder: &Path, log: &str, first: &[&str]) -> Result<Self> {
         let state = folder.join(STATE);
         let lock = lock(&state)?.ok_or_else(|| in_use(folder))?;
         place(folder)?;
-        let mut output = OutputFolder {
-            folder: folder.to_path_buf(),
-            _lock: lock,
-            made: false,
-            replaced: Vec::new(),
-            placed: BTreeSet::new(),
-        };
+        let (replaced, placed) = (Vec::new(), BTreeSet::new());
+        let mut output =
+            OutputFolder { folder: folder.to_path_buf(), _lock: lock, made: false, replaced, placed };
         std::fs::create_dir_all(output.next()).map_err(|e| Error::io(&state, e))?;
-        let listed = Listing::read(&folder.join(SUMMARY)).map(|listing| listing.outputs).unwrap_or_default();
-        let listed = listed.into_iter().filter(|name| is_plain(name));
-        // Before its first commit the files in the folder are an earlier run's.
-        if first.iter().any(|name| output.next().join(name).exists()) {
-            output.replaced = listed.collect();
-            output.discard(&first.iter().map(|name| name.to_string()).collect());
+        let files = RunListing::read(folder).map(RunListing::files).unwrap_or_default();
+        let mut kept = BTreeSet::new();
+        if output.next().join(log).exists() {
+            // The files in the folder are an earlier run's.
+            output.replaced = files;
+            kept.extend([log].iter().chain(first).map(|name| name.to_string()));
         } else {
-            output.placed = listed.collect();
-            output.discard(&BTreeSet::new());
+            output.placed.extend(files);
         }
+        output.discard(&kept);
         clean_temporaries(folder, |_| true);
         Ok(output)
     }
@@ -460,90 +440,6 @@ fn replaceable(folder: &Path, overwrite: bool, contents: Contents) -> Result<Vec
     listed(folder, overwrite, contents)
 }
 
-fn listed(folder: &Path, overwrite: bool, contents: Contents) -> Result<Vec<String>> {
-    let shown = folder.display();
-    let mut entries = match std::fs::read_dir(folder) {
-        Ok(entries) => entries,
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(e) if e.kind() == ErrorKind::NotADirectory => {
-            return Err(no_folder(folder));
-        }
-        Err(e) => return Err(Error::io(folder, e)),
-    };
-    let counts = |name: &std::ffi::OsStr| name != STATE && !is_temporary(name);
-    let resumable = !checkpoints(folder).is_empty();
-    if !resumable && !entries.any(|entry| entry.is_ok_and(|entry| counts(&entry.file_name()))) {
-        return Ok(Vec::new());
-    }
-    let (files, measured, what) = match contents {
-        Contents::Run => {
-            let listing = Listing::read(&folder.join(SUMMARY)).filter(|found| found.best_epoch.is_some());
-            let measured = listing.as_ref().is_none_or(|listing| listing.best_epoch != Some(0.0));
-            (listing.map(|listing| listing.outputs), measured, "a run, whose summary.json lists its files")
-        }
-        Contents::Model => {
-            (metadata_files(folder, "model.safetensors"), true, "a model that lora-drop has merged")
-        }
-        Contents::Adapter => {
-            let files = metadata_files(folder, "adapter_model.safetensors");
-            (files, true, "an adapter that lora-drop has exported")
-        }
-        Contents::Pruned => {
-            let listing = Listing::read(&folder.join(PRUNE_FILE)).filter(|_| !folder.join(SUMMARY).exists());
-            let files = listing.map(|listing| listing.outputs);
-            (files, true, "a pruning, whose prune.json lists its files")
-        }
-    };
-    match files {
-        // A run that measured no epoch and has no checkpoint has nothing to lose.
-        Some(files) if overwrite || !measured && !resumable => {
-            Ok(files.into_iter().filter(|name| is_plain(name)).collect())
-        }
-        _ if !overwrite && resumable => Err(Error::Usage(format!(
-            "{shown} has a run that is not finished: continue it with `resume = {shown}`, choose another folder, or give \
-             `overwrite`"
-        ))),
-        _ if !overwrite => Err(Error::Usage(format!(
-            "{shown} is in use: the folder is not empty; choose another, or give `overwrite`"
-        ))),
-        _ => Err(Error::Usage(format!(
-            "{shown} is not what `overwrite` may replace: it holds files, and is not {what}; choose another \
-             folder, or remove the files yourself"
-        ))),
-    }
-}
-
-/// The part of summary.json and of prune.json that lists the files.
-#[derive(Deserialize)]
-struct Listing {
-    outputs: Vec<String>,
-    /// Only in a run's summary: 0 if the run has measured no epoch.
-    best_epoch: Option<f64>,
-}
-
-impl Listing {
-    fn read(path: &Path) -> Option<Self> {
-        serde_json::from_slice(&std::fs::read(path).ok()?).ok()
-    }
-}
-
-/// The files that the metadata of a safetensors file lists. None for a folder with a summary, which
-/// is a run's, or with prune.json, which is a pruning's.
-fn metadata_files(folder: &Path, name: &str) -> Option<Vec<String>> {
-    let path = folder.join(name);
-    if folder.join(SUMMARY).exists() || folder.join(PRUNE_FILE).exists() || !path.is_file() {
-        return None;
-    }
-    let file = lora_drop_transformer::Checkpoint::open_file(&path).ok()?;
-    serde_json::from_str(file.metadata().get(FILES_KEY)?).ok()
-}
-
-/// Whether a listed name is a name in the folder itself, as a list may come from anywhere.
-fn is_plain(name: &str) -> bool {
-    let mut parts = Path::new(name).components();
-    matches!((parts.next(), parts.next()), (Some(std::path::Component::Normal(_)), None))
-}
-
 /// The names of a folder's files, without the list of replaced ones.
 fn entries(folder: &Path) -> Result<Vec<String>> {
     let io = |e| Error::io(folder, e);
@@ -622,6 +518,51 @@ mod tests {
         drop(output);
         assert_eq!(names(&folder), ["new.bin", "notes.txt", "summary.json"]);
         assert!(root.path().join("outside").exists());
+    }
+
+    /// A resumed run that is killed again before it commits has its recipe staged, and not its log.
+    #[test]
+    fn the_log_tells_whether_a_run_has_committed() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("run");
+        for committed in [true, false] {
+            old_run(&folder);
+            let output = OutputFolder::open(&folder, true, Contents::Run).unwrap();
+            let staged = if committed { &["recipe.toml"][..] } else { &["log", "recipe.toml", "part"] };
+            staged.iter().for_each(|name| std::fs::write(output.next().join(name), "new").unwrap());
+            std::fs::write(output.checkpoint(3), "state").unwrap();
+            drop(output);
+            assert_eq!(checkpoints(&folder).len(), 1);
+            assert!(complaint(OutputFolder::open(&folder, false, Contents::Run)).contains("`resume = "));
+
+            let output = OutputFolder::resume(&folder, "log", &["recipe.toml"]).unwrap();
+            assert_eq!(output.replaces(), !committed);
+            let left: Vec<&str> = if committed { vec![] } else { vec!["log", "recipe.toml"] };
+            assert_eq!(names(&output.next()), left);
+            let log = if committed { folder.join("log") } else { output.next().join("log") };
+            assert_eq!(output.path_of("log"), log);
+            output.remove_checkpoints(0);
+            drop(output);
+            assert!(!folder.join(STATE).exists());
+        }
+    }
+
+    #[test]
+    fn runs_of_0_1_list_no_files_and_other_summaries_are_no_runs() {
+        let root = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| std::fs::write(root.path().join(name), text).unwrap();
+        write("adapter_model.safetensors", "old");
+        write("notes.txt", "mine");
+        let old = r#"{"version": "0.1.0", "method": "lora", "status": "finished", "best_epoch": 2}"#;
+        write("summary.json", old);
+        let mut output = OutputFolder::open(root.path(), true, Contents::Run).unwrap();
+        std::fs::write(output.next().join("new"), "").unwrap();
+        output.commit().unwrap();
+        drop(output);
+        assert_eq!(names(root.path()), ["new", "notes.txt"]);
+        write("summary.json", r#"{"best_epoch": 2, "outputs": ["notes.txt"]}"#);
+        let refused = OutputFolder::open(root.path(), true, Contents::Run);
+        assert!(complaint(refused).contains("is not what `overwrite` may replace"));
     }
 
     #[test]

@@ -28,7 +28,7 @@ pub use definition::{Definition, Kind, Range, Setting};
 pub use groups::{AdapterSettings, Compute, Optimisation, Place, RowSettings, SelectionSettings};
 pub use method::Method;
 pub use recipe::Recipe;
-pub use recipe::{check_table, unknown_among};
+pub use recipe::{changes_no_result, check_table, unknown_among};
 pub use situation::{Given, Need, Reader, Situation};
 pub use size::Size;
 pub use toml_file::{TomlFile, one_line};

@@ -11,7 +11,7 @@ use super::sources::Sources;
 use super::table::{Prune, Score, TableFile, described};
 use lora_drop::folder::PRUNE_FILE;
 use lora_drop::score::record::Record;
-use lora_drop::settings::{Reader, RunSettings, Situation};
+use lora_drop::settings::{Reader, RunSettings, Situation, changes_no_result};
 use lora_drop::summary::{Status, Summary};
 use lora_drop::{Error, Result};
 
@@ -105,11 +105,11 @@ fn folder(table: &TableFile, (task, line): Place, seed: u64, digest: &str) -> St
 }
 
 /// A hash of what decides a run's results: the settings that the table gives and that are read (so
-/// a new option of the program makes no run stale), and the contents of model and data. Where these
-/// are, the number of threads and the token cache change no result.
+/// a new option of the program makes no run stale), and the contents of model and data, wherever
+/// these are.
 fn digest(given: &Table, settings: &RunSettings, hashes: [u128; 2]) -> String {
     let situation = Situation::new(settings, Reader::Train);
-    let decides = |name: &str| !["model", "data", "output", "threads", "token-cache"].contains(&name);
+    let decides = |name: &str| !["model", "data"].contains(&name) && !changes_no_result(name);
     let mut named = settings.to_table();
     named.retain(|name, _| decides(name) && given.contains_key(name) && situation.unread(name).is_none());
     let [model, data] = hashes.map(|hash| format!("{hash:032x}"));

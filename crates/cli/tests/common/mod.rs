@@ -166,6 +166,23 @@ impl Fixture {
     }
 }
 
+/// What must not depend on where a run was stopped: the adapter or the weights, the scores, and the
+/// log but for its times.
+pub fn result_of_run(folder: &Path) -> BTreeMap<&'static str, Vec<u8>> {
+    let files =
+        ["adapter_compact.safetensors", "adapter_model.safetensors", "model.safetensors", "importance.json"];
+    let read = |name| Some((name, std::fs::read(folder.join(name)).ok()?));
+    let mut found: BTreeMap<_, _> = files.into_iter().filter_map(read).collect();
+    let log = std::fs::read_to_string(folder.join("metrics.jsonl")).unwrap();
+    let line = |line: &str| {
+        let mut line: serde_json::Map<String, Value> = serde_json::from_str(line).unwrap();
+        line.remove("tokens_per_second");
+        Value::Object(line).to_string() + "\n"
+    };
+    found.insert("metrics.jsonl", log.lines().map(line).collect::<String>().into_bytes());
+    found
+}
+
 /// Settings under which the tiny model learns its task within a second.
 pub const QUICK: &str = "--learning-rate 1e-2 --batch-size 8 --epochs 8 --weight-decay 0 --hidden-dropout 0 --attention-dropout 0";
 

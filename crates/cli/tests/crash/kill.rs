@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use lora_drop::folder::checkpoints;
 
-use crate::common::{Fixture, QUICK, Random};
+use crate::common::{Fixture, QUICK, Random, result_of_run};
 use crate::{check_files, check_run, moments};
 
 fn start(fixture: &Fixture, command: &str) -> Child {
@@ -87,31 +87,12 @@ fn a_killed_training_that_replaces_another_leaves_one_of_them() {
     check_run(&fixture, "out", true);
 }
 
-/// What must not depend on where a run was killed: the adapter or the weights, the scores, and the
-/// log but for its times.
-fn result(fixture: &Fixture, name: &str) -> Vec<(&'static str, Vec<u8>)> {
-    let read = |file| Some((file, std::fs::read(fixture.path(name).join(file)).ok()?));
-    let files =
-        ["adapter_compact.safetensors", "adapter_model.safetensors", "model.safetensors", "importance.json"];
-    let mut found: Vec<_> = files.into_iter().filter_map(read).collect();
-    let log = fixture.read(&format!("{name}/metrics.jsonl"));
-    let line = |line: &str| {
-        let mut line: serde_json::Map<String, serde_json::Value> = serde_json::from_str(line).unwrap();
-        line.remove("tokens_per_second");
-        serde_json::to_string(&line).unwrap()
-    };
-    found.push(("metrics.jsonl", log.lines().map(line).collect::<Vec<_>>().join("\n").into_bytes()));
-    found
-}
-
 #[test]
 #[ignore = "minutes long; .ci/run runs it"]
 fn a_killed_training_is_resumed_to_the_same_bits() {
     let fixture = Fixture::new();
     fixture.write_decoder("decoder");
-    let row = |i: usize| format!("{{\"text\": \"w{} w{} w{}\"}}\n", 3 + i % 50, 4 + i % 31, 5 + i % 17);
-    fixture.write("texts/train.jsonl", (0..240).map(row).collect::<String>());
-    fixture.write("texts/dev.jsonl", (240..260).map(row).collect::<String>());
+    fixture.write_reversed_words(240, 20);
     let mut random = Random(4);
     for options in [
         "--model model --data data --budget 0.7 --lora-dropout 0.1",
@@ -120,16 +101,14 @@ fn a_killed_training_is_resumed_to_the_same_bits() {
         "--model model --data data --dtype bf16 --method dora",
     ] {
         // A checkpoint after nearly each step, so that all places are met.
-        let quick = if options.contains("decoder") {
-            "--learning-rate 1e-2 --batch-size 8 --epochs 8"
-        } else {
-            QUICK
-        };
         let train = |output: &str| {
-            format!("train {options} {quick} --output {output} --checkpoint-minutes 1e-6 --token-cache 0")
+            format!(
+                "train {options} --learning-rate 1e-2 --batch-size 8 --epochs 8 --output {output} --checkpoint-minutes 1e-6 \
+                 --token-cache 0"
+            )
         };
         let whole = time(&fixture, &train("whole"));
-        let expected = result(&fixture, "whole");
+        let expected = result_of_run(&fixture.path("whole"));
         let (mut rounds, mut resumed) = (0, 0);
         while rounds < moments().div_ceil(4) || resumed == 0 {
             rounds += 1;
@@ -154,8 +133,9 @@ fn a_killed_training_is_resumed_to_the_same_bits() {
                 clear(&fixture, "out");
                 continue;
             }
-            for ((name, now), (_, before)) in result(&fixture, "out").iter().zip(&expected) {
-                assert!(now == before, "{name} differs in round {rounds} of {options}");
+            let found = result_of_run(&fixture.path("out"));
+            for (name, before) in &expected {
+                assert!(found.get(name) == Some(before), "{name} differs in round {rounds} of {options}");
             }
             assert!(!fixture.path("out/.lora-drop").exists());
             clear(&fixture, "out");

@@ -121,8 +121,8 @@ unsafe fn run<const MT: usize, const NT: usize>(depth: usize, a: &[f32], b: &[f3
 }
 
 /// Defines a loop over blocks of 32 values of k: tiles 0 to 3 are C's, 4 and 5 A's, 6 and 7 B's. A
-/// block of A's panel is its tiles one after the other; in one of B's they lie side by side, as in
-/// C.
+/// block of A's panel is its tiles one after the other; in one of B's they are next to each other,
+/// as in C.
 macro_rules! product {
     ($name:ident, $mt:literal, $nt:literal, [$($block:literal)*], [$($store:literal)*]) => {
         /// # Safety

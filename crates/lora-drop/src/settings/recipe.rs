@@ -18,7 +18,7 @@ const CHOICES: [&str; 4] = ["threshold", "top-k", "budget", "keep-layers"];
 /// The table of what a run worked out, and in it the key that says from which settings.
 const DERIVED: &str = "derived";
 const FROM: &str = "from";
-/// Settings that no derived value depends on.
+/// Settings that change no result of a run, so that no derived value depends on them.
 const WITHOUT_EFFECT: [&str; 7] =
     ["output", "overwrite", "checkpoint-minutes", "save-total", "threads", "token-cache", "activation-cache"];
 
@@ -192,9 +192,14 @@ fn situation(table: &Table, reader: Reader) -> Situation {
     Situation::new(&settings, reader)
 }
 
+/// Whether the setting of this name changes no result of a run.
+pub fn changes_no_result(name: &str) -> bool {
+    WITHOUT_EFFECT.contains(&name)
+}
+
 /// Names the values of all settings that a derived one may depend on.
 fn fingerprint(given: &Table) -> String {
-    let names = definitions().map(|definition| definition.name).filter(|name| !WITHOUT_EFFECT.contains(name));
+    let names = definitions().map(|definition| definition.name).filter(|name| !changes_no_result(name));
     let lines = names.filter_map(|name| Some(format!("{name} = {}\n", given.get(name)?)));
     format!("{:032x}", XxHash3_128::oneshot(lines.collect::<String>().as_bytes()))
 }

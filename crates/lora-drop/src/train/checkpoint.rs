@@ -15,23 +15,14 @@ use crate::events::{Event, Stage};
 use crate::folder::{OutputFolder, checkpoints, recover};
 use crate::memory::peak_rss_bytes;
 use crate::metrics_log::MetricsLog;
-use crate::settings::{Method, Reader, Recipe, RunSettings, TomlFile, definition};
+use crate::settings::{Method, Reader, Recipe, RunSettings, TomlFile, changes_no_result, definition};
 use crate::summary::{Status, Summary};
 use crate::{Cancel, Error, Result, digest};
 
-/// Settings that a run may be continued with whatever they were: they do not change its result, or
-/// say where the same files are now.
-const FREE: [&str; 9] = [
-    "model",
-    "data",
-    "init-adapter",
-    "scores",
-    "threads",
-    "checkpoint-minutes",
-    "save-total",
-    "token-cache",
-    "activation-cache",
-];
+/// Settings that say where the same files are now.
+const PLACES: [&str; 4] = ["model", "data", "init-adapter", "scores"];
+/// Settings of the folder, which is the run's own.
+const OF_FOLDER: [&str; 2] = ["output", "overwrite"];
 /// Settings that may be raised.
 const RAISED: [&str; 2] = ["epochs", "max-steps"];
 
@@ -271,7 +262,8 @@ fn change(settings: &mut RunSettings, changes: &Table, stage: Stage) -> Result<b
     let method = settings.train.adapter.method;
     for (name, value) in changes {
         let before = definition(name).and_then(|definition| (definition.get)(settings));
-        if before.as_ref() == Some(value) || FREE.contains(&name.as_str()) {
+        let free = changes_no_result(name) && !OF_FOLDER.contains(&name.as_str());
+        if before.as_ref() == Some(value) || free || PLACES.contains(&name.as_str()) {
             continue;
         }
         let grows = before.as_ref().and_then(toml::Value::as_integer) < value.as_integer();

@@ -75,7 +75,7 @@ impl<'a> Output<'a> {
     ) -> Result<Self> {
         let Place { output, overwrite, .. } = &settings.place;
         let folder = match stopped {
-            Some(_) => OutputFolder::resume(output, &[RECIPE, LOG, IMPORTANCE])?,
+            Some(_) => OutputFolder::resume(output, LOG, &[RECIPE, IMPORTANCE])?,
             None => OutputFolder::open(output, *overwrite, Contents::Run)?,
         };
         let resolved = resolved(prepared, settings, learner.passes());
