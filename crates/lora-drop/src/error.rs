@@ -30,6 +30,9 @@ pub enum Error {
     /// The device failed.
     #[error(transparent)]
     Device(lora_drop_compute::device::DeviceError),
+    /// The processes of a job differ, one of them has failed, or they have lost each other.
+    #[error("{0}")]
+    Ranks(String),
     /// Anything else that is wrong with the input; the message names the file and place, what was
     /// found, and what to do.
     #[error("{0}")]

@@ -12,6 +12,7 @@
 //! - [`score`], [`assign`], [`assignment`]: from importance to the choice of modules
 //! - [`prune`]: a smaller adapter from a trained one, without gradient steps
 //! - [`summary`], [`record`]: a run's results; [`mod@bench`], [`profile`], [`machine`]: its speed
+//! - [`ranks`]: the processes of a job that train one model together ([`train::run_on`])
 //! - [`hub`]: models by name; [`files`], [`folder`]: output; [`mod@format`]: numbers as text
 //! - [`transformer`], [`compute`]: the crates below this one
 //!
@@ -62,6 +63,7 @@ pub mod model;
 mod panics;
 pub mod profile;
 pub mod prune;
+pub mod ranks;
 pub mod reading;
 pub mod record;
 pub mod score;

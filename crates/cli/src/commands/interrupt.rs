@@ -87,8 +87,8 @@ impl Drop for Answer<'_> {
 
 impl Interrupt {
     /// Handles Ctrl-C from now on. Until `put_at_stake` it ends the process: reading and checking
-    /// have nothing to clean up.
-    pub fn listen() -> Self {
+    /// have nothing to clean up. Unless it `tells`, nothing is said of it.
+    pub fn listen(tells: bool) -> Self {
         let interrupt = Interrupt {
             cancel: Cancel::new(),
             at_stake: Arc::default(),
@@ -106,7 +106,9 @@ impl Interrupt {
             }
             if !at_stake.load(Ordering::SeqCst) {
                 let kept = if downloaded.load(Ordering::SeqCst) { DOWNLOAD_KEPT } else { NOTHING_SAVED };
-                say(&format!("interrupted: {kept}"));
+                if tells {
+                    say(&format!("interrupted: {kept}"));
+                }
                 std::process::exit(130);
             }
             if first.is_some() {
@@ -117,7 +119,9 @@ impl Interrupt {
             }
             first = Some(Instant::now());
             flag.raise();
-            say("stopping; press Ctrl-C again to quit at once");
+            if tells {
+                say("stopping; press Ctrl-C again to quit at once");
+            }
         };
         let ignored = Ignored::find();
         // Without a handler Ctrl-C ends the process as usual, which is no reason not to run.

@@ -11,6 +11,7 @@ mod export;
 mod generate;
 mod inspect;
 mod interrupt;
+mod job;
 mod man;
 mod merge;
 mod options;
@@ -33,9 +34,11 @@ use lora_drop::Error;
 use lora_drop::data::text::{serve_templates, set_template_worker};
 use lora_drop::settings::words;
 use lora_drop_compute::mapped::name_lost_files;
+use lora_drop_mpi::Launch;
 
 use console::{Console, complain};
 use interrupt::{Interrupt, NOTHING_SAVED};
+use job::Job;
 
 /// Fine-tune language models with LoRA-drop: find out which layers need a LoRA of their own, and
 /// share one among the others.
@@ -90,7 +93,12 @@ pub fn main() -> ExitCode {
     let parsed = parser()
         .try_get_matches_from(arguments())
         .and_then(|mut found| Cli::from_arg_matches_mut(&mut found));
+    let launch = Launch::from_environment();
+    let is_first = launch.as_ref().ok().and_then(Option::as_ref).is_none_or(|launch| launch.rank == 0);
     let cli = parsed.unwrap_or_else(|error| {
+        if !is_first {
+            std::process::exit(error.exit_code());
+        }
         if let Some(message) = unknown_word(&error) {
             complain(format_args!("error: {message}"));
             std::process::exit(2);
@@ -104,22 +112,37 @@ pub fn main() -> ExitCode {
         set_template_worker(program, &[TEMPLATE_WORKER]);
     }
     name_lost_files();
-    let interrupt = Interrupt::listen();
-    match run(cli, &interrupt) {
-        Ok(()) => ExitCode::SUCCESS,
+    let interrupt = Interrupt::listen(is_first);
+    match launch {
+        Ok(None) => exit_code(run(cli, &interrupt, None), false),
+        Ok(Some(launch)) => match cli.command {
+            Command::Train(ref args) if !args.dry_run => match Job::join(&launch) {
+                Ok(job) => job.run(|job| run(cli, &interrupt, Some(job))),
+                Err(error) => exit_code(job::refuse_joining(error, &launch), false),
+            },
+            _ => exit_code(Err(job::refuse(&launch).into()), !is_first),
+        },
+        Err(error) => exit_code(Err(Error::Ranks(error.to_string()).into()), false),
+    }
+}
+
+/// The exit code of an outcome, which it tells of unless it is silent.
+fn exit_code(outcome: Result<(), Failure>, silent: bool) -> ExitCode {
+    let (line, code) = match outcome {
+        Ok(()) => return ExitCode::SUCCESS,
         // The reader of standard output has closed it, as `head` does when it has enough.
         Err(Failure::Error(Error::Io { source, .. })) if source.kind() == std::io::ErrorKind::BrokenPipe => {
-            ExitCode::SUCCESS
+            return ExitCode::SUCCESS;
         }
-        Err(Failure::Interrupted { saved }) => {
-            complain(format_args!("interrupted: {saved}"));
-            ExitCode::from(130)
-        }
+        Err(Failure::Interrupted { saved }) => (format!("interrupted: {saved}"), 130),
         Err(Failure::Error(error)) => {
-            complain(format_args!("error: {error}"));
-            ExitCode::from(if let Error::Usage(_) = error { 2 } else { 1 })
+            (format!("error: {error}"), if let Error::Usage(_) = error { 2 } else { 1 })
         }
+    };
+    if !silent {
+        complain(line);
     }
+    ExitCode::from(code)
 }
 
 /// The command line as it is read: with numbers below zero as values, so that each option's own
@@ -182,10 +205,11 @@ impl From<Error> for Failure {
     }
 }
 
-fn run(cli: Cli, interrupt: &Interrupt) -> Result<(), Failure> {
-    let console = Console::new(cli.quiet);
+/// Runs the command; of a job's ranks all but the first are quiet.
+fn run(cli: Cli, interrupt: &Interrupt, job: Option<&Job>) -> Result<(), Failure> {
+    let console = Console::new(cli.quiet || job.is_some_and(|job| !job.ranks().is_first()));
     match cli.command {
-        Command::Train(args) => train::run(args, &console, interrupt)?,
+        Command::Train(args) => train::run(args, &console, interrupt, job)?,
         Command::Compare(args) => compare::run(args, &console, interrupt)?,
         Command::Score(args) => score::run(args, &console, interrupt)?,
         Command::Eval(args) => eval::run(args, &console, interrupt)?,

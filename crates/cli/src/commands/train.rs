@@ -7,6 +7,7 @@ use crate::report::terminal::{self as text, Style};
 use lora_drop::events::Event;
 use lora_drop::folder::checkpoints;
 use lora_drop::format;
+use lora_drop::ranks::Ranks;
 use lora_drop::settings::{Reader, Recipe, RunSettings};
 use lora_drop::summary::{Status, Summary};
 use lora_drop::train::StoppedRun;
@@ -17,6 +18,7 @@ use toml::Table;
 use super::Failure;
 use super::console::{Console, Form};
 use super::interrupt::{Interrupt, NOTHING_SAVED};
+use super::job::Job;
 use super::options::{Given, Train};
 use super::profile::{ProfileOption, table};
 
@@ -48,7 +50,7 @@ pub struct Args {
     resume: Option<PathBuf>,
     /// Check everything without training; print the parameters and the estimated memory and time
     #[arg(long, conflicts_with = "profile")]
-    dry_run: bool,
+    pub dry_run: bool,
     #[command(flatten)]
     profile: ProfileOption,
     #[command(flatten)]
@@ -57,18 +59,22 @@ pub struct Args {
     options: Given<Train>,
 }
 
-pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<(), Failure> {
+pub fn run(args: Args, console: &Console, interrupt: &Interrupt, job: Option<&Job>) -> Result<(), Failure> {
     let options = args.options.into_table();
     let stopped = args.resume.as_deref().map(|folder| StoppedRun::open(folder, &options)).transpose()?;
     let settings = match &stopped {
         Some(stopped) => stopped.settings.clone(),
-        None => {
-            let settings = settings(args.recipe, options, Reader::Train, console)?;
-            settings.check_output()?;
-            settings
-        }
+        None => settings(args.recipe, options, Reader::Train, console)?,
     };
+    let ranks = job.map(|job| job.ranks().clone()).unwrap_or_default();
+    if !ranks.is_first() {
+        return follow(&settings, stopped.as_ref(), &ranks, interrupt, job);
+    }
+    if stopped.is_none() {
+        settings.check_output()?;
+    }
     args.profile.check(settings.place.overwrite, Some(&settings.place.output))?;
+    console.note(job.map(Job::describe));
     let mut terminal = console.terminal();
     if args.dry_run {
         let plan = train::plan(&settings, &mut |event| {
@@ -86,9 +92,12 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<(), F
             terminal.handle(event);
         };
         match &stopped {
-            Some(stopped) => train::resume(stopped, Some(&render), &interrupt.cancel, &mut listen),
-            None => train::run(&settings, Some(&render), &interrupt.cancel, &mut listen),
+            Some(stopped) => train::resume_on(&ranks, stopped, Some(&render), &interrupt.cancel, &mut listen),
+            None => train::run_on(&ranks, &settings, Some(&render), &interrupt.cancel, &mut listen),
         }
+    });
+    let summary = summary.and_then(|summary| {
+        summary.ok_or_else(|| Error::Input("the first rank has no summary of the run".to_string()))
     });
     // An interrupted run has its profile too: a few steps are enough to see where the time goes.
     let recorder = recorder.filter(|_| matches!(summary, Ok(_) | Err(Error::Interrupted)));
@@ -125,6 +134,25 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<(), F
         )))),
         _ => Ok(()),
     }
+}
+
+/// Trains as one of a job's ranks but the first, which alone says what happens.
+fn follow(
+    settings: &RunSettings,
+    stopped: Option<&StoppedRun>,
+    ranks: &Ranks,
+    interrupt: &Interrupt,
+    job: Option<&Job>,
+) -> Result<(), Failure> {
+    if let Some(job) = job {
+        job.log_into(&settings.place.output);
+    }
+    let mut listen = |event: &Event| interrupt.follow(event);
+    match stopped {
+        Some(stopped) => train::resume_on(ranks, stopped, None, &interrupt.cancel, &mut listen)?,
+        None => train::run_on(ranks, settings, None, &interrupt.cancel, &mut listen)?,
+    };
+    Ok(())
 }
 
 /// What an interrupted run has saved before an epoch was measured.

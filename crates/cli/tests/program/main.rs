@@ -29,6 +29,7 @@ mod methods;
 mod mutations;
 mod profile;
 mod prune;
+mod ranks;
 mod reliability;
 mod report;
 mod resume;

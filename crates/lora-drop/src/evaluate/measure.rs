@@ -14,6 +14,7 @@ use crate::data::text::{PackedTexts, TextExample};
 use crate::data::{Example, Label, Labels, TaskRows};
 use crate::engine::{Packed, sequences, texts, unzip};
 use crate::events::{Event, Stage};
+use crate::ranks::{Ranks, share_out};
 use crate::{Cancel, Error, Result, finite};
 
 /// Loss and metrics of a model on rows.
@@ -44,6 +45,8 @@ pub struct Measuring<'a> {
     /// come in their order.
     pub micro_tokens: usize,
     pub memory: &'a mut Memory,
+    /// Those that share the rows of `measure`.
+    pub ranks: &'a Ranks,
     pub cancel: &'a Cancel,
     pub listen: &'a mut dyn FnMut(&Event),
 }
@@ -54,21 +57,46 @@ impl Measuring<'_> {
     }
 
     /// Gives `pass` the rows `chosen`, by number, a batch at a time, and tells how many tokens are
-    /// done.
+    /// done: of `of`, where other ranks have others.
     fn each_batch(
         &mut self,
         rows: TaskRows<'_>,
         chosen: impl Iterator<Item = usize>,
+        of: Option<usize>,
         mut pass: impl FnMut(Context, &[usize]) -> Result<()>,
     ) -> Result<()> {
         let chosen: Vec<usize> = chosen.collect();
         let lengths: Vec<usize> = chosen.iter().map(|&row| rows.length(row)).collect();
-        let (mut done, of) = (0, lengths.iter().sum());
+        let (mut done, own) = (0, lengths.iter().sum::<usize>());
+        let of = of.unwrap_or(own);
         for batch in batch::evaluation_batches(&lengths, self.micro_tokens) {
             let batch: Vec<usize> = batch.into_iter().map(|place| chosen[place]).collect();
             pass(self.context(), &batch)?;
             done += batch.iter().map(|&row| rows.length(row)).sum::<usize>();
-            (self.listen)(&Event::Evaluating { done, of });
+            (self.listen)(&Event::Evaluating { done: done * of / own.max(1), of });
+        }
+        Ok(())
+    }
+
+    /// The rank that measures each row.
+    fn owners(&self, rows: TaskRows) -> Vec<usize> {
+        share_out(&rows.lengths(), self.ranks.size())
+    }
+
+    /// Gives all ranks what each has `made` of its rows, in their order, and has `take` read each
+    /// row of the others from it.
+    fn exchange(
+        &self,
+        owners: &[usize],
+        made: Result<Vec<u8>>,
+        mut take: impl FnMut(usize, &mut &[u8]) -> Option<()>,
+    ) -> Result<()> {
+        let all = self.ranks.gather(made)?;
+        let mut told: Vec<&[u8]> = all.iter().map(|message| &message[..]).collect();
+        for (row, &owner) in owners.iter().enumerate().filter(|(_, owner)| **owner != self.ranks.rank()) {
+            let garbled =
+                || Error::Ranks(format!("rank {owner} has sent something else than row {}", row + 1));
+            take(row, &mut told[owner]).ok_or_else(garbled)?;
         }
         Ok(())
     }
@@ -82,11 +110,21 @@ impl Measuring<'_> {
     pub(crate) fn each_logits(
         &mut self,
         examples: &[Example],
+        take: impl FnMut(usize, &[f32]),
+    ) -> Result<()> {
+        self.logits_of(examples, 0..examples.len(), take)
+    }
+
+    fn logits_of(
+        &mut self,
+        examples: &[Example],
+        chosen: impl Iterator<Item = usize>,
         mut take: impl FnMut(usize, &[f32]),
     ) -> Result<()> {
         let model = self.model;
         let outputs = model.outputs.expect("logits are of models with a head");
-        self.each_batch(TaskRows::Labelled(examples), 0..examples.len(), |context, rows| {
+        let of = Some(examples.iter().map(|example| example.ids.len()).sum());
+        self.each_batch(TaskRows::Labelled(examples), chosen, of, |context, rows| {
             let found = model.net.outputs(context, sequences(&PackedBatch::pack(examples, rows)))?;
             for (&row, logits) in rows.iter().zip(found.chunks_exact(outputs)) {
                 finite::check_logits(logits, || format!("row {}", row + 1))?;
@@ -122,7 +160,9 @@ impl Measuring<'_> {
         let unknown = ClassAnswer { predicted: 0, confidence: 0.0, label: 0 };
         let mut of_classes = vec![unknown; classes.len()];
         let mut of_values = vec![ValueAnswer { predicted: 0.0, label: 0.0 }; values.len()];
-        self.each_logits(examples, |row, logits| {
+        let (owners, rank) = (self.owners(TaskRows::Labelled(examples)), self.ranks.rank());
+        let own = || (0..examples.len()).filter(|&row| owners[row] == rank);
+        let mut made = self.logits_of(examples, own(), |row, logits| {
             losses[row] = match truth[row] {
                 Label::Class(class) => {
                     of_classes[row] = answer(logits, class);
@@ -133,7 +173,41 @@ impl Measuring<'_> {
                     loss::squared_error(logits, &[label], 1, None)
                 }
             };
-        })?;
+        });
+        if self.ranks.size() > 1 {
+            let bytes = made.map(|()| {
+                let mut bytes = Vec::new();
+                for row in own() {
+                    bytes.extend(losses[row].to_le_bytes());
+                    match truth[row] {
+                        Label::Class(_) => {
+                            bytes.extend(of_classes[row].predicted.to_le_bytes());
+                            bytes.extend(of_classes[row].confidence.to_le_bytes());
+                        }
+                        Label::Value(_) => bytes.extend(of_values[row].predicted.to_le_bytes()),
+                    }
+                }
+                bytes
+            });
+            made = self.exchange(&owners, bytes, |row, told| {
+                losses[row] = f64::from_le_bytes(read(told)?);
+                match truth[row] {
+                    Label::Class(class) => {
+                        let (predicted, confidence) = (read(told)?, read(told)?);
+                        of_classes[row] = ClassAnswer {
+                            predicted: u32::from_le_bytes(predicted),
+                            confidence: f32::from_le_bytes(confidence),
+                            label: class as u32,
+                        };
+                    }
+                    Label::Value(label) => {
+                        of_values[row] = ValueAnswer { predicted: f32::from_le_bytes(read(told)?), label };
+                    }
+                }
+                Some(())
+            });
+        }
+        made?;
         let (metrics, answers) = if labels.is_regression() {
             let predicted: Vec<f32> = of_values.iter().map(|answer| answer.predicted).collect();
             (metrics::regression(&predicted, &values), Answers::Values(of_values))
@@ -156,24 +230,47 @@ impl Measuring<'_> {
     /// The mean loss of the texts' learned tokens, and its perplexity.
     fn texts(&mut self, examples: &[TextExample]) -> Result<Evaluation> {
         let began = Instant::now();
-        let (net, mut sum, mut learned) = (&self.model.net, 0.0, 0);
-        let mut of_rows = vec![0.0; examples.len()];
-        self.each_batch(TaskRows::Text(examples), 0..examples.len(), |context, rows| {
-            let losses = net.losses(context, texts(&PackedTexts::pack(examples, rows.iter().copied())))?;
-            // One by one, so that the sum does not depend on how the rows are cut.
-            losses.iter().for_each(|&loss| sum += f64::from(loss));
-            let mut rest = &losses[..];
+        let rows = TaskRows::Text(examples);
+        let (net, owners, rank) = (&self.model.net, self.owners(rows), self.ranks.rank());
+        let own = |row: &usize| owners[*row] == rank;
+        // The losses of each row's learned tokens, row by row.
+        let mut ends = vec![0];
+        examples.iter().for_each(|row| ends.push(ends[ends.len() - 1] + row.learned()));
+        let mut losses = vec![0.0f32; ends[examples.len()]];
+        let (mut sum, of) = (0.0, rows.tokens());
+        let made = self.each_batch(rows, (0..examples.len()).filter(own), Some(of), |context, rows| {
+            let found = net.losses(context, texts(&PackedTexts::pack(examples, rows.iter().copied())))?;
+            let mut rest = &found[..];
             for &row in rows {
-                let (own, others) = rest.split_at(examples[row].learned());
-                of_rows[row] = own.iter().sum::<f32>() / own.len().max(1) as f32;
+                let (own, others) = rest.split_at(ends[row + 1] - ends[row]);
+                losses[ends[row]..ends[row + 1]].copy_from_slice(own);
                 rest = others;
             }
-            learned += losses.len();
+            sum += found.iter().map(|&loss| f64::from(loss)).sum::<f64>();
             finite::check_loss(sum, || {
                 let rows: Vec<String> = rows.iter().take(8).map(|row| (row + 1).to_string()).collect();
                 format!("rows {}", rows.join(", "))
             })
+        });
+        let bytes = made.map(|()| {
+            let own = (0..examples.len()).filter(own).flat_map(|row| &losses[ends[row]..ends[row + 1]]);
+            if self.ranks.size() > 1 { own.flat_map(|loss| loss.to_le_bytes()).collect() } else { Vec::new() }
+        });
+        self.exchange(&owners, bytes, |row, told| {
+            for loss in &mut losses[ends[row]..ends[row + 1]] {
+                *loss = f32::from_le_bytes(read(told)?);
+            }
+            Some(())
         })?;
+        // One by one in the order of their lengths, so that the sum does not depend on how the rows
+        // are cut or shared.
+        let mut order: Vec<usize> = (0..examples.len()).collect();
+        order.sort_by_key(|&row| (examples[row].ids.len(), row));
+        let in_order = order.iter().flat_map(|&row| &losses[ends[row]..ends[row + 1]]);
+        let sum: f64 = in_order.fold(0.0, |sum, &loss| sum + f64::from(loss));
+        let mean = |own: &[f32]| own.iter().sum::<f32>() / own.len().max(1) as f32;
+        let of_rows: Vec<f32> = ends.windows(2).map(|ends| mean(&losses[ends[0]..ends[1]])).collect();
+        let learned = losses.len();
         if learned == 0 {
             return Err(Error::Input("the split has nothing to measure: no token of it is a target".into()));
         }
@@ -225,7 +322,7 @@ impl Measuring<'_> {
     ) -> Result<()> {
         let tokens = chosen.iter().map(|&row| rows.length(row)).sum();
         let stage = RepeatedPasses::begin(chosen.len(), tokens, 1, self.listen);
-        self.each_batch(rows, chosen.iter().copied(), |context, batch| {
+        self.each_batch(rows, chosen.iter().copied(), None, |context, batch| {
             Ok(pass(context, &Packed::new(rows, batch))?)
         })?;
         stage.end(self.listen);
@@ -270,6 +367,11 @@ fn standard_error(values: impl Iterator<Item = (f64, f64)> + Clone) -> f64 {
     let weight: f64 = values.clone().map(|(_, w)| w).sum();
     let mean = values.clone().map(|(x, w)| w * x).sum::<f64>() / weight;
     values.map(|(x, w)| (w * (x - mean)).powi(2)).sum::<f64>().sqrt() / weight
+}
+
+/// The next bytes of a message.
+fn read<const N: usize>(message: &mut &[u8]) -> Option<[u8; N]> {
+    message.split_off(..N)?.try_into().ok()
 }
 
 /// The class of a row's logits, and its probability.

@@ -12,6 +12,7 @@ use crate::engine::{micro_tokens, thread_pool};
 use crate::events::{Event, Stage};
 use crate::loaded::{Arithmetic, Loaded};
 use crate::model::ModelFiles;
+use crate::ranks::ALONE;
 use crate::reading::Reading;
 use crate::settings::{MAX_LENGTH, OverLength, Situation, Task};
 use crate::summary::SplitFacts;
@@ -253,9 +254,17 @@ impl Predictor {
             let facts = rows.facts();
             let (count, tokens) = (facts.rows, facts.tokens);
             listen(&Event::StageStart { stage: Stage::Evaluate, steps: 0, rows: count, tokens });
-            let micro_tokens = micro_tokens(model);
-            let mut measuring =
-                Measuring { model, parameters, table, micro_tokens, memory, cancel, listen: &mut *listen };
+            let (micro_tokens, ranks) = (micro_tokens(model), &ALONE);
+            let mut measuring = Measuring {
+                model,
+                parameters,
+                table,
+                micro_tokens,
+                memory,
+                ranks,
+                cancel,
+                listen: &mut *listen,
+            };
             let found = measuring.measure(rows.rows(), labels.as_ref())?;
             listen(&Event::StageEnd { stage: Stage::Evaluate, seconds: found.seconds });
             Ok(found)
@@ -277,8 +286,8 @@ impl Predictor {
         let Predictor { loaded, pool, .. } = self;
         pool.install(|| {
             let Loaded { model, parameters, table, memory, .. } = loaded;
-            let micro_tokens = micro_tokens(model);
-            Measuring { model, parameters, table, micro_tokens, memory, cancel, listen }.observe(
+            let (micro_tokens, ranks) = (micro_tokens(model), &ALONE);
+            Measuring { model, parameters, table, micro_tokens, memory, ranks, cancel, listen }.observe(
                 rows.rows(),
                 chosen,
                 observer,
@@ -315,11 +324,11 @@ impl Predictor {
                     .map_err(|problem| Error::Input(format!("row {}: {problem}", line + 1)))?;
                 examples.push(Example { ids: encoded.ids, types: encoded.types, label: None, file: 0, line });
             }
-            let micro_tokens = micro_tokens(model);
+            let (micro_tokens, ranks) = (micro_tokens(model), &ALONE);
             let mut predictions = vec![None; examples.len()];
             let take = |row: usize, logits: &[f32]| predictions[row] = Some(prediction(logits, labels));
             let listen = &mut |_: &Event| {};
-            let mut measuring = Measuring { model, parameters, table, micro_tokens, memory, cancel, listen };
+            let mut measuring = Measuring { model, parameters, table, micro_tokens, memory, ranks, cancel, listen };
             measuring.each_logits(&examples, take)?;
             Ok(predictions.into_iter().flatten().collect())
         })

@@ -112,13 +112,14 @@ fn measure(
     let (bank, parameters) = learner.continued(settings, assignment)?;
     let table = bank.table(learner.model.layers());
     let micro_tokens = learner.passes().evaluation_tokens();
-    let Learner { model, arenas, .. } = learner;
+    let Learner { model, arenas, ranks, .. } = learner;
     let mut measuring = Measuring {
         model,
         parameters: &parameters,
         table: &table,
         micro_tokens,
         memory: arenas.memory(),
+        ranks,
         cancel,
         listen,
     };

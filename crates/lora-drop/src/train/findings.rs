@@ -14,7 +14,7 @@ const EXAMPLES: usize = 8;
 
 /// The counts by class, the rows that are worth a look, and what a decoder writes. They help the
 /// reader and end no run: where they cannot be had a warning says why. Soon after `cancel` was raised
-/// there are no more.
+/// there are no more. Only the first rank writes a report, so the others have none.
 pub fn of(
     learner: &mut Learner,
     prepared: &Prepared,
@@ -23,6 +23,9 @@ pub fn of(
     cancel: &Cancel,
     listen: &mut dyn FnMut(&Event),
 ) -> DevFindings {
+    if !learner.ranks.is_first() {
+        return DevFindings::default();
+    }
     let mut found = DevFindings { classes: answers.by_class(), ..DevFindings::default() };
     let mut look = || -> Result<()> {
         // Not kept since the rows were read: some are as large as a small model.

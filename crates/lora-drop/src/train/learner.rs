@@ -15,6 +15,7 @@ use super::parts::WorkerArenas;
 use super::prepare::Prepared;
 use super::reuse::{self, Reuse};
 use super::schedule::Schedule;
+use super::shared_parts::{Shares, StepSums};
 use super::state::TrainState;
 use crate::adapter::{AdapterFile, LoraBank, NewPairs};
 use crate::assignment::{Assignment, Owner};
@@ -24,6 +25,7 @@ use crate::estimate::{PassPlan, Passes};
 use crate::evaluate::{Evaluation, Measuring};
 use crate::events::{Event, Stage};
 use crate::model::ModelFiles;
+use crate::ranks::{Ranks, share_out};
 use crate::settings::{Method, Restart, TrainSettings, Unselected};
 use crate::{Cancel, Error, Result};
 
@@ -44,6 +46,8 @@ pub struct Learner {
     pub table: LoraTable,
     /// Memory of concurrent micro-batches, which is reused.
     pub(crate) arenas: WorkerArenas,
+    /// The processes that train it together.
+    pub(crate) ranks: Ranks,
     /// How the steps are computed; a default until memory is planned.
     passes: Passes,
     /// Initial values of what trains, without LoRA; None if the method has one stage.
@@ -66,6 +70,7 @@ impl Learner {
         }
         let outputs = prepared.data.labels().map(|labels| labels.outputs());
         let mut learner = Self::load(&prepared.model, outputs, settings, assignment)?;
+        learner.ranks = prepared.ranks.clone();
         if let TaskData::Labelled(data) = &prepared.data
             && let Some(mean) = data.train.mean_value()
         {
@@ -173,6 +178,7 @@ impl Learner {
             bank,
             table,
             arenas: WorkerArenas::default(),
+            ranks: Ranks::default(),
             passes: Passes::default(),
             start,
             dropout,
@@ -299,10 +305,11 @@ impl Learner {
         cancel: &Cancel,
         listen: &mut dyn FnMut(&Event),
     ) -> Result<Evaluation> {
-        let Learner { model, state, table, arenas, passes, .. } = self;
+        let Learner { model, state, table, arenas, ranks, passes, .. } = self;
         let (micro_tokens, memory) = (passes.evaluation_tokens(), arenas.memory());
         let parameters = &state.parameters;
-        let mut measuring = Measuring { model, parameters, table, micro_tokens, memory, cancel, listen };
+        let mut measuring =
+            Measuring { model, parameters, table, micro_tokens, memory, ranks, cancel, listen };
         measuring.measure(prepared.data.dev(), prepared.data.labels())
     }
 
@@ -316,7 +323,8 @@ impl Learner {
 
     /// Puts the gradients of the mean loss over the rows of one step into the parameters, and adds
     /// what the schedule's observer sees to the state's observations; returns the loss and the
-    /// tokens. Micro-batch by micro-batch, in an order that the rows' lengths decide.
+    /// tokens. Micro-batch by micro-batch, in an order that the rows' lengths decide; ranks share
+    /// them.
     pub(super) fn gradients(
         &mut self,
         schedule: &Schedule,
@@ -324,7 +332,7 @@ impl Learner {
         step: &[usize],
         cancel: &Cancel,
     ) -> Result<(f64, usize)> {
-        let Learner { model, table, state, arenas, passes, dropout, reuse, .. } = self;
+        let Learner { model, table, state, arenas, ranks, passes, dropout, reuse, .. } = self;
         let (dropout, recompute) = (*dropout, passes.recompute);
         let purpose = match schedule.stage {
             Stage::Sample => Purpose::SampleDropout,
@@ -386,10 +394,19 @@ impl Learner {
         };
         state.parameters.zero_gradients();
         let mut loss = 0.0;
-        for parts in passes.cut.groups(&lengths) {
+        let (groups, together) = (passes.cut.groups(&lengths), passes.cut.together);
+        if ranks.size() > 1 {
+            let tokens = |slots: &Vec<usize>| slots.iter().map(|&slot| lengths[slot]).sum();
+            let tokens: Vec<usize> = groups.iter().flatten().map(tokens).collect();
+            let shares = Shares { ranks, owners: &share_out(&tokens, ranks.size()), cancel };
             let observations = schedule.observer.map(|_| &mut state.observations);
-            let together = passes.cut.together;
-            arenas.run(&parts, together, &mut state.parameters, &mut loss, observations, part)?;
+            let sums = StepSums { parameters: &mut state.parameters, loss: &mut loss, observations };
+            arenas.run_shared(&shares, &groups, together, sums, part)?;
+        } else {
+            for parts in groups {
+                let observations = schedule.observer.map(|_| &mut state.observations);
+                arenas.run(&parts, together, &mut state.parameters, &mut loss, observations, part)?;
+            }
         }
         Ok((loss / total as f64, lengths.iter().sum()))
     }

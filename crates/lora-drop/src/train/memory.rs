@@ -7,6 +7,7 @@ use lora_drop_transformer::{Keep, LoraTable, Parameters, PassSize};
 use super::learner::{self, Learner};
 use super::prepare::Prepared;
 use super::sample;
+use super::shared_parts::exchange_bytes;
 use crate::Result;
 use crate::assignment::{Assignment, Sizes};
 use crate::data::{TaskRows, batch};
@@ -54,7 +55,7 @@ pub fn plan(
     let dev = data.dev().lengths();
     let memory = |passes: Passes| -> PassMemory {
         let shared = shared.as_ref();
-        let mut most = Most { learner, shared, passes, memory: PassMemory::default(), together: 0 };
+        let mut most = Most { learner, shared, passes, memory: PassMemory::default(), together: 0, parts: 0 };
         for (stage, rows, steps) in &stages {
             most.of_training(data.train(), *stage, rows, *steps, settings);
         }
@@ -73,7 +74,8 @@ pub fn plan(
             }
         }
         let beside = if train { beside(learner, settings, data.train().len(), most.together) } else { 0 };
-        PassMemory { beside, ..most.memory }
+        let exchanged = exchange_bytes(&learner.ranks, learner.state.parameters.count(), most.parts);
+        PassMemory { beside: beside + exchanged, ..most.memory }
     };
     let (limit, given) = (settings.compute.memory_limit, settings.compute.micro_tokens);
     process.choose(limit, given, settings.compute.recompute, memory)
@@ -88,6 +90,8 @@ struct Most<'a> {
     memory: PassMemory,
     /// Most tokens of concurrent parts.
     together: usize,
+    /// Most parts of a step.
+    parts: usize,
 }
 
 impl Most<'_> {
@@ -108,7 +112,9 @@ impl Most<'_> {
             let order = batch::epoch_order(of, settings.optimisation.seed, stage as u64, epoch as u64);
             for step in batch::steps(&order, batch).take(steps - epoch * per_epoch) {
                 let lengths: Vec<usize> = step.iter().map(|&row| rows.length(row)).collect();
-                for group in self.passes.cut.groups(&lengths) {
+                let groups = self.passes.cut.groups(&lengths);
+                self.parts = self.parts.max(groups.iter().map(Vec::len).sum());
+                for group in groups {
                     let places = group.len().min(self.passes.cut.together);
                     for slots in group {
                         let part: Vec<usize> = slots.into_iter().map(|slot| step[slot]).collect();

@@ -3,12 +3,14 @@
 //! are the loop for code that trains by steps.
 
 mod adalora;
+mod agreement;
 mod auto_budget;
 mod baseline;
 mod checkpoint;
 mod findings;
 mod finetune;
 mod fit;
+mod follower;
 mod learner;
 mod memory;
 mod optimiser;
@@ -21,6 +23,7 @@ mod reuse;
 mod sample;
 mod samples;
 mod schedule;
+mod shared_parts;
 mod sparse;
 mod stage;
 mod state;
@@ -37,6 +40,7 @@ use crate::assignment::{Assignment, Owner};
 use crate::engine::thread_pool;
 use crate::estimate::{BaselineRss, PassPlan};
 use crate::events::{Event, Stage};
+use crate::ranks::Ranks;
 use crate::record::Page;
 use crate::score::record::Record;
 use crate::score::{Criterion, Importance, criterion};
@@ -59,6 +63,7 @@ pub use state::{Best, Progress, TrainState};
 pub use training::{TrainedAdapter, Training};
 
 use checkpoint::Checkpoints;
+use follower::Follower;
 use output::Output;
 
 /// Runs everything that the settings ask for and writes the output folder; `page` makes the text of
@@ -77,9 +82,8 @@ pub fn run(
     cancel: &Cancel,
     listen: &mut (dyn FnMut(&Event) + Send),
 ) -> Result<Summary> {
-    settings.validate()?;
-    settings.check_output()?;
-    install(settings, page, None, cancel, listen)
+    let summary = run_on(&Ranks::default(), settings, page, cancel, listen)?;
+    Ok(summary.expect("the first rank has a summary"))
 }
 
 /// Continues a run that was stopped, in its folder, to the bits of a run that was not stopped. Takes
@@ -93,44 +97,96 @@ pub fn resume(
     cancel: &Cancel,
     listen: &mut (dyn FnMut(&Event) + Send),
 ) -> Result<Summary> {
-    install(&run.settings, page, Some(run), cancel, listen)
+    let summary = resume_on(&Ranks::default(), run, page, cancel, listen)?;
+    Ok(summary.expect("the first rank has a summary"))
+}
+
+/// Does what `run` does together with the other ranks of a job, all of which call it: results are
+/// those of one process bit for bit, except after full fine-tuning, where the number of ranks
+/// counts. The first rank alone writes the output folder, has a page, and returns the summary.
+///
+/// Raising `cancel` on one rank ends the run on all, after the same step. An error on one is an
+/// error on all.
+///
+/// # Errors
+/// Those of `run`, and `Error::Ranks` where ranks differ, one has failed or the exchange has.
+pub fn run_on(
+    ranks: &Ranks,
+    settings: &RunSettings,
+    page: Option<Page>,
+    cancel: &Cancel,
+    listen: &mut (dyn FnMut(&Event) + Send),
+) -> Result<Option<Summary>> {
+    let checked = settings.validate().and_then(|()| match ranks.is_first() {
+        true => settings.check_output(),
+        false => Ok(()),
+    });
+    ranks.agree(checked)?;
+    install(ranks, settings, page, None, cancel, listen)
+}
+
+/// Does what `resume` does as `run_on` does `run`, on any number of ranks. All ranks read the
+/// checkpoint.
+///
+/// # Errors
+/// Those of `resume` and `run_on`.
+pub fn resume_on(
+    ranks: &Ranks,
+    run: &StoppedRun,
+    page: Option<Page>,
+    cancel: &Cancel,
+    listen: &mut (dyn FnMut(&Event) + Send),
+) -> Result<Option<Summary>> {
+    install(ranks, &run.settings, page, Some(run), cancel, listen)
 }
 
 fn install(
+    ranks: &Ranks,
     settings: &RunSettings,
     page: Option<Page>,
     stopped: Option<&StoppedRun>,
     cancel: &Cancel,
     listen: &mut (dyn FnMut(&Event) + Send),
-) -> Result<Summary> {
+) -> Result<Option<Summary>> {
     let began = Instant::now();
-    profile::install(&thread_pool(settings.train.compute.threads)?, || {
-        run_here(settings, page, stopped, began, cancel, listen)
-    })
+    let pool = ranks.agree(thread_pool(ranks.threads(settings.train.compute.threads)))?;
+    profile::install(&pool, || run_here(ranks, settings, page, (stopped, began), cancel, listen))
 }
 
 fn run_here(
+    ranks: &Ranks,
     settings: &RunSettings,
     page: Option<Page>,
-    stopped: Option<&StoppedRun>,
-    began: Instant,
+    (stopped, began): (Option<&StoppedRun>, Instant),
     cancel: &Cancel,
     listen: &mut (dyn FnMut(&Event) + Send),
-) -> Result<Summary> {
-    let prepared = Prepared::read(settings, false, cancel, listen)?;
-    let first = first_assignment(&prepared, &settings.train)?;
-    let (mut learner, plan) = load(&prepared, &settings.train, &first, true, listen)?;
+) -> Result<Option<Summary>> {
+    agreement::on_settings(ranks, settings, cancel, listen)?;
+    let mut prepared = ranks.agree(Prepared::read(settings, false, cancel, listen))?;
+    prepared.ranks = ranks.clone();
+    agreement::on_sources(ranks, &prepared, cancel)?;
+    let first = ranks.agree(first_assignment(&prepared, &settings.train))?;
+    let (mut learner, plan) = agreement::load_alike(ranks, &prepared, &settings.train, &first, listen)?;
     learner.use_plan(&plan);
-    let checkpoints = Checkpoints::new(&prepared, settings, stopped, cancel, listen)?;
     let criterion = criterion(settings.train.selection.criterion);
     if let Some(stopped) = stopped {
-        learner.restore(&settings.train, criterion, &stopped.path)?;
+        ranks.agree(learner.restore(&settings.train, criterion, &stopped.path))?;
         listen(&Event::Resumed { stage: learner.state.stage, steps: learner.state.optimiser.steps });
     }
-    let facts = (plan.estimate, checkpoints, began);
-    let mut output = Output::begin(&prepared, settings, page, &learner, stopped, facts, listen)?;
-    let outcome = stages(&mut learner, &prepared, &settings.train, criterion, &mut output, cancel, listen);
-    output.finish(&learner, outcome, listen)
+    let keep = |learner: &mut Learner, keeper: &mut dyn Keeper, listen: &mut (dyn FnMut(&Event) + Send)| {
+        ranks.agree(stages(learner, &prepared, &settings.train, criterion, keeper, cancel, listen))
+    };
+    if !ranks.is_first() {
+        let mut follower = ranks.agree(Follower::new())?;
+        return keep(&mut learner, &mut follower, listen).map(|()| None);
+    }
+    let output = Checkpoints::new(&prepared, settings, stopped, cancel, listen).and_then(|checkpoints| {
+        let facts = (plan.estimate, checkpoints, began);
+        Output::begin(&prepared, settings, page, &learner, stopped, facts, listen)
+    });
+    let mut output = ranks.agree(output)?;
+    let outcome = keep(&mut learner, &mut output, listen);
+    output.finish(&learner, outcome, listen).map(Some)
 }
 
 /// What becomes of what a run makes.

@@ -63,39 +63,55 @@ impl WorkerArenas {
         mut observations: Option<&mut Observations>,
         train: impl Fn(&P, Values, &mut [f32], Option<&mut Observations>, &mut Memory) -> Result<f64> + Sync,
     ) -> Result<()> {
-        let scored = observations.is_some();
-        let count = parts.len().min(together);
-        self.grow(count);
-        if !apart(parameters.count()) {
-            assert!(count <= 1, "concurrent parts have gradients of their own");
-            let (values, gradients) = parameters.training();
+        let (trained, scored) = (parameters.count(), observations.is_some());
+        let (values, gradients) = parameters.training();
+        if !apart(trained) {
+            assert!(parts.len().min(together) <= 1, "concurrent parts have gradients of their own");
             for part in parts {
-                *loss += train(part, values, gradients, observations.as_deref_mut(), &mut self.places[0])?;
+                let memory = self.memory();
+                *loss += train(part, values, gradients, observations.as_deref_mut(), memory)?;
             }
             return Ok(());
         }
-        let trained = parameters.count();
-        let (values, gradients) = parameters.training();
-        let sums = Mutex::new(Sums {
-            gradients,
-            loss,
-            observations,
-            next: 0,
-            ended: BTreeMap::new(),
-            free: &mut self.gradients,
-        });
+        let add = &mut |ended: &Ended| {
+            gradients.iter_mut().zip(&ended.gradients).for_each(|(sum, x)| *sum += x);
+            *loss += ended.loss;
+            if let (Some(all), Some(seen)) = (observations.as_deref_mut(), &ended.observations) {
+                all.merge(seen);
+            }
+        };
+        self.each(parts, together, Inputs { values, trained, scored }, train, add)
+    }
+
+    /// Runs `train` on parts as `run` does, each with a gradient of its own, and shows `take` what
+    /// each gave, in the order of the parts.
+    ///
+    /// # Errors
+    /// Those of `train`.
+    pub(super) fn each<P: Sync>(
+        &mut self,
+        parts: &[P],
+        together: usize,
+        inputs: Inputs,
+        train: impl Fn(&P, Values, &mut [f32], Option<&mut Observations>, &mut Memory) -> Result<f64> + Sync,
+        take: &mut (dyn FnMut(&Ended) + Send),
+    ) -> Result<()> {
+        let Inputs { values, trained, scored } = inputs;
+        let count = parts.len().min(together);
+        self.grow(count);
+        let ends = Mutex::new(Ends { take, next: 0, ended: BTreeMap::new(), free: &mut self.gradients });
         let next = AtomicUsize::new(0);
         let work = |memory: &mut Memory| {
             loop {
                 let number = next.fetch_add(1, Ordering::Relaxed);
                 let Some(part) = parts.get(number) else { return Ok(()) };
-                let mut gradients = lock(&sums).free.pop().unwrap_or_default();
+                let mut gradients = lock(&ends).free.pop().unwrap_or_default();
                 gradients.clear();
                 gradients.resize(trained, 0.0);
                 let mut observations = scored.then(Observations::new);
                 let loss = train(part, values, &mut gradients, observations.as_mut(), memory)
                     .inspect_err(|_| next.store(parts.len(), Ordering::Relaxed))?;
-                lock(&sums).add(number, Ended { gradients, loss, observations });
+                lock(&ends).add(number, Ended { gradients, loss, observations });
             }
         };
         let places: Vec<&mut Memory> = self.places[..count].iter_mut().collect();
@@ -107,19 +123,25 @@ impl WorkerArenas {
     }
 }
 
-/// What a part gave.
-struct Ended {
-    gradients: Vec<f32>,
-    loss: f64,
-    observations: Option<Observations>,
+/// What parts read, and whether they are observed.
+pub(super) struct Inputs<'a> {
+    pub values: Values<'a>,
+    /// The number of trained values.
+    pub trained: usize,
+    pub scored: bool,
 }
 
-/// What all parts give together.
-struct Sums<'a> {
-    gradients: &'a mut [f32],
-    loss: &'a mut f64,
-    observations: Option<&'a mut Observations>,
-    /// The part to be added next.
+/// What a part gave.
+pub(super) struct Ended {
+    pub gradients: Vec<f32>,
+    pub loss: f64,
+    pub observations: Option<Observations>,
+}
+
+/// Brings what parts give into their order.
+struct Ends<'a> {
+    take: &'a mut (dyn FnMut(&Ended) + Send),
+    /// The part to be taken next.
     next: usize,
     /// Parts that ended before those in front of them.
     ended: BTreeMap<usize, Ended>,
@@ -127,22 +149,18 @@ struct Sums<'a> {
 }
 
 /// No thread panics that has this lock, and without it none sees anything half done.
-fn lock<'a, 'b>(sums: &'a Mutex<Sums<'b>>) -> MutexGuard<'a, Sums<'b>> {
-    sums.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<'a, 'b>(ends: &'a Mutex<Ends<'b>>) -> MutexGuard<'a, Ends<'b>> {
+    ends.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Sums<'_> {
-    /// Adds this part if all in front of it are added, and those after it that waited for it. By
+impl Ends<'_> {
+    /// Has this part taken if all in front of it are, and those after it that waited for it. By
     /// this thread alone: the others are at their parts.
     fn add(&mut self, number: usize, ended: Ended) {
         self.ended.insert(number, ended);
-        while let Some(Ended { gradients, loss, observations }) = self.ended.remove(&self.next) {
-            self.gradients.iter_mut().zip(&gradients).for_each(|(sum, x)| *sum += x);
-            *self.loss += loss;
-            if let (Some(all), Some(observations)) = (self.observations.as_deref_mut(), observations) {
-                all.merge(&observations);
-            }
-            self.free.push(gradients);
+        while let Some(ended) = self.ended.remove(&self.next) {
+            (self.take)(&ended);
+            self.free.push(ended.gradients);
             self.next += 1;
         }
     }

@@ -14,6 +14,7 @@ use crate::data::{
 use crate::evaluate::metrics::Metric;
 use crate::events::Event;
 use crate::model::ModelFiles;
+use crate::ranks::Ranks;
 use crate::reading::Reading;
 use crate::settings::{
     Method, Reader, RowSettings, RunSettings, SelectionSettings, Situation, Task, TrainSettings, Unselected,
@@ -34,6 +35,8 @@ pub struct Prepared {
     pub situation: Situation,
     /// The adapter that training starts with.
     pub init: Option<AdapterFile>,
+    /// The processes that train on it together.
+    pub(crate) ranks: Ranks,
 }
 
 impl Prepared {
@@ -84,7 +87,8 @@ impl Prepared {
         for note in settings.check_read(&situation)? {
             listen(&Event::Warning(&note));
         }
-        let prepared = Prepared { model, data, kinds, metric, facts, situation, init };
+        let ranks = Ranks::default();
+        let prepared = Prepared { model, data, kinds, metric, facts, situation, init, ranks };
         prepared.check_init(settings)?;
         Ok(prepared)
     }
@@ -148,7 +152,8 @@ impl Prepared {
         data.forget_unread();
         let (metric, situation) = of_data(run, &data, situation)?;
         run.check_read(&situation)?;
-        let prepared = Prepared { model: model.clone(), data, kinds, metric, facts, situation, init };
+        let (model, ranks) = (model.clone(), Ranks::default());
+        let prepared = Prepared { model, data, kinds, metric, facts, situation, init, ranks };
         prepared.check_init(run)?;
         Ok(prepared)
     }

@@ -49,7 +49,10 @@ pub fn run(
     let tokens = rows.iter().map(|&row| examples.length(row)).sum();
     let mut hidden_states = HiddenStates::default();
     match criterion.basis() {
-        Basis::HiddenStates => see_states(learner, examples, &rows, &mut hidden_states, hooks, cancel)?,
+        Basis::HiddenStates => {
+            let seen = see_states(learner, examples, &rows, &mut hidden_states, hooks, cancel);
+            learner.ranks.agree(seen)?;
+        }
         Basis::Gradients => see_gradients(learner, settings, criterion, (examples, &rows), hooks, cancel)?,
         Basis::Training | Basis::Order => {}
     }
@@ -86,7 +89,8 @@ fn see_gradients(
     Ok(())
 }
 
-/// The hidden states of the model without LoRA.
+/// The hidden states of the model without LoRA. Every rank computes all of them: these passes are
+/// few, and the states larger than what they are computed from.
 fn see_states(
     learner: &mut Learner,
     examples: TaskRows,
@@ -96,10 +100,10 @@ fn see_states(
     cancel: &Cancel,
 ) -> Result<()> {
     let micro_tokens = learner.passes().evaluation_tokens();
-    let Learner { model, state, arenas, .. } = learner;
+    let Learner { model, state, arenas, ranks, .. } = learner;
     let (parameters, table) = (&state.parameters, &LoraTable::empty(model.layers()));
     let (memory, listen) = (arenas.memory(), &mut |event: &Event| hooks.tell(event));
-    let mut measuring = Measuring { model, parameters, table, micro_tokens, memory, cancel, listen };
+    let mut measuring = Measuring { model, parameters, table, micro_tokens, memory, ranks, cancel, listen };
     measuring.passes(examples, rows, |context, packed| {
         let sequences = packed.sequences();
         model.net.hidden_states(context, sequences, |level, states| {

@@ -28,6 +28,7 @@ use crate::engine::micro_tokens;
 use crate::evaluate::Measuring;
 use crate::events::{Event, Stage};
 use crate::loaded::{Arithmetic, Loaded};
+use crate::ranks::ALONE;
 use crate::score::record::Record;
 use crate::score::{Criterion, Evidence, HiddenStates, Importance, Window};
 use crate::settings::{
@@ -412,8 +413,8 @@ pub fn score_adapter(
         )));
     }
     let micro_tokens = micro_tokens(&model);
-    let (model, parameters, table, memory) = (&model, &parameters, &table, &mut memory);
-    let mut measuring = Measuring { model, parameters, table, micro_tokens, memory, cancel, listen };
+    let (model, parameters, table, memory, ranks) = (&model, &parameters, &table, &mut memory, &ALONE);
+    let mut measuring = Measuring { model, parameters, table, micro_tokens, memory, ranks, cancel, listen };
     let observations = match criterion.observer() {
         Some(observer) => measuring.observe(examples, &rows, observer)?,
         None => Observations::new(),

@@ -1,0 +1,216 @@
+//! Ranks that are threads of this process: the same results on any number of them.
+
+use std::sync::{Arc, Barrier, Mutex};
+
+use crate::common::Fixture;
+use lora_drop::Cancel;
+use lora_drop::Error;
+use lora_drop::events::Event;
+use lora_drop::ranks::{Exchange, Ranks};
+use lora_drop::settings::RunSettings;
+use lora_drop::train;
+use serde_json::Value;
+
+type Exchanged<T> = Result<T, String>;
+
+/// What each rank gives, and where all wait for each other.
+type Table = Arc<(Mutex<Vec<Vec<u8>>>, Barrier)>;
+
+struct Threads {
+    rank: usize,
+    table: Table,
+}
+
+fn bytes(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|x| x.to_le_bytes()).collect()
+}
+
+fn values(bytes: &[u8]) -> Vec<f32> {
+    bytes.as_chunks().0.iter().map(|chunk| f32::from_le_bytes(*chunk)).collect()
+}
+
+impl Exchange for Threads {
+    fn rank(&self) -> usize {
+        self.rank
+    }
+
+    fn size(&self) -> usize {
+        self.table.0.lock().unwrap().len()
+    }
+
+    fn gather(&self, mine: Vec<u8>) -> Exchanged<Vec<Vec<u8>>> {
+        self.table.0.lock().unwrap()[self.rank] = mine;
+        self.table.1.wait();
+        let all = self.table.0.lock().unwrap().clone();
+        self.table.1.wait();
+        Ok(all)
+    }
+
+    fn gather_values(&self, mine: Vec<f32>, lengths: Vec<usize>) -> Exchanged<Vec<f32>> {
+        assert_eq!(mine.len(), lengths[self.rank]);
+        Ok(values(&self.gather(bytes(&mine))?.concat()))
+    }
+
+    fn exchange_values(
+        &self,
+        sent: Vec<f32>,
+        sent_lengths: Vec<usize>,
+        lengths: Vec<usize>,
+    ) -> Exchanged<Vec<f32>> {
+        assert_eq!(sent.len(), sent_lengths.iter().sum::<usize>());
+        let all_lengths = self.gather(bytes(&sent_lengths.iter().map(|&n| n as f32).collect::<Vec<_>>()))?;
+        let all = self.gather(bytes(&sent))?;
+        let mut received = Vec::new();
+        for (from, (message, of_ranks)) in all.iter().zip(all_lengths).enumerate() {
+            let of_ranks = values(&of_ranks);
+            let start = of_ranks[..self.rank].iter().sum::<f32>() as usize;
+            assert_eq!(of_ranks[self.rank] as usize, lengths[from]);
+            received.extend(&values(message)[start..][..lengths[from]]);
+        }
+        Ok(received)
+    }
+}
+
+/// Runs `work` on each of `size` ranks, which compute on `threads` threads each.
+fn on_ranks<T: Send>(size: usize, threads: usize, work: impl Fn(Ranks) -> T + Sync) -> Vec<T> {
+    let table = Arc::new((Mutex::new(vec![Vec::new(); size]), Barrier::new(size)));
+    let work = &work;
+    std::thread::scope(|scope| {
+        let start = |rank: usize| {
+            let ranks = Ranks::new(Threads { rank, table: table.clone() }, threads);
+            scope.spawn(move || work(ranks))
+        };
+        let running: Vec<_> = (0..size).map(start).collect();
+        running.into_iter().map(|thread| thread.join().unwrap()).collect()
+    })
+}
+
+/// Settings under which a step of the tiny models has several parts.
+fn settings(fixture: &Fixture, model: &str, data: &str, text: &str) -> RunSettings {
+    let mut settings =
+        RunSettings::new(fixture.path(model).to_str().unwrap(), fixture.path(data), fixture.path("out"));
+    let common = "rank = 4\nbatch-size = 9\nlearning-rate = 1e-2\nlora-dropout = 0.1\nepochs = 2\n\
+                  micro-tokens = 24\ntoken-cache = 0\noverwrite = true\n";
+    settings.apply(&format!("{common}{text}").parse().unwrap()).unwrap();
+    settings
+}
+
+/// The files of a run that do not depend on time.
+fn files(fixture: &Fixture, model: &str) -> Vec<Vec<u8>> {
+    let without_times = |line: &str| {
+        let mut line: Value = serde_json::from_str(line).unwrap();
+        line.as_object_mut().unwrap().remove("tokens_per_second");
+        line.to_string()
+    };
+    let log: Vec<String> = fixture.read("out/metrics.jsonl").lines().map(without_times).collect();
+    let model = std::fs::read(fixture.path("out").join(model)).unwrap();
+    let importance = std::fs::read(fixture.path("out/importance.json")).unwrap_or_default();
+    vec![log.join("\n").into_bytes(), model, importance]
+}
+
+/// Checks that runs on several ranks write the files of a run alone.
+#[track_caller]
+fn check(fixture: &Fixture, settings: &RunSettings, model: &str) {
+    let run = |size: usize, threads: usize| {
+        let summaries = on_ranks(size, threads, |ranks| {
+            train::run_on(&ranks, settings, None, &Cancel::new(), &mut |_| {}).unwrap().is_some()
+        });
+        assert_eq!(summaries, (0..size).map(|rank| rank == 0).collect::<Vec<_>>());
+        files(fixture, model)
+    };
+    train::run(settings, None, &Cancel::new(), &mut |_| {}).unwrap();
+    let expected = files(fixture, model);
+    for (size, threads) in [(1, 2), (2, 1), (3, 2), (4, 1)] {
+        assert!(run(size, threads) == expected, "{size} ranks, {threads} threads");
+    }
+}
+
+const COMPACT: &str = "adapter_compact.safetensors";
+
+#[test]
+fn encoders_learn_the_same_on_ranks() {
+    let fixture = Fixture::new();
+    for text in [
+        // With a sample stage, whose moments are exchanged too.
+        "hidden-dropout = 0.1\nsample-ratio = 0.5\nsample-epochs = 3\ntop-k = 1",
+        "budget = \"auto\"\nsample-ratio = 0.5\nsample-epochs = 2",
+        "criterion = \"page\"\nsample-ratio = 0.5\ntop-k = 2",
+        "criterion = \"cka\"\nsample-ratio = 0.5\ntop-k = 2",
+        "method = \"dora\"",
+        "method = \"adalora\"",
+        "method = \"sparse-adapter\"\nsample-ratio = 0.5",
+    ] {
+        check(&fixture, &settings(&fixture, "model", "data", text), COMPACT);
+    }
+    // Few values, so that even all of them have a gradient for each part.
+    check(&fixture, &settings_of_all(&fixture), "model.safetensors");
+}
+
+fn settings_of_all(fixture: &Fixture) -> RunSettings {
+    let mut settings = settings(fixture, "model", "data", "method = \"full\"");
+    settings.train.adapter =
+        lora_drop::settings::AdapterSettings { method: settings.train.adapter.method, ..Default::default() };
+    settings
+}
+
+#[test]
+fn decoders_learn_the_same_on_ranks() {
+    let fixture = Fixture::new();
+    fixture.write_decoder("decoder");
+    fixture.write_reversed_words(40, 10);
+    for text in ["sample-ratio = 0.5\nsample-epochs = 3\ntop-k = 1", "method = \"lora\"\nrecompute = true"] {
+        check(&fixture, &settings(&fixture, "decoder", "texts", text), COMPACT);
+    }
+}
+
+/// Errors of all ranks of a run that rank `number` ends after its first step.
+fn errors(fixture: &Fixture, number: usize, end: impl Fn(&Cancel) + Sync) -> Vec<Option<Error>> {
+    let settings = settings(fixture, "model", "data", "method = \"lora\"");
+    on_ranks(3, 1, |ranks| {
+        let (cancel, rank) = (Cancel::new(), ranks.rank());
+        let mut steps = 0;
+        let mut listen = |event: &Event| {
+            steps += usize::from(matches!(event, Event::Step(_)));
+            if rank == number && steps == 1 {
+                end(&cancel);
+            }
+        };
+        train::run_on(&ranks, &settings, None, &cancel, &mut listen).err()
+    })
+}
+
+#[test]
+fn one_that_is_stopped_stops_all() {
+    let fixture = Fixture::new();
+    for number in [0, 2] {
+        let errors = errors(&fixture, number, Cancel::raise);
+        assert!(errors.iter().all(|error| matches!(error, Some(Error::Interrupted))), "{errors:?}");
+        assert_eq!(fixture.read_json("out/summary.json")["status"], "interrupted");
+    }
+}
+
+#[test]
+fn ranks_that_differ_are_refused() {
+    let fixture = Fixture::new();
+    fixture.write("other/train.jsonl", fixture.read("data/train.jsonl").replacen("positive", "negative", 1));
+    fixture.write("other/dev.jsonl", fixture.read("data/dev.jsonl"));
+    fixture.write("longer/dev.jsonl", fixture.read("data/train.jsonl"));
+    fixture.write("longer/train.jsonl", fixture.read("data/train.jsonl"));
+    for (data, text, problem) in [
+        ("data", "seed = 5", "its `seed` is 5, that of the first one 0"),
+        ("data", "keep-layers = [0]", "its `keep_layers` is [0], that of the first one not set"),
+        ("other", "", "its rows of train, their tokens or labels are not those of the first one"),
+        ("longer", "", "its rows of dev, their tokens or labels are not those of the first one"),
+    ] {
+        let errors = on_ranks(3, 1, |ranks| {
+            let mut mine = settings(&fixture, "model", "data", "");
+            if ranks.rank() == 2 {
+                mine = settings(&fixture, "model", data, text);
+            }
+            train::run_on(&ranks, &mine, None, &Cancel::new(), &mut |_| {}).unwrap_err().to_string()
+        });
+        let expected = format!("rank 2 does not fit the others: {problem}");
+        assert!(errors.iter().all(|error| *error == expected), "{errors:?}");
+        assert!(!fixture.path("out").exists());
+    }
+}

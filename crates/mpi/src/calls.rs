@@ -1,0 +1,291 @@
+//! The functions of an MPI library, by the three binary interfaces that there are.
+//!
+//! Functions have the same names and arguments everywhere; what differs is what a handle is:
+//!
+//! | interface | handles | found by |
+//! |---|---|---|
+//! | MPI 5.0's standard | pointers with small constants | MPI_Abi_get_version gives 1 |
+//! | MPICH's family | C integers | the rest |
+//! | Open MPI's | addresses of exported objects | the object `ompi_mpi_comm_world` |
+//!
+//! Values are only moved: sums are made by the caller, in its own order. Counts are C integers, so
+//! values travel as MPI_FLOAT, of which four times as many bytes fit.
+
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::path::Path;
+use std::ptr;
+
+use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
+
+use crate::{Error, Result};
+
+/// The longest text that an implementation has for an error (MPI_MAX_ERROR_STRING of the standard).
+const ERROR_TEXT: usize = 512;
+
+/// What is sent.
+#[derive(Clone, Copy, Debug)]
+pub enum Unit {
+    Byte,
+    Float,
+}
+
+impl Unit {
+    pub fn bytes(self) -> usize {
+        match self {
+            Unit::Byte => 1,
+            Unit::Float => size_of::<f32>(),
+        }
+    }
+}
+
+/// What the processes do together. Each call is made by all ranks, in the same order. Lengths are
+/// in units and add up to those of the slices.
+pub trait Calls {
+    /// This process's rank, and the number of processes.
+    fn place(&self) -> Result<(usize, usize)>;
+    /// Puts what each rank sends into all ranks' `received`, in the order of ranks.
+    fn all_gather(&self, unit: Unit, sent: &[u8], received: &mut [u8], lengths: &[c_int]) -> Result<()>;
+    /// Sends the first `sent_lengths[0]` units to rank 0, the next ones to rank 1, and so on; puts
+    /// what each rank has sent here into `received`, in the order of ranks.
+    fn all_to_all(
+        &self,
+        unit: Unit,
+        sent: &[u8],
+        sent_lengths: &[c_int],
+        received: &mut [u8],
+        lengths: &[c_int],
+    ) -> Result<()>;
+    /// Ends all processes of the job.
+    fn abort(&self, code: c_int);
+    fn finish(&self) -> Result<()>;
+}
+
+type Init = unsafe extern "C" fn(*mut c_int, *mut *mut *mut c_char, c_int, *mut c_int) -> c_int;
+type Exchange<H> = unsafe extern "C" fn(
+    *const c_void,
+    *const c_int,
+    *const c_int,
+    H,
+    *mut c_void,
+    *const c_int,
+    *const c_int,
+    H,
+    H,
+) -> c_int;
+type Gather<H> =
+    unsafe extern "C" fn(*const c_void, c_int, H, *mut c_void, *const c_int, *const c_int, H, H) -> c_int;
+
+/// The functions, with handles of type `H`.
+struct Functions<H> {
+    world: H,
+    units: [H; 2],
+    rank: unsafe extern "C" fn(H, *mut c_int) -> c_int,
+    size: unsafe extern "C" fn(H, *mut c_int) -> c_int,
+    gather: Gather<H>,
+    exchange: Exchange<H>,
+    abort: unsafe extern "C" fn(H, c_int) -> c_int,
+    finalize: unsafe extern "C" fn() -> c_int,
+    error_text: unsafe extern "C" fn(c_int, *mut c_char, *mut c_int) -> c_int,
+}
+
+/// The handles that are used, and MPI_THREAD_FUNNELED.
+struct Constants<H> {
+    world: H,
+    /// Of bytes and of floats.
+    units: [H; 2],
+    return_errors: H,
+    funneled: c_int,
+}
+
+/// Loads a library and starts MPI on the calling thread, which alone may make calls from then on.
+///
+/// # Errors
+/// The reason for which it could not be loaded, as `Err(Ok(reason))`, after which another may be
+/// tried; or what is wrong with it.
+pub fn start(path: &Path) -> std::result::Result<Box<dyn Calls>, std::result::Result<String, Error>> {
+    // SAFETY: the libraries' initialisers are those of an MPI that the user installed or named.
+    // Open MPI's and MPICH's plugins look for symbols of the library among the global ones.
+    let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_GLOBAL) };
+    let library = library.map_err(|error| Ok(format!("{}: {}", path.display(), reason(&error))))?;
+    let name = path.display().to_string();
+    functions(library, name).map_err(Err)
+}
+
+/// The loader's own words, without the path that they begin with.
+fn reason(error: &libloading::Error) -> String {
+    let text = match error {
+        libloading::Error::DlOpen { source, .. } => source.to_string(),
+        other => other.to_string(),
+    };
+    text.split_once(": ").map_or(text.clone(), |(_, reason)| reason.to_string())
+}
+
+fn functions(library: Library, name: String) -> Result<Box<dyn Calls>> {
+    // An MPI that was started cannot be unloaded.
+    let library: &'static Library = Box::leak(Box::new(library));
+    type Version = unsafe extern "C" fn(*mut c_int, *mut c_int) -> c_int;
+    let standard = symbol::<Version>(library, &name, "MPI_Abi_get_version").is_ok_and(|version| {
+        let (mut major, mut minor) = (0, 0);
+        // SAFETY: the function has this type in MPI 5.0, and may be called before MPI is started.
+        unsafe { version(&mut major, &mut minor) };
+        major >= 1
+    });
+    if let Ok(world) = object(library, &name, "ompi_mpi_comm_world") {
+        let constants = Constants {
+            world,
+            units: [object(library, &name, "ompi_mpi_byte")?, object(library, &name, "ompi_mpi_float")?],
+            return_errors: object(library, &name, "ompi_mpi_errors_return")?,
+            funneled: 1,
+        };
+        return Ok(Box::new(Functions::started(library, &name, constants)?));
+    }
+    if standard {
+        let handle = |number: usize| ptr::without_provenance_mut::<c_void>(number);
+        let constants = Constants {
+            world: handle(0x101),
+            units: [handle(0x247), handle(0x210)],
+            return_errors: handle(0x143),
+            funneled: 1024,
+        };
+        return Ok(Box::new(Functions::started(library, &name, constants)?));
+    }
+    let constants = Constants::<c_int> {
+        world: 0x4400_0000,
+        units: [0x4c00_010d, 0x4c00_040a],
+        return_errors: 0x5400_0001,
+        funneled: 1,
+    };
+    Ok(Box::new(Functions::started(library, &name, constants)?))
+}
+
+/// A function of the library. `T` has to be its type.
+fn symbol<T: Copy>(library: &Library, name: &str, function: &str) -> Result<T> {
+    // SAFETY: the callers name the types that the standard gives to these functions.
+    let found = unsafe { library.get::<T>(function.as_bytes()) };
+    found
+        .map(|found| *found)
+        .map_err(|_| Error::Symbol { library: name.to_string(), problem: format!("it has no {function}") })
+}
+
+/// The address of an object of the library: a handle of Open MPI.
+fn object(library: &Library, name: &str, object: &str) -> Result<*mut c_void> {
+    // SAFETY: only its address is used.
+    let found = unsafe { library.get::<*mut c_void>(object.as_bytes()) };
+    found
+        .map(|found| found.as_raw_ptr())
+        .map_err(|_| Error::Symbol { library: name.to_string(), problem: format!("it has no {object}") })
+}
+
+impl<H: Copy + 'static> Functions<H> {
+    /// Starts MPI, for calls of this thread, with errors returned instead of ending the process.
+    fn started(library: &'static Library, name: &str, constants: Constants<H>) -> Result<Self> {
+        let Constants { world, units, return_errors, funneled } = constants;
+        let functions = Functions {
+            world,
+            units,
+            rank: symbol(library, name, "MPI_Comm_rank")?,
+            size: symbol(library, name, "MPI_Comm_size")?,
+            gather: symbol(library, name, "MPI_Allgatherv")?,
+            exchange: symbol(library, name, "MPI_Alltoallv")?,
+            abort: symbol(library, name, "MPI_Abort")?,
+            finalize: symbol(library, name, "MPI_Finalize")?,
+            error_text: symbol(library, name, "MPI_Error_string")?,
+        };
+        let init: Init = symbol(library, name, "MPI_Init_thread")?;
+        type SetHandler<H> = unsafe extern "C" fn(H, H) -> c_int;
+        let set_handler: SetHandler<H> = symbol(library, name, "MPI_Comm_set_errhandler")?;
+        let mut provided = 0;
+        // SAFETY: MPI takes null for the program's arguments; nobody has started it before.
+        let code = unsafe { init(ptr::null_mut(), ptr::null_mut(), funneled, &mut provided) };
+        functions.check("MPI_Init_thread", code)?;
+        if provided < funneled {
+            return Err(Error::Symbol {
+                library: name.to_string(),
+                problem: "it does not support programs with threads (MPI_THREAD_FUNNELED)".to_string(),
+            });
+        }
+        // SAFETY: handles of this library, after the start.
+        let code = unsafe { set_handler(world, return_errors) };
+        functions.check("MPI_Comm_set_errhandler", code)?;
+        Ok(functions)
+    }
+
+    fn check(&self, function: &'static str, code: c_int) -> Result<()> {
+        if code == 0 {
+            return Ok(());
+        }
+        let mut text: [c_char; ERROR_TEXT + 1] = [0; ERROR_TEXT + 1];
+        let mut length = 0;
+        // SAFETY: the text has room for the longest of any implementation, and a 0 at its end.
+        let known = unsafe { (self.error_text)(code, text.as_mut_ptr(), &mut length) } == 0;
+        // SAFETY: as above.
+        let text = unsafe { CStr::from_ptr(text.as_ptr()) }.to_string_lossy().into_owned();
+        Err(Error::Call { function, message: if known { text } else { format!("error {code}") } })
+    }
+}
+
+/// Where each rank's bytes begin.
+fn starts(lengths: &[c_int]) -> Vec<c_int> {
+    lengths.iter().scan(0, |end, &length| Some(std::mem::replace(end, *end + length))).collect()
+}
+
+/// Addresses for empty buffers. Rust's own are small numbers, and so is MPI_IN_PLACE of Open MPI
+/// and the standard.
+static EMPTY: [u64; 2] = [0; 2];
+
+/// Where a buffer lies that is sent.
+fn start_of(buffer: &[u8]) -> *const c_void {
+    if buffer.is_empty() { (&raw const EMPTY[0]).cast() } else { buffer.as_ptr().cast() }
+}
+
+/// Where a buffer lies that is received.
+fn start_of_mut(buffer: &mut [u8]) -> *mut c_void {
+    if buffer.is_empty() { (&raw const EMPTY[1]).cast_mut().cast() } else { buffer.as_mut_ptr().cast() }
+}
+
+// SAFETY, for all calls below: handles are those of the library that the function is of; pointers
+// are of slices whose lengths the caller (world.rs) has made to fit the counts, which are checked
+// to fit a C integer; all calls are made by the thread that started MPI, and none keeps a pointer.
+impl<H: Copy + 'static> Calls for Functions<H> {
+    fn place(&self) -> Result<(usize, usize)> {
+        let (mut rank, mut size) = (0, 0);
+        self.check("MPI_Comm_rank", unsafe { (self.rank)(self.world, &mut rank) })?;
+        self.check("MPI_Comm_size", unsafe { (self.size)(self.world, &mut size) })?;
+        Ok((rank as usize, size as usize))
+    }
+
+    fn all_gather(&self, unit: Unit, sent: &[u8], received: &mut [u8], lengths: &[c_int]) -> Result<()> {
+        let (kind, starts) = (self.units[unit as usize], starts(lengths));
+        let length = (sent.len() / unit.bytes()) as c_int;
+        let (from, to) = (start_of(sent), start_of_mut(received));
+        let (lengths, starts) = (lengths.as_ptr(), starts.as_ptr());
+        let code = unsafe { (self.gather)(from, length, kind, to, lengths, starts, kind, self.world) };
+        self.check("MPI_Allgatherv", code)
+    }
+
+    fn all_to_all(
+        &self,
+        unit: Unit,
+        sent: &[u8],
+        sent_lengths: &[c_int],
+        received: &mut [u8],
+        lengths: &[c_int],
+    ) -> Result<()> {
+        let (kind, sent_starts, starts) = (self.units[unit as usize], starts(sent_lengths), starts(lengths));
+        let (from, to) = (start_of(sent), start_of_mut(received));
+        let (sent_lengths, sent_starts) = (sent_lengths.as_ptr(), sent_starts.as_ptr());
+        let (lengths, starts) = (lengths.as_ptr(), starts.as_ptr());
+        let code = unsafe {
+            (self.exchange)(from, sent_lengths, sent_starts, kind, to, lengths, starts, kind, self.world)
+        };
+        self.check("MPI_Alltoallv", code)
+    }
+
+    fn abort(&self, code: c_int) {
+        unsafe { (self.abort)(self.world, code) };
+    }
+
+    fn finish(&self) -> Result<()> {
+        self.check("MPI_Finalize", unsafe { (self.finalize)() })
+    }
+}
