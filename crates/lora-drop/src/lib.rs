@@ -35,6 +35,7 @@
 //! ```
 
 pub mod adapter;
+mod agreement;
 mod algebra;
 pub mod assign;
 pub mod assignment;

@@ -31,6 +31,8 @@ impl Arithmetic {
 /// A model that is ready for forward passes.
 pub struct Loaded {
     pub files: ModelFiles,
+    /// How its matrices are stored and multiplied.
+    pub arithmetic: Arithmetic,
     pub model: Model,
     /// The values of the adapter and the head.
     pub parameters: Parameters,
@@ -101,7 +103,17 @@ impl Loaded {
             // The token that training puts after each completion.
             end_tokens.extend(config.eos_token_ids.first());
         }
-        Ok(Loaded { files, model, parameters, bank, table, labels, end_tokens, memory: Memory::default() })
+        Ok(Loaded {
+            files,
+            arithmetic,
+            model,
+            parameters,
+            bank,
+            table,
+            labels,
+            end_tokens,
+            memory: Memory::default(),
+        })
     }
 }
 

@@ -10,6 +10,9 @@ use std::collections::BinaryHeap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
 use crate::{Error, Result};
 
 /// How the processes of a job exchange values. All of them call the same functions in the same
@@ -112,7 +115,7 @@ impl Ranks {
     }
 
     /// The number of computing threads for a setting; 0: one per processor.
-    pub(crate) fn threads(&self, setting: usize) -> usize {
+    pub fn threads(&self, setting: usize) -> usize {
         if setting > 0 { setting } else { self.0.as_ref().map_or(0, |job| job.threads) }
     }
 
@@ -147,6 +150,38 @@ impl Ranks {
             message.remove(0);
         }
         Ok(all)
+    }
+
+    /// Returns what each rank has made, in the order of ranks, as `gather` does.
+    ///
+    /// # Errors
+    /// Those of `gather`; `Error::Ranks` where a rank sends something else.
+    pub(crate) fn exchange<T: Serialize + DeserializeOwned>(&self, mine: Result<T>) -> Result<Vec<T>> {
+        if self.0.is_none() {
+            return Ok(vec![mine?]);
+        }
+        let fault = |error: serde_json::Error| Error::Ranks(format!("a rank of another version: {error}"));
+        let all = self.gather(mine.and_then(|mine| serde_json::to_vec(&mine).map_err(fault)))?;
+        all.iter().map(|message| serde_json::from_slice(message).map_err(fault)).collect()
+    }
+
+    /// Checks that all ranks have what the first one has; `differs` says how one differs from it.
+    ///
+    /// # Errors
+    /// Those of `exchange`; `Error::Ranks` with what differs on which rank.
+    pub(crate) fn compare<T: Serialize + DeserializeOwned>(
+        &self,
+        mine: Result<T>,
+        differs: impl Fn(&T, &T) -> Option<String>,
+    ) -> Result<()> {
+        let all = self.exchange(mine)?;
+        let found = all.iter().enumerate().find_map(|(rank, other)| Some((rank, differs(other, &all[0])?)));
+        self.agree(match found {
+            Some((rank, problem)) => {
+                Err(Error::Ranks(format!("rank {rank} does not fit the others: {problem}")))
+            }
+            None => Ok(()),
+        })
     }
 
     /// Returns this rank's result where no rank has failed.

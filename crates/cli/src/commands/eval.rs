@@ -15,6 +15,7 @@ use serde_json::{Map, Value, json};
 use super::console::{Console, Form};
 use super::generate::{How, prompt_line};
 use super::interrupt::Interrupt;
+use super::job::Job;
 use super::options::at_least_one;
 use super::outputs::check_file;
 use super::source::{DataSplit, Measure, Source};
@@ -80,11 +81,13 @@ struct Generation {
     overwrite: bool,
 }
 
-pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
+pub fn run(args: Args, console: &Console, interrupt: &Interrupt, job: Option<&Job>) -> Result<()> {
     let wanted = wanted(&args.generation, &args.how)?;
+    let ranks = job.map(|job| job.ranks().clone()).unwrap_or_default();
     let source = args.source.resolve()?;
     let split = DataSplit::of(&args.data, args.split, &source.reading)?;
-    let mut predictor = source.open(console, interrupt)?;
+    let mut predictor = source.open_on(&ranks, console, interrupt)?;
+    console.note(job.map(Job::describe));
     console.note(split.note);
     let (data, cancel) = (&args.data, &interrupt.cancel);
     // What is wrong with the prompts is reported before the work begins.
@@ -99,6 +102,9 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
         });
     terminal.finish();
     let (found, generated) = found?;
+    if !ranks.is_first() {
+        return Ok(());
+    }
     let only_class = predictor.labels().and_then(|labels| found.answers.only_class(labels.names()));
     let predictions = args.generation.predictions;
     if let (Some(path), Some(generated)) = (&predictions, &generated) {

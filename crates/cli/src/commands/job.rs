@@ -179,8 +179,8 @@ fn share(own: &[usize], of_ranks: &[Vec<usize>]) -> Option<usize> {
 /// The error of a command that a launcher has started in several processes.
 pub fn refuse(launch: &Launch) -> Error {
     Error::Usage(format!(
-        "{} started {} processes, and only `lora-drop train` (without --dry-run) runs in several; start this command \
-         without a launcher",
+        "{} started {} processes, and only `lora-drop train` (without --dry-run) and `lora-drop eval` run in several; start \
+         this command without a launcher",
         launch.launcher, launch.size
     ))
 }

@@ -116,7 +116,8 @@ pub fn main() -> ExitCode {
     match launch {
         Ok(None) => exit_code(run(cli, &interrupt, None), false),
         Ok(Some(launch)) => match cli.command {
-            Command::Train(ref args) if !args.dry_run => match Job::join(&launch) {
+            Command::Train(train::Args { dry_run: false, .. }) | Command::Eval(_) => match Job::join(&launch)
+            {
                 Ok(job) => job.run(|job| run(cli, &interrupt, Some(job))),
                 Err(error) => exit_code(job::refuse_joining(error, &launch), false),
             },
@@ -212,7 +213,7 @@ fn run(cli: Cli, interrupt: &Interrupt, job: Option<&Job>) -> Result<(), Failure
         Command::Train(args) => train::run(args, &console, interrupt, job)?,
         Command::Compare(args) => compare::run(args, &console, interrupt)?,
         Command::Score(args) => score::run(args, &console, interrupt)?,
-        Command::Eval(args) => eval::run(args, &console, interrupt)?,
+        Command::Eval(args) => eval::run(args, &console, interrupt, job)?,
         Command::Predict(args) => predict::run(args, &console, interrupt)?,
         Command::Generate(args) => generate::run(args, &console, interrupt)?,
         Command::Inspect(args) => inspect::run(args, &console, interrupt)?,

@@ -7,6 +7,7 @@ use lora_drop::data::{Part, SplitFiles};
 use lora_drop::evaluate::Predictor;
 use lora_drop::folder::recover;
 use lora_drop::loaded::Arithmetic;
+use lora_drop::ranks::Ranks;
 use lora_drop::reading::Reading;
 use lora_drop::settings::{
     AdapterSettings, Definition, Given as Origin, Method, Recipe, RunSettings, SelectionSettings, definitions,
@@ -193,10 +194,25 @@ impl Resolved {
     /// Those of the files; `Error::Usage` where an option that was given has no effect for the
     /// model.
     pub fn open(&self, console: &Console, interrupt: &Interrupt) -> Result<Predictor> {
+        self.open_on(&Ranks::default(), console, interrupt)
+    }
+
+    /// Like `open` on one of a job's ranks, which then share the work. The first rank downloads the
+    /// model where it is on the hub.
+    ///
+    /// # Errors
+    /// Those of `open` on any rank; ranks differ.
+    pub fn open_on(&self, ranks: &Ranks, console: &Console, interrupt: &Interrupt) -> Result<Predictor> {
         let (model, length) = (self.model(), self.settings.rows.max_length);
-        console.fetch(model, interrupt)?;
-        let threads = self.settings.train.compute.threads;
-        let predictor = Predictor::open(model, self.adapter.as_deref(), self.arithmetic(), threads, length)?;
+        if ranks.is_first() {
+            ranks.agree(console.fetch(model, interrupt))?;
+        } else {
+            ranks.agree(Ok(()))?;
+            console.fetch(model, interrupt)?;
+        }
+        let threads = ranks.threads(self.settings.train.compute.threads);
+        let mut predictor =
+            Predictor::open(model, self.adapter.as_deref(), self.arithmetic(), threads, length)?;
         let most = predictor.max_length();
         let given = length.filter(|_| self.given.contains_key("max-length"));
         if let Some(tokens) = given.filter(|&tokens| tokens > most) {
@@ -205,6 +221,7 @@ impl Resolved {
             )));
         }
         predictor.situation().check(self.reading.given.iter().copied())?;
+        predictor.share_with(ranks, &interrupt.cancel)?;
         console.note(predictor.files().quantize_note(self.arithmetic().quantize));
         Ok(predictor)
     }

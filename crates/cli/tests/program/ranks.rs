@@ -2,14 +2,13 @@
 
 use std::sync::{Arc, Barrier, Mutex};
 
-use crate::common::Fixture;
+use crate::common::{Fixture, result_of_run};
 use lora_drop::Cancel;
 use lora_drop::Error;
 use lora_drop::events::Event;
 use lora_drop::ranks::{Exchange, Ranks};
 use lora_drop::settings::RunSettings;
 use lora_drop::train;
-use serde_json::Value;
 
 type Exchanged<T> = Result<T, String>;
 
@@ -95,37 +94,22 @@ fn settings(fixture: &Fixture, model: &str, data: &str, text: &str) -> RunSettin
     settings
 }
 
-/// The files of a run that do not depend on time.
-fn files(fixture: &Fixture, model: &str) -> Vec<Vec<u8>> {
-    let without_times = |line: &str| {
-        let mut line: Value = serde_json::from_str(line).unwrap();
-        line.as_object_mut().unwrap().remove("tokens_per_second");
-        line.to_string()
-    };
-    let log: Vec<String> = fixture.read("out/metrics.jsonl").lines().map(without_times).collect();
-    let model = std::fs::read(fixture.path("out").join(model)).unwrap();
-    let importance = std::fs::read(fixture.path("out/importance.json")).unwrap_or_default();
-    vec![log.join("\n").into_bytes(), model, importance]
-}
-
 /// Checks that runs on several ranks write the files of a run alone.
 #[track_caller]
-fn check(fixture: &Fixture, settings: &RunSettings, model: &str) {
+fn check(fixture: &Fixture, settings: &RunSettings) {
     let run = |size: usize, threads: usize| {
         let summaries = on_ranks(size, threads, |ranks| {
             train::run_on(&ranks, settings, None, &Cancel::new(), &mut |_| {}).unwrap().is_some()
         });
         assert_eq!(summaries, (0..size).map(|rank| rank == 0).collect::<Vec<_>>());
-        files(fixture, model)
+        result_of_run(&fixture.path("out"))
     };
     train::run(settings, None, &Cancel::new(), &mut |_| {}).unwrap();
-    let expected = files(fixture, model);
+    let expected = result_of_run(&fixture.path("out"));
     for (size, threads) in [(1, 2), (2, 1), (3, 2), (4, 1)] {
         assert!(run(size, threads) == expected, "{size} ranks, {threads} threads");
     }
 }
-
-const COMPACT: &str = "adapter_compact.safetensors";
 
 #[test]
 fn encoders_learn_the_same_on_ranks() {
@@ -140,10 +124,10 @@ fn encoders_learn_the_same_on_ranks() {
         "method = \"adalora\"",
         "method = \"sparse-adapter\"\nsample-ratio = 0.5",
     ] {
-        check(&fixture, &settings(&fixture, "model", "data", text), COMPACT);
+        check(&fixture, &settings(&fixture, "model", "data", text));
     }
     // Few values, so that even all of them have a gradient for each part.
-    check(&fixture, &settings_of_all(&fixture), "model.safetensors");
+    check(&fixture, &settings_of_all(&fixture));
 }
 
 fn settings_of_all(fixture: &Fixture) -> RunSettings {
@@ -159,7 +143,7 @@ fn decoders_learn_the_same_on_ranks() {
     fixture.write_decoder("decoder");
     fixture.write_reversed_words(40, 10);
     for text in ["sample-ratio = 0.5\nsample-epochs = 3\ntop-k = 1", "method = \"lora\"\nrecompute = true"] {
-        check(&fixture, &settings(&fixture, "decoder", "texts", text), COMPACT);
+        check(&fixture, &settings(&fixture, "decoder", "texts", text));
     }
 }
 

@@ -16,8 +16,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{Fixture, Outcome, QUICK};
-use serde_json::Value;
+use common::{Fixture, Outcome, QUICK, result_of_run};
 
 /// A launcher, and the library that it is tried with.
 #[derive(Clone, Copy)]
@@ -38,6 +37,8 @@ const STANDARD: Launcher = Launcher { folder: "mpich", library: "libmpi_abi.so.1
 /// Settings under which the tiny model's steps have several parts.
 const SETTINGS: &str =
     "train --model model --data data --micro-tokens 40 --sample-ratio 0.5 --sample-epochs 2";
+/// Epochs of a run that does not end by itself.
+const LONG: usize = 100_000;
 /// How soon all processes end when one has.
 const SOON: Duration = Duration::from_secs(10);
 
@@ -79,21 +80,6 @@ impl Launcher {
     }
 }
 
-/// A run's files that do not depend on time or place.
-fn files(fixture: &Fixture, name: &str) -> Vec<Vec<u8>> {
-    let log: Vec<String> =
-        fixture.read(&format!("{name}/metrics.jsonl")).lines().map(without_times).collect();
-    let bytes = |file: &str| std::fs::read(fixture.path(name).join(file)).unwrap();
-    let files = ["adapter_model.safetensors", "adapter_compact.safetensors", "importance.json"];
-    files.into_iter().map(bytes).chain([log.join("\n").into_bytes()]).collect()
-}
-
-fn without_times(line: &str) -> String {
-    let mut line: Value = serde_json::from_str(line).unwrap();
-    line.as_object_mut().unwrap().remove("tokens_per_second");
-    line.to_string()
-}
-
 /// The processes of a launcher's job that run the program.
 fn ranks_of(fixture: &Fixture) -> Vec<u32> {
     let folder = fixture.path("").canonicalize().unwrap();
@@ -110,9 +96,11 @@ fn ranks_of(fixture: &Fixture) -> Vec<u32> {
     found
 }
 
-/// Starts a run that takes long, and waits until it has evaluated an epoch.
-fn start_long(launcher: Launcher, fixture: &Fixture, output: &str, ranks: usize) -> Child {
-    let line = format!("{SETTINGS} {QUICK} --output {output} --threads 1 --epochs 100000");
+/// Starts a run of so many epochs, and waits until it has evaluated one.
+fn start(launcher: Launcher, fixture: &Fixture, output: &str, ranks: usize, epochs: usize) -> Child {
+    let line = format!(
+        "{SETTINGS} {QUICK} --output {output} --threads 1 --checkpoint-minutes 1e-6 --epochs {epochs}"
+    );
     let mut command = launcher.command(fixture, &vec![line; ranks]);
     let child = command.stdout(Stdio::null()).spawn().unwrap();
     let began = Instant::now();
@@ -148,19 +136,19 @@ fn the_same_files_on_any_number_of_ranks() {
             format!("{SETTINGS} {QUICK} --epochs 2 --output {name} --threads {threads} --overwrite {options}")
         };
         fixture.run(&line("alone", 2)).ok();
-        let expected = files(&fixture, "alone");
+        let expected = result_of_run(&fixture.path("alone"));
         for launcher in [STANDARD, MPICH, OPEN_MPI] {
             for ranks in 2..=4 {
                 for threads in [1, 2] {
                     launcher.run(&fixture, &line("together", threads), ranks).ok();
-                    let found = files(&fixture, "together");
+                    let found = result_of_run(&fixture.path("together"));
                     assert!(found == expected, "{ranks} ranks, {threads} threads, {}", launcher.library);
                 }
             }
         }
         // One rank is a process alone.
         MPICH.run(&fixture, &line("together", 1), 1).ok();
-        assert!(files(&fixture, "together") == expected);
+        assert!(result_of_run(&fixture.path("together")) == expected);
     }
 }
 
@@ -180,7 +168,10 @@ fn a_decoder_learns_the_same_on_ranks() {
     // Without --threads, as users start it.
     for (launcher, ranks) in [(OPEN_MPI, 2), (STANDARD, 3)] {
         launcher.run(&fixture, &line("together"), ranks).ok();
-        assert!(files(&fixture, "together") == files(&fixture, "alone"), "{ranks} ranks");
+        assert!(
+            result_of_run(&fixture.path("together")) == result_of_run(&fixture.path("alone")),
+            "{ranks} ranks"
+        );
     }
 }
 
@@ -190,7 +181,7 @@ fn all_end_soon_after_one_is_killed() {
     for launcher in [STANDARD, MPICH, OPEN_MPI] {
         for victim in [0, 2] {
             let fixture = Fixture::new();
-            let child = start_long(launcher, &fixture, "out", 3);
+            let child = start(launcher, &fixture, "out", 3, LONG);
             let began = Instant::now();
             signal(ranks_of(&fixture)[victim], "-KILL");
             let (outcome, took) = end(child, &fixture, began);
@@ -202,11 +193,66 @@ fn all_end_soon_after_one_is_killed() {
 
 #[test]
 #[ignore = "needs the launchers of tools/mpi"]
+fn a_job_that_was_killed_is_resumed_on_any_number_of_ranks() {
+    const EPOCHS: usize = 60;
+    let fixture = Fixture::new();
+    fixture.run(&format!("{SETTINGS} {QUICK} --output whole --epochs {EPOCHS}")).ok();
+    for (launcher, ranks, resumed_on) in [(STANDARD, 3, 1), (OPEN_MPI, 2, 3), (MPICH, 2, 2)] {
+        let child = start(launcher, &fixture, "out", ranks, EPOCHS);
+        let began = Instant::now();
+        signal(ranks_of(&fixture)[ranks - 1], "-KILL");
+        end(child, &fixture, began);
+        assert!(result_of_run(&fixture.path("out")) != result_of_run(&fixture.path("whole")));
+        launcher.run(&fixture, "train --resume out", resumed_on).ok();
+        let same = result_of_run(&fixture.path("out")) == result_of_run(&fixture.path("whole"));
+        assert!(same, "{ranks} ranks, resumed on {resumed_on}");
+        std::fs::remove_dir_all(fixture.path("out")).unwrap();
+    }
+}
+
+#[test]
+#[ignore = "needs the launchers of tools/mpi"]
+fn an_evaluation_is_shared_out() {
+    let fixture = Fixture::new();
+    fixture.write_decoder("decoder");
+    fixture.write_reversed_words(40, 20);
+    fixture.train("--epochs 1").ok();
+    let text = "--model decoder --data texts";
+    let train = "--learning-rate 1e-2 --batch-size 4 --epochs 2 --method lora";
+    fixture.run(&format!("train {text} --output writer {train}")).ok();
+    let generated = "--metrics bleu --max-new-tokens 4 --temperature 1 --seed 3 --overwrite";
+    for (line, file) in [
+        ("eval --adapter out --data data".to_string(), None),
+        (format!("eval --adapter writer --data texts --predictions p.jsonl {generated}"), Some("p.jsonl")),
+    ] {
+        let alone = fixture.run(&format!("{line} --json")).ok().json();
+        let written = file.map(|file| fixture.read(file));
+        for (launcher, ranks) in [(STANDARD, 3), (OPEN_MPI, 2)] {
+            let together = launcher.run(&fixture, &format!("{line} --json"), ranks).ok().json();
+            for name in ["metrics", "loss", "rows", "tokens"] {
+                assert_eq!(together[name], alone[name], "{name} of {line} on {ranks} ranks");
+            }
+            assert_eq!(file.map(|file| fixture.read(file)), written, "{ranks} ranks");
+        }
+    }
+    let lines = ["out", "other"].map(|adapter| format!("eval --adapter {adapter} --data data"));
+    fixture.train("--epochs 1 --seed 5 --output other").ok();
+    let outcome = Outcome::of_process(&mut STANDARD.command(&fixture, &lines));
+    assert_ne!(outcome.code, Some(0));
+    assert!(
+        outcome.stderr.contains("rank 1 does not fit the others: the values of its adapter are not those"),
+        "{}",
+        outcome.stderr
+    );
+}
+
+#[test]
+#[ignore = "needs the launchers of tools/mpi"]
 fn a_signal_to_any_rank_ends_all_in_step() {
     for launcher in [STANDARD, OPEN_MPI] {
         for signalled in [0, 1] {
             let fixture = Fixture::new();
-            let child = start_long(launcher, &fixture, "out", 2);
+            let child = start(launcher, &fixture, "out", 2, LONG);
             let began = Instant::now();
             signal(ranks_of(&fixture)[signalled], "-TERM");
             let (outcome, took) = end(child, &fixture, began);

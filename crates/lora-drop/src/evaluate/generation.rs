@@ -8,10 +8,12 @@ use lora_drop_transformer::Model;
 
 use super::Predictor;
 use super::text::{self, Metric};
+use crate::agreement;
 use crate::data::text::{Message, Role, TextContent, TextEncoder, TextKind, TextOptions, TextRow, TextSplit};
 use crate::data::{Place, SplitName};
 use crate::events::{Event, GenerationProgress, Stage};
-use crate::generate::{self, Finish, GenerateEvent, GenerateOptions};
+use crate::generate::{self, Finish, GenerateEvent, GenerateOptions, Generated};
+use crate::ranks::share_out;
 use crate::reading::Reading;
 use crate::{Cancel, Error, Result};
 
@@ -51,7 +53,7 @@ pub struct GenerationEvaluation {
 }
 
 /// The text that was generated for an input.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Written {
     /// The text without special tokens.
     pub text: String,
@@ -128,27 +130,33 @@ impl Predictor {
         cancel: &Cancel,
         listen: &mut (dyn FnMut(&Event) + Send),
     ) -> Result<GenerationEvaluation> {
-        let Predictor { loaded, tokens, pool, .. } = self;
+        let Predictor { loaded, tokens, pool, ranks, .. } = self;
         let decoder = decoder(&loaded.model, &loaded.files.path)?;
         let mut decoding = options.decoding.clone();
         decoding.end_tokens.extend(&loaded.end_tokens);
         let prompts: Vec<Vec<u32>> = inputs.iter().map(|input| input.ids.clone()).collect();
-        listen(&Event::StageStart { stage: Stage::Generate, steps: 0, rows: inputs.len(), tokens: 0 });
-        let mut progress = Progress::new(inputs.len());
+        agreement::on_inputs(ranks, &prompts, options)?;
+        let lengths: Vec<usize> = prompts.iter().map(Vec::len).collect();
+        let owners = share_out(&lengths, ranks.size());
+        let own: Vec<usize> = (0..prompts.len()).filter(|&input| owners[input] == ranks.rank()).collect();
+        listen(&Event::StageStart { stage: Stage::Generate, steps: 0, rows: own.len(), tokens: 0 });
+        let mut progress = Progress::new(own.len());
         let (parameters, table, memory) = (&loaded.parameters, &loaded.table, &mut loaded.memory);
         let model = generate::Model { decoder, parameters, table, tokens: Some(&*tokens) };
         let found = pool.install(|| {
             let mut told = |_: usize, told: GenerateEvent| listen(&Event::Generating(progress.after(told)));
-            generate::generate(model, &prompts, &decoding, memory, cancel, &mut told)
-        })?;
+            generate::generate_some(model, &prompts, &own, &decoding, memory, cancel, &mut told)
+        });
+        let written = |(input, found): (usize, Generated)| {
+            let text = found.text.unwrap_or_default();
+            (input, Written { tokens: found.tokens.len(), text, finish: found.finish })
+        };
+        let mine = found.map(|found| found.into_iter().map(written).collect::<Vec<_>>());
+        let mut all: Vec<(usize, Written)> = ranks.exchange(mine)?.into_iter().flatten().collect();
+        all.sort_by_key(|(input, _)| *input);
         let seconds = progress.began.elapsed().as_secs_f64();
         listen(&Event::StageEnd { stage: Stage::Generate, seconds });
-        let written = found.into_iter().map(|found| Written {
-            tokens: found.tokens.len(),
-            text: found.text.unwrap_or_default(),
-            finish: found.finish,
-        });
-        let texts: Vec<Written> = written.collect();
+        let texts: Vec<Written> = all.into_iter().map(|(_, written)| written).collect();
         let hypotheses: Vec<String> = texts.iter().map(|written| written.text.clone()).collect();
         let references: Vec<Vec<String>> = inputs.iter().map(|input| input.references.clone()).collect();
         let scores = text::evaluate(&options.metrics, &hypotheses, &references)?;

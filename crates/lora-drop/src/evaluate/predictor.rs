@@ -6,13 +6,14 @@ use lora_drop_transformer::{Observations, Observer};
 
 use super::measure::{Evaluation, Measuring, argmax};
 use crate::adapter::AdapterFile;
+use crate::agreement;
 use crate::data::text::{RawText, TextContent, TextEncoder, TextOptions, TextSplit};
 use crate::data::{DataOptions, Example, LabelledRow, Labels, RawSplit, Split, SplitName, TaskRows, Tokens};
 use crate::engine::{micro_tokens, thread_pool};
 use crate::events::{Event, Stage};
 use crate::loaded::{Arithmetic, Loaded};
 use crate::model::ModelFiles;
-use crate::ranks::ALONE;
+use crate::ranks::{ALONE, Ranks};
 use crate::reading::Reading;
 use crate::settings::{MAX_LENGTH, OverLength, Situation, Task};
 use crate::summary::SplitFacts;
@@ -64,6 +65,8 @@ pub struct Predictor {
     pub(super) tokens: Tokens,
     pub(super) max_length: usize,
     pub(super) pool: rayon::ThreadPool,
+    /// The processes that evaluate together.
+    pub(super) ranks: Ranks,
 }
 
 /// How rows with labels are read for a model in use.
@@ -122,7 +125,19 @@ impl Predictor {
         let tokens = loaded.files.tokens()?;
         let most = loaded.files.config.max_tokens();
         let max_length = max_length.unwrap_or(MAX_LENGTH).min(most);
-        Ok(Predictor { loaded, tokens, max_length, pool: thread_pool(threads)? })
+        Ok(Predictor { loaded, tokens, max_length, pool: thread_pool(threads)?, ranks: Ranks::default() })
+    }
+
+    /// Shares the rows of `evaluate` and `measure`, and the inputs of `evaluate_generation`, with the
+    /// other ranks of a job, all of which make the same calls and get the same results.
+    ///
+    /// # Errors
+    /// `Error::Ranks` where ranks have other programs, models or adapters, and as soon as one has
+    /// failed.
+    pub fn share_with(&mut self, ranks: &Ranks, cancel: &Cancel) -> Result<()> {
+        agreement::on_model(ranks, &self.loaded, cancel)?;
+        self.ranks = ranks.clone();
+        Ok(())
     }
 
     /// The thread pool that computes.
@@ -185,7 +200,7 @@ impl Predictor {
         reading: &Reading,
         listen: &mut (dyn FnMut(&Event) + Send),
     ) -> Result<SplitRows> {
-        let Predictor { loaded: Loaded { files, labels, .. }, tokens, max_length, pool } = self;
+        let Predictor { loaded: Loaded { files, labels, .. }, tokens, max_length, pool, .. } = self;
         pool.install(|| {
             let (rows, warnings) = match labels {
                 Some(labels) => {
@@ -248,13 +263,14 @@ impl Predictor {
         cancel: &Cancel,
         listen: &mut (dyn FnMut(&Event) + Send),
     ) -> Result<Evaluation> {
-        let Predictor { loaded, pool, .. } = self;
+        let Predictor { loaded, pool, ranks, .. } = self;
+        agreement::on_rows(ranks, rows.rows())?;
         pool.install(|| {
             let Loaded { model, parameters, table, labels, memory, .. } = loaded;
             let facts = rows.facts();
             let (count, tokens) = (facts.rows, facts.tokens);
             listen(&Event::StageStart { stage: Stage::Evaluate, steps: 0, rows: count, tokens });
-            let (micro_tokens, ranks) = (micro_tokens(model), &ALONE);
+            let micro_tokens = micro_tokens(model);
             let mut measuring = Measuring {
                 model,
                 parameters,
@@ -309,7 +325,7 @@ impl Predictor {
     /// # Errors
     /// Those of `predict`; `Error::Interrupted` soon after `cancel` was raised.
     pub fn predict_until(&mut self, rows: &[Texts], cancel: &Cancel) -> Result<Vec<Prediction>> {
-        let Predictor { loaded, tokens, max_length, pool } = self;
+        let Predictor { loaded, tokens, max_length, pool, .. } = self;
         pool.install(|| {
             let Loaded { files, model, parameters, table, labels, memory, .. } = loaded;
             let Some(labels) = labels else {

@@ -9,6 +9,8 @@ mod options;
 mod sampler;
 mod stream;
 
+use std::collections::BTreeMap;
+
 use lora_drop_compute::profile;
 use lora_drop_compute::random::Key;
 use lora_drop_transformer::{Cache, Context, LoraTable, Memory, Model as Decoder, Parameters, Sequences};
@@ -59,7 +61,7 @@ pub enum GenerateEvent<'a> {
 }
 
 /// Why a text ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Finish {
     /// An end token.
@@ -87,14 +89,31 @@ pub fn generate(
     cancel: &Cancel,
     listen: &mut dyn FnMut(usize, GenerateEvent),
 ) -> Result<Vec<Generated>> {
+    let numbers: Vec<usize> = (0..prompts.len()).collect();
+    Ok(generate_some(model, prompts, &numbers, options, memory, cancel, listen)?.into_values().collect())
+}
+
+/// `generate` for the prompts of these numbers, which are those of the results.
+///
+/// # Errors
+/// Those of `generate`.
+pub(crate) fn generate_some(
+    model: Model,
+    prompts: &[Vec<u32>],
+    numbers: &[usize],
+    options: &GenerateOptions,
+    memory: &mut Memory,
+    cancel: &Cancel,
+    listen: &mut dyn FnMut(usize, GenerateEvent),
+) -> Result<BTreeMap<usize, Generated>> {
     options.check()?;
     let ends = StopConditions::new(options, model)?;
-    for (number, prompt) in prompts.iter().enumerate() {
-        check_prompt(prompt, model.decoder)
+    for &number in numbers {
+        check_prompt(&prompts[number], model.decoder)
             .map_err(|e| Error::Input(format!("prompt {}: {e}", number + 1)))?;
     }
-    let mut done: Vec<Option<Generated>> = vec![None; prompts.len()];
-    let mut next = prompts.iter().enumerate();
+    let mut done = BTreeMap::new();
+    let mut next = numbers.iter().map(|&number| (number, &prompts[number]));
     let mut jobs: Vec<Job> = Vec::new();
     loop {
         let free = options.batch_size - jobs.len();
@@ -116,13 +135,13 @@ pub fn generate(
                         model.tokens.map(|t| StreamDecoder::decode(t, &ends.stop, &tokens)).transpose()?;
                     let found = Generated { tokens, text, finish, score };
                     listen(job.number, GenerateEvent::Done(&found));
-                    done[job.number] = Some(found);
+                    done.insert(job.number, found);
                 }
             }
         }
         jobs = going;
     }
-    Ok(done.into_iter().flatten().collect())
+    Ok(done)
 }
 
 /// The tokens and strings that end a text.

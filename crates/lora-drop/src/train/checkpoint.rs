@@ -20,7 +20,7 @@ use crate::summary::{Status, Summary};
 use crate::{Cancel, Error, Result, digest};
 
 /// Settings that say where the same files are now.
-const PLACES: [&str; 4] = ["model", "data", "init-adapter", "scores"];
+pub(crate) const PLACES: [&str; 4] = ["model", "data", "init-adapter", "scores"];
 /// Settings of the folder, which is the run's own.
 const OF_FOLDER: [&str; 2] = ["output", "overwrite"];
 /// Settings that may be raised.

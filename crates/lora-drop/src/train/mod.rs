@@ -3,7 +3,6 @@
 //! are the loop for code that trains by steps.
 
 mod adalora;
-mod agreement;
 mod auto_budget;
 mod baseline;
 mod checkpoint;
@@ -36,6 +35,7 @@ use std::time::Instant;
 
 use lora_drop_compute::profile;
 
+use crate::agreement;
 use crate::assignment::{Assignment, Owner};
 use crate::engine::thread_pool;
 use crate::estimate::{BaselineRss, PassPlan};
@@ -50,6 +50,7 @@ use crate::{Cancel, Error, Result};
 
 pub use crate::engine::Cut;
 pub use crate::estimate::Passes;
+pub(crate) use checkpoint::PLACES;
 pub use checkpoint::StoppedRun;
 pub use finetune::{FinetunedAdapter, finetune_adapter};
 pub use learner::Learner;
@@ -166,13 +167,14 @@ fn run_here(
     prepared.ranks = ranks.clone();
     agreement::on_sources(ranks, &prepared, cancel)?;
     let first = ranks.agree(first_assignment(&prepared, &settings.train))?;
-    let (mut learner, plan) = agreement::load_alike(ranks, &prepared, &settings.train, &first, listen)?;
+    let (mut learner, plan) = load_alike(ranks, &prepared, &settings.train, &first, listen)?;
     learner.use_plan(&plan);
     let criterion = criterion(settings.train.selection.criterion);
     if let Some(stopped) = stopped {
         ranks.agree(learner.restore(&settings.train, criterion, &stopped.path))?;
         listen(&Event::Resumed { stage: learner.state.stage, steps: learner.state.optimiser.steps });
     }
+    agreement::on_start(ranks, &learner.state.parameters)?;
     let keep = |learner: &mut Learner, keeper: &mut dyn Keeper, listen: &mut (dyn FnMut(&Event) + Send)| {
         ranks.agree(stages(learner, &prepared, &settings.train, criterion, keeper, cancel, listen))
     };
@@ -187,6 +189,29 @@ fn run_here(
     let mut output = ranks.agree(output)?;
     let outcome = keep(&mut learner, &mut output, listen);
     output.finish(&learner, outcome, listen).map(Some)
+}
+
+/// Loads the model as `load` does, with passes that are cut as on the first rank: under
+/// `memory_limit` they depend on the memory and the threads of a process.
+///
+/// # Errors
+/// Those of `load` on any rank.
+fn load_alike(
+    ranks: &Ranks,
+    prepared: &Prepared,
+    settings: &TrainSettings,
+    assignment: &Assignment,
+    listen: &mut dyn FnMut(&Event),
+) -> Result<(Learner, PassPlan)> {
+    let loaded = ranks.agree(load(prepared, settings, assignment, true, listen))?;
+    let cut = (loaded.1.passes.cut.micro_tokens, loaded.1.passes.recompute);
+    let first = ranks.exchange(Ok(cut))?.remove(0);
+    if cut == first {
+        return ranks.agree(Ok(loaded));
+    }
+    let mut settings = settings.clone();
+    (settings.compute.micro_tokens, settings.compute.recompute) = (Some(first.0), first.1);
+    ranks.agree(load(prepared, &settings, assignment, true, listen))
 }
 
 /// What becomes of what a run makes.
