@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::compare::{Comparison, Counts, Event, Outcome, Run, TableFile, Work, summary_table};
 use crate::report::terminal::{Style, Table};
 use lora_drop::events::Event as RunEvent;
+use lora_drop::folder::checkpoints;
 use lora_drop::format::{self, counted, duration, fixed, grouped, percent};
 use lora_drop::summary::Plan;
 use lora_drop::{Cancel, Error, train};
@@ -127,9 +128,18 @@ fn run_cells(
     interrupt.put_at_stake();
     let overall = console.overall(before.of);
     let work = |work: &Work, run: &Path| {
-        let mut command = command(&program, work, run);
-        command.args(["--threads", &threads.to_string()]);
-        run_cell(command, &run.with_file_name(LOG), &interrupt.cancel)
+        let cell = |mut command: Command| {
+            command.args(["--threads", &threads.to_string(), "--json"]);
+            run_cell(command, &run.with_file_name(LOG), &interrupt.cancel)
+        };
+        if matches!(work, Work::Train { .. }) && !checkpoints(run).is_empty() {
+            match cell(resumed(&program, run)) {
+                // Where it cannot be continued it begins again.
+                Err(Error::Input(_)) => {}
+                ended => return ended,
+            }
+        }
+        cell(command(&program, work, run))
     };
     let run = Run { jobs, work: &work, cancel: &interrupt.cancel };
     let counts = comparison.run(&run, &mut |event| {
@@ -187,7 +197,14 @@ fn command(program: &Path, work: &Work, run: &Path) -> Command {
             command.args(prune_arguments(options));
         }
     }
-    command.arg("--output").arg(run).args(["--overwrite", "--json"]);
+    command.arg("--output").arg(run).arg("--overwrite");
+    command
+}
+
+/// The command that continues a run which was stopped.
+fn resumed(program: &Path, run: &Path) -> Command {
+    let mut command = Command::new(program);
+    command.args(["train", "--resume"]).arg(run);
     command
 }
 

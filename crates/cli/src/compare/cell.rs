@@ -65,7 +65,7 @@ impl Cell {
     ) -> Result<Self> {
         let given = table.given(task, line, seed, tuned)?;
         let settings = table.settings(&given, Path::new("cell"))?;
-        let digest = digest(&given, &settings, sources.hashes(&settings));
+        let digest = digest(&given, &settings, &sources.hashes(&settings));
         let folder = folder(table, (task, line), seed, &digest);
         Ok(Cell { task, line, seed, purpose: Purpose::Reported, given, pruned: None, folder, digest })
     }
@@ -105,16 +105,20 @@ fn folder(table: &TableFile, (task, line): Place, seed: u64, digest: &str) -> St
 }
 
 /// A hash of what decides a run's results: the settings that the table gives and that are read (so
-/// a new option of the program makes no run stale), and the contents of model and data, wherever
-/// these are.
-fn digest(given: &Table, settings: &RunSettings, hashes: [u128; 2]) -> String {
+/// a new option of the program makes no run stale), and the contents of the files that they name,
+/// wherever these are.
+fn digest(given: &Table, settings: &RunSettings, hashes: &[(&str, u128)]) -> String {
     let situation = Situation::new(settings, Reader::Train);
-    let decides = |name: &str| !["model", "data"].contains(&name) && !changes_no_result(name);
+    let is_file = |name: &str| hashes.iter().any(|(file, _)| *file == name);
+    let decides = |name: &str| !is_file(name) && !changes_no_result(name);
     let mut named = settings.to_table();
     named.retain(|name, _| decides(name) && given.contains_key(name) && situation.unread(name).is_none());
-    let [model, data] = hashes.map(|hash| format!("{hash:032x}"));
-    let all = [env!("CARGO_PKG_VERSION"), &named.to_string(), &model, &data].join("\n");
-    format!("{:032x}", XxHash3_128::oneshot(all.as_bytes()))
+    let mut all = vec![env!("CARGO_PKG_VERSION").to_string(), named.to_string()];
+    all.extend(hashes.iter().map(|(name, hash)| match *name {
+        "model" | "data" => format!("{hash:032x}"),
+        name => format!("{name} {hash:032x}"),
+    }));
+    format!("{:032x}", XxHash3_128::oneshot(all.join("\n").as_bytes()))
 }
 
 /// A name as a part of a folder's name: letters, digits and dots, the rest dashes.
@@ -354,7 +358,9 @@ mod tests {
         let settings = RunSettings::new("m", "d", "o");
         let given = ["model", "data", "output", "threads", "token-cache", "method", "epochs", "sample-ratio"];
         let given = Table::from_iter(given.map(|name| (name.to_string(), true.into())));
-        let by = |settings: &RunSettings, hashes| digest(&given, settings, hashes);
+        let by = |settings: &RunSettings, [model, data]: [u128; 2]| {
+            digest(&given, settings, &[("model", model), ("data", data)])
+        };
         let of = |settings: &RunSettings| by(settings, [1, 2]);
         let first = of(&settings);
         let changed = |change: &dyn Fn(&mut RunSettings)| {

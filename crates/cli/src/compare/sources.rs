@@ -1,7 +1,7 @@
-//! The models and the data of cells, with hashes of their files' contents.
+//! The files that cells read, with hashes of their contents: models, data, scores, adapters.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use lora_drop_transformer::{Architecture, ModuleKind};
 
@@ -11,15 +11,16 @@ use lora_drop::model::ModelFiles;
 use lora_drop::settings::RunSettings;
 use lora_drop::{Cancel, Result};
 
-/// Models by name and data by path, each read once.
+/// Models by name and other files by path, each read once.
 #[derive(Debug, Default)]
 pub struct Sources {
     models: BTreeMap<String, (u128, Architecture)>,
     data: BTreeMap<PathBuf, u128>,
+    others: BTreeMap<PathBuf, u128>,
 }
 
 impl Sources {
-    /// Reads the model and the data of these settings where they are new.
+    /// Reads the files that these settings name where they are new.
     ///
     /// # Errors
     /// Those of opening the model and of finding the data's files.
@@ -38,13 +39,20 @@ impl Sources {
             let hash = digest::of_data(&settings.place.data, cancel)?;
             self.data.insert(settings.place.data.clone(), hash);
         }
+        for (_, path) in others(settings) {
+            if !self.others.contains_key(path) {
+                self.others.insert(path.to_path_buf(), digest::of_model(path, cancel)?);
+            }
+        }
         Ok(())
     }
 
-    /// The hashes of a cell's model and data.
-    pub fn hashes(&self, settings: &RunSettings) -> [u128; 2] {
+    /// The hashes of what a cell reads, by the names of its settings.
+    pub fn hashes(&self, settings: &RunSettings) -> Vec<(&'static str, u128)> {
         let model = self.models.get(&settings.place.model).map_or(0, |(hash, _)| *hash);
-        [model, self.data.get(&settings.place.data).copied().unwrap_or(0)]
+        let data = self.data.get(&settings.place.data).copied().unwrap_or(0);
+        let others = others(settings).map(|(name, path)| (name, self.others.get(path).copied().unwrap_or(0)));
+        [("model", model), ("data", data)].into_iter().chain(others).collect()
     }
 
     /// A module type's name in files about this model.
@@ -52,4 +60,11 @@ impl Sources {
         let architecture = self.models.get(model).map(|(_, architecture)| architecture);
         architecture.map_or(kind.name(), |architecture| architecture.short_name(kind)).to_string()
     }
+}
+
+/// The files beside model and data that a cell reads, by the names of its settings.
+fn others(settings: &RunSettings) -> impl Iterator<Item = (&'static str, &Path)> {
+    let scores = settings.train.selection.scores.as_deref().map(|path| ("scores", path));
+    let adapter = settings.train.adapter.init_adapter.as_deref().map(|path| ("init-adapter", path));
+    scores.into_iter().chain(adapter)
 }

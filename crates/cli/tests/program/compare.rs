@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::SystemTime;
 
-use crate::common::Fixture;
+use crate::common::{Fixture, result_of_run};
 use lora_drop::{Cancel, Error, train};
 use lora_drop_cli::compare::{Comparison, Run, TableFile, Work};
 use serde_json::Value;
@@ -164,6 +164,27 @@ fn only_what_has_changed_is_run_again() {
 }
 
 #[test]
+fn a_run_is_named_by_the_contents_of_its_files() {
+    let fixture = fixture();
+    fixture.run("train --model model --data data --output first --epochs 1 --sample-epochs 1").ok();
+    let scores = fixture.read("first/importance.json");
+    let run = |method: &str| {
+        let method = format!("[[methods]]\nname = \"given\"\n{method}\n");
+        fixture.write("table.toml", format!("{TASKS}{method}").replace("seeds = [0, 1]", "seeds = [0]"));
+        fixture.run("compare table.toml").ok().stderr
+    };
+    fixture.write("scores.json", &scores);
+    assert!(run("scores = \"scores.json\"\nbudget = 0.5").contains("2 runs in out, 0 finished"));
+    // The same scores elsewhere, and others in the same place.
+    fixture.write("elsewhere/scores.json", &scores);
+    assert!(run("scores = \"elsewhere/scores.json\"\nbudget = 0.5").contains("2 runs in out, 2 finished"));
+    fixture.write("scores.json", scores.replacen("{", "{ ", 1));
+    assert!(run("scores = \"scores.json\"\nbudget = 0.5").contains("2 runs in out, 0 finished"));
+    assert!(run("method = \"lora\"\ninit-adapter = \"first\"").contains("2 runs in out, 0 finished"));
+    assert!(run("method = \"lora\"\ninit-adapter = \"first\"").contains("2 runs in out, 2 finished"));
+}
+
+#[test]
 fn a_dry_run_writes_nothing() {
     let fixture = fixture();
     let plan = fixture.run("compare table.toml --dry-run").ok();
@@ -216,6 +237,44 @@ fn an_interrupted_table_says_how_to_go_on() {
             .filter(|(name, _)| before.contains_key(*name))
             .all(|(name, r)| before[name] == *r)
     );
+}
+
+#[cfg(unix)]
+#[test]
+fn a_run_of_a_table_that_is_stopped_goes_on_from_its_checkpoint() {
+    let fixture = fixture();
+    let long = "[[methods]]\nname = \"long\"\nmethod = \"lora\"\nepochs = 12\ncheckpoint-minutes = 1e-6\n";
+    fixture.write("table.toml", format!("{TASKS}{long}").replace("seeds = [0, 1]", "seeds = [0]"));
+    fixture.run("compare table.toml --output whole").ok();
+    let mut running = fixture.process("compare table.toml --jobs 2").spawn().unwrap();
+    let runs = |output: &str| -> Vec<std::path::PathBuf> {
+        let cells = std::fs::read_dir(fixture.path(output).join("cells")).into_iter().flatten();
+        let mut runs: Vec<_> = cells.map(|cell| cell.unwrap().path().join("run")).collect();
+        runs.sort();
+        runs
+    };
+    let under_way = |run: &std::path::PathBuf| !lora_drop::folder::checkpoints(run).is_empty();
+    while runs("out").len() < 2 || !runs("out").iter().all(under_way) {
+        assert!(running.try_wait().unwrap().is_none(), "it ended before it was stopped");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    crate::common::send(&running, "-INT");
+    assert_eq!(running.wait().unwrap().code(), Some(130));
+    fixture.run("compare table.toml --jobs 2").ok();
+    for (run, whole) in runs("out").iter().zip(runs("whole")) {
+        let log = std::fs::read_to_string(run.with_file_name("log.txt")).unwrap();
+        assert!(log.contains("Resuming training after "), "{log}");
+        assert_eq!(result_of_run(run), result_of_run(&whole));
+    }
+    // What cannot be continued begins again.
+    let first = &runs("out")[0];
+    std::fs::remove_file(first.with_file_name("result.json")).unwrap();
+    let summary = std::fs::read_to_string(first.join("summary.json")).unwrap();
+    std::fs::write(first.join("summary.json"), summary.replace("\"finished\"", "\"interrupted\"")).unwrap();
+    std::fs::create_dir_all(first.join(".lora-drop")).unwrap();
+    std::fs::write(first.join(".lora-drop/checkpoint-3.safetensors"), "damaged").unwrap();
+    fixture.run("compare table.toml").ok();
+    assert_eq!(result_of_run(first), result_of_run(&runs("whole")[0]));
 }
 
 /// A shell has SIGINT ignored for what runs in the background, and so have the runs that it starts.

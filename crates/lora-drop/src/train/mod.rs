@@ -274,12 +274,12 @@ fn stages(
         baseline::measure(learner, prepared, cancel, listen)?;
     }
     if learner.state.progress.importance.is_none()
-        && let Some(record) = sample::given(prepared, settings)?
+        && let Some(record) = prepared.scores(settings)
     {
         listen(&Event::Importance(&record.importance));
         listen(&Event::Assignment(&record.assignment));
         learner.state.progress.importance = Some(record.importance.clone());
-        output.scored(learner, &record, listen)?;
+        output.scored(learner, record, listen)?;
     }
     if learner.state.stage == Stage::Sample {
         let mut both = Kept { output: &mut *output, listen: &mut *listen };
@@ -307,8 +307,8 @@ fn stages(
 
 /// The LoRAs that a run starts with: those that named layers leave, or one for each module.
 fn first_assignment(prepared: &Prepared, settings: &TrainSettings) -> Result<Assignment> {
-    if let Some(record) = sample::given(prepared, settings)? {
-        return Ok(record.assignment);
+    if let Some(record) = prepared.scores(settings) {
+        return Ok(record.assignment.clone());
     }
     if let Some(adapter) = &prepared.init
         && settings.selection.keep_layers.is_none()

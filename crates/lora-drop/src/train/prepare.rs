@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use lora_drop_transformer::{ModelConfig, ModuleId, ModuleKind, Parameters};
 
+use super::sample;
 use crate::adapter::{AdapterFile, added_values};
 use crate::assignment::Sizes;
 use crate::data::text::{TextContent, TextDataset, TextOptions};
@@ -16,6 +17,7 @@ use crate::events::Event;
 use crate::model::ModelFiles;
 use crate::ranks::Ranks;
 use crate::reading::Reading;
+use crate::score::record::Record;
 use crate::settings::{
     Method, Reader, RowSettings, RunSettings, SelectionSettings, Situation, Task, TrainSettings, Unselected,
 };
@@ -35,6 +37,8 @@ pub struct Prepared {
     pub situation: Situation,
     /// The adapter that training starts with.
     pub init: Option<AdapterFile>,
+    /// The scores by which modules are chosen without a sample stage, and the choice.
+    pub(super) scores: Option<Record>,
     /// The processes that train on it together.
     pub(crate) ranks: Ranks,
 }
@@ -88,9 +92,8 @@ impl Prepared {
             listen(&Event::Warning(&note));
         }
         let ranks = Ranks::default();
-        let prepared = Prepared { model, data, kinds, metric, facts, situation, init, ranks };
-        prepared.check_init(settings)?;
-        Ok(prepared)
+        let prepared = Prepared { model, data, kinds, metric, facts, situation, init, scores: None, ranks };
+        prepared.with_given(settings)
     }
 
     /// Tokenises rows with labels in memory for a model: an encoder, or a decoder that gets a head.
@@ -153,9 +156,8 @@ impl Prepared {
         let (metric, situation) = of_data(run, &data, situation)?;
         run.check_read(&situation)?;
         let (model, ranks) = (model.clone(), Ranks::default());
-        let prepared = Prepared { model, data, kinds, metric, facts, situation, init, ranks };
-        prepared.check_init(run)?;
-        Ok(prepared)
+        let prepared = Prepared { model, data, kinds, metric, facts, situation, init, scores: None, ranks };
+        prepared.with_given(run)
     }
 
     /// The head's outputs are an adapter's labels in their order, so the data must have the same.
@@ -174,11 +176,18 @@ impl Prepared {
         }
     }
 
-    fn check_init(&self, settings: &RunSettings) -> Result<()> {
-        match &self.init {
-            Some(adapter) => self.check_labels(adapter, &settings.place.data.display()),
-            None => Ok(()),
+    /// Checks the adapter that training starts with, and reads the scores that the settings name.
+    fn with_given(mut self, settings: &RunSettings) -> Result<Self> {
+        if let Some(adapter) = &self.init {
+            self.check_labels(adapter, &settings.place.data.display())?;
         }
+        self.scores = sample::given(&self, &settings.train)?;
+        Ok(self)
+    }
+
+    /// The scores that these settings name, and the choice by them.
+    pub(super) fn scores(&self, settings: &TrainSettings) -> Option<&Record> {
+        self.scores.as_ref().filter(|_| settings.selection.scores.is_some())
     }
 
     /// Every module that gets LoRA.
