@@ -90,6 +90,16 @@ fn a_killed_training_that_replaces_another_leaves_one_of_them() {
 #[test]
 #[ignore = "minutes long; .ci/run runs it"]
 fn a_killed_training_is_resumed_to_the_same_bits() {
+    kill_and_resume(moments());
+}
+
+#[test]
+fn a_training_that_is_killed_a_few_times_is_resumed_to_the_same_bits() {
+    kill_and_resume(10);
+}
+
+/// Kills runs of four kinds at random moments of all stages, this many together, and resumes them.
+fn kill_and_resume(moments: usize) {
     let fixture = Fixture::new();
     fixture.write_decoder("decoder");
     fixture.write_reversed_words(240, 20);
@@ -110,9 +120,9 @@ fn a_killed_training_is_resumed_to_the_same_bits() {
         let whole = time(&fixture, &train("whole"));
         let expected = result_of_run(&fixture.path("whole"));
         let (mut rounds, mut resumed) = (0, 0);
-        while rounds < moments().div_ceil(4) || resumed == 0 {
+        while rounds < moments.div_ceil(4) || resumed == 0 {
             rounds += 1;
-            assert!(rounds < 20 * moments(), "no run was killed behind its first checkpoint");
+            assert!(rounds < 20 * moments, "no run was killed behind its first checkpoint");
             let mut command = train("out");
             loop {
                 kill(&fixture, &command, whole, &mut random);

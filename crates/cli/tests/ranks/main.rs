@@ -4,7 +4,7 @@
 //! `tools/mpi` installs the launchers. These tests are ignored unless asked for:
 //!
 //! ```sh
-//! tools/mpi && cargo test --release --test ranks -- --ignored --test-threads 1
+//! tools/mpi && cargo test --profile checks --workspace --test ranks -- --ignored --test-threads 1
 //! ```
 
 #![cfg(unix)]
