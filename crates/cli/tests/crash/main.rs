@@ -1,8 +1,8 @@
 //! Processes that die, disks that are full, folders that go away: what is left under a final name
 //! is whole and of one epoch, and the same command runs again.
 //!
-//! Most of these tests take minutes and are ignored unless asked for; `.ci/run` runs them with few moments
-//! (`CRASH_MOMENTS`).
+//! Most of these tests take minutes and are ignored unless asked for; `.ci/run` runs them with few
+//! moments (`CRASH_MOMENTS`).
 
 #[path = "../common/mod.rs"]
 mod common;
