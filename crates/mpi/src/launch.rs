@@ -25,7 +25,7 @@ const LAUNCHERS: [Variables; 3] = [
         size: "OMPI_COMM_WORLD_SIZE",
         local_size: "OMPI_COMM_WORLD_LOCAL_SIZE",
     },
-    Variables { name: "mpiexec", rank: "PMI_RANK", size: "PMI_SIZE", local_size: "MPI_LOCALNRANKS" },
+    Variables { name: "mpiexec or srun", rank: "PMI_RANK", size: "PMI_SIZE", local_size: "MPI_LOCALNRANKS" },
     Variables {
         name: "srun",
         rank: "SLURM_PROCID",

@@ -300,7 +300,7 @@ fn a_command_of_one_process_is_refused() {
         let outcome = MPICH.run(&fixture, line, 2);
         assert_ne!(outcome.code, Some(0));
         assert_eq!(
-            outcome.stderr.matches("error: mpiexec started 2 processes").count(),
+            outcome.stderr.matches("error: mpiexec or srun started 2 processes").count(),
             1,
             "{}",
             outcome.stderr
