@@ -5,6 +5,8 @@
 //! [`Ranks::gather`], to which each gives what it has made, or its error. A rank that fails alone
 //! gives its error to the next gathering, whichever that is, and the job is over on all of them.
 
+mod threads;
+
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::sync::Arc;
@@ -87,6 +89,12 @@ impl Ranks {
             failed_here: AtomicBool::new(false),
             lost: AtomicBool::new(false),
         })))
+    }
+
+    /// Ranks that are threads of this process, which tries a job without MPI; each computes on
+    /// `threads` threads. All of them have to be used, each by a thread of its own.
+    pub fn of_threads(size: usize, threads: usize) -> Vec<Ranks> {
+        threads::exchanges(size).map(|exchange| Ranks::new(exchange, threads)).collect()
     }
 
     /// This process's number, from 0.
@@ -327,85 +335,14 @@ fn told(rank: usize, message: &[u8]) -> Error {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use std::sync::{Barrier, Mutex};
-
     use super::*;
-
-    /// Ranks that are threads of one process.
-    struct Threads {
-        rank: usize,
-        /// What each rank gives, and where all wait for each other.
-        table: Arc<(Mutex<Vec<Vec<u8>>>, Barrier)>,
-    }
-
-    fn values(bytes: &[u8]) -> Vec<f32> {
-        bytes.as_chunks().0.iter().map(|chunk| f32::from_le_bytes(*chunk)).collect()
-    }
-
-    impl Exchange for Threads {
-        fn rank(&self) -> usize {
-            self.rank
-        }
-
-        fn size(&self) -> usize {
-            self.table.0.lock().unwrap().len()
-        }
-
-        fn gather(&self, mine: Vec<u8>) -> std::result::Result<Vec<Vec<u8>>, String> {
-            self.table.0.lock().unwrap()[self.rank] = mine;
-            self.table.1.wait();
-            let all = self.table.0.lock().unwrap().clone();
-            self.table.1.wait();
-            Ok(all)
-        }
-
-        fn gather_values(
-            &self,
-            mine: Vec<f32>,
-            lengths: Vec<usize>,
-        ) -> std::result::Result<Vec<f32>, String> {
-            assert_eq!(mine.len(), lengths[self.rank]);
-            Ok(values(&self.gather(mine.iter().flat_map(|x| x.to_le_bytes()).collect())?.concat()))
-        }
-
-        fn exchange_values(
-            &self,
-            sent: Vec<f32>,
-            sent_lengths: Vec<usize>,
-            lengths: Vec<usize>,
-        ) -> std::result::Result<Vec<f32>, String> {
-            let (mut end, mut message) = (0, Vec::new());
-            for length in &sent_lengths {
-                message.push(*length as f32);
-                message.extend(&sent[end..end + length]);
-                end += length;
-            }
-            assert_eq!(end, sent.len());
-            let all = self.gather(message.iter().flat_map(|x| x.to_le_bytes()).collect())?;
-            let mut received = Vec::new();
-            for (message, length) in all.iter().zip(lengths) {
-                let message = values(message);
-                let mut rest = &message[..];
-                for _ in 0..self.rank {
-                    rest = &rest[1 + rest[0] as usize..];
-                }
-                assert_eq!(rest[0] as usize, length);
-                received.extend(&rest[1..=length]);
-            }
-            Ok(received)
-        }
-    }
 
     /// Runs `work` on each of `size` ranks at the same time; returns what they give.
     pub(crate) fn on_ranks<T: Send>(size: usize, work: impl Fn(Ranks) -> T + Sync) -> Vec<T> {
-        let table = Arc::new((Mutex::new(vec![Vec::new(); size]), Barrier::new(size)));
-        let (table, work) = (&table, &work);
+        let work = &work;
         std::thread::scope(|scope| {
-            let start = |rank: usize| {
-                let threads = Threads { rank, table: table.clone() };
-                scope.spawn(move || work(Ranks::new(threads, 1)))
-            };
-            let running: Vec<_> = (0..size).map(start).collect();
+            let start = |ranks| scope.spawn(move || work(ranks));
+            let running: Vec<_> = Ranks::of_threads(size, 1).into_iter().map(start).collect();
             running.into_iter().map(|thread| thread.join().unwrap()).collect()
         })
     }

@@ -1,85 +1,19 @@
 //! Ranks that are threads of this process: the same results on any number of them.
 
-use std::sync::{Arc, Barrier, Mutex};
-
 use crate::common::{Fixture, result_of_run};
 use lora_drop::Cancel;
 use lora_drop::Error;
 use lora_drop::events::Event;
-use lora_drop::ranks::{Exchange, Ranks};
+use lora_drop::ranks::Ranks;
 use lora_drop::settings::RunSettings;
 use lora_drop::train;
 
-type Exchanged<T> = Result<T, String>;
-
-/// What each rank gives, and where all wait for each other.
-type Table = Arc<(Mutex<Vec<Vec<u8>>>, Barrier)>;
-
-struct Threads {
-    rank: usize,
-    table: Table,
-}
-
-fn bytes(values: &[f32]) -> Vec<u8> {
-    values.iter().flat_map(|x| x.to_le_bytes()).collect()
-}
-
-fn values(bytes: &[u8]) -> Vec<f32> {
-    bytes.as_chunks().0.iter().map(|chunk| f32::from_le_bytes(*chunk)).collect()
-}
-
-impl Exchange for Threads {
-    fn rank(&self) -> usize {
-        self.rank
-    }
-
-    fn size(&self) -> usize {
-        self.table.0.lock().unwrap().len()
-    }
-
-    fn gather(&self, mine: Vec<u8>) -> Exchanged<Vec<Vec<u8>>> {
-        self.table.0.lock().unwrap()[self.rank] = mine;
-        self.table.1.wait();
-        let all = self.table.0.lock().unwrap().clone();
-        self.table.1.wait();
-        Ok(all)
-    }
-
-    fn gather_values(&self, mine: Vec<f32>, lengths: Vec<usize>) -> Exchanged<Vec<f32>> {
-        assert_eq!(mine.len(), lengths[self.rank]);
-        Ok(values(&self.gather(bytes(&mine))?.concat()))
-    }
-
-    fn exchange_values(
-        &self,
-        sent: Vec<f32>,
-        sent_lengths: Vec<usize>,
-        lengths: Vec<usize>,
-    ) -> Exchanged<Vec<f32>> {
-        assert_eq!(sent.len(), sent_lengths.iter().sum::<usize>());
-        let all_lengths = self.gather(bytes(&sent_lengths.iter().map(|&n| n as f32).collect::<Vec<_>>()))?;
-        let all = self.gather(bytes(&sent))?;
-        let mut received = Vec::new();
-        for (from, (message, of_ranks)) in all.iter().zip(all_lengths).enumerate() {
-            let of_ranks = values(&of_ranks);
-            let start = of_ranks[..self.rank].iter().sum::<f32>() as usize;
-            assert_eq!(of_ranks[self.rank] as usize, lengths[from]);
-            received.extend(&values(message)[start..][..lengths[from]]);
-        }
-        Ok(received)
-    }
-}
-
 /// Runs `work` on each of `size` ranks, which compute on `threads` threads each.
 fn on_ranks<T: Send>(size: usize, threads: usize, work: impl Fn(Ranks) -> T + Sync) -> Vec<T> {
-    let table = Arc::new((Mutex::new(vec![Vec::new(); size]), Barrier::new(size)));
     let work = &work;
     std::thread::scope(|scope| {
-        let start = |rank: usize| {
-            let ranks = Ranks::new(Threads { rank, table: table.clone() }, threads);
-            scope.spawn(move || work(ranks))
-        };
-        let running: Vec<_> = (0..size).map(start).collect();
+        let start = |ranks| scope.spawn(move || work(ranks));
+        let running: Vec<_> = Ranks::of_threads(size, threads).into_iter().map(start).collect();
         running.into_iter().map(|thread| thread.join().unwrap()).collect()
     })
 }

@@ -9,7 +9,6 @@ mod checkpoint;
 mod findings;
 mod finetune;
 mod fit;
-mod follower;
 mod learner;
 mod memory;
 mod optimiser;
@@ -64,8 +63,8 @@ pub use state::{Best, Progress, TrainState};
 pub use training::{TrainedAdapter, Training};
 
 use checkpoint::Checkpoints;
-use follower::Follower;
 use output::Output;
+use training::InMemory;
 
 /// Runs everything that the settings ask for and writes the output folder; `page` makes the text of
 /// its report.html.
@@ -179,8 +178,8 @@ fn run_here(
         ranks.agree(stages(learner, &prepared, &settings.train, criterion, keeper, cancel, listen))
     };
     if !ranks.is_first() {
-        let mut follower = ranks.agree(Follower::new())?;
-        return keep(&mut learner, &mut follower, listen).map(|()| None);
+        let mut nothing = ranks.agree(InMemory::new(false))?;
+        return keep(&mut learner, &mut nothing, listen).map(|()| None);
     }
     let output = Checkpoints::new(&prepared, settings, stopped, cancel, listen).and_then(|checkpoints| {
         let facts = (plan.estimate, checkpoints, began);

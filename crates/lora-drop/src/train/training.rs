@@ -103,12 +103,13 @@ impl<'a> Training<'a> {
             };
             let (mut learner, plan) = load(prepared, &settings, &first, true, listen)?;
             learner.use_plan(&plan);
-            let mut kept = InMemory::new()?;
+            let mut kept = InMemory::new(true)?;
             stages(&mut learner, prepared, &settings, criterion, &mut kept, cancel, listen)?;
-            learner.state.parameters.set_values(&kept.values);
+            let best = learner.state.progress.best.take();
+            let best = best.ok_or_else(|| Error::Input("no epoch was measured".to_string()))?;
+            learner.state.parameters.set_values(&kept.values.unwrap_or_default());
             let adapter = learner.adapter(prepared, &settings);
             let TrainState { progress, optimiser, seconds, .. } = learner.state;
-            let best = progress.best.ok_or_else(|| Error::Input("no epoch was measured".to_string()))?;
             Ok(TrainedAdapter {
                 adapter,
                 best,
@@ -134,17 +135,20 @@ fn check_assignment(prepared: &Prepared, assignment: &Assignment) -> Result<()> 
     }
 }
 
-/// Keeps the best epoch's values.
-struct InMemory {
-    values: Vec<f32>,
+/// Writes no files: keeps the best epoch's values, or nothing on the ranks of a job behind the
+/// first, which have the state.
+pub(super) struct InMemory {
+    values: Option<Vec<f32>>,
     /// Where activations are kept that no step changes.
     scratch: tempfile::TempDir,
 }
 
 impl InMemory {
-    fn new() -> Result<Self> {
+    /// # Errors
+    /// `Error::Io` where no temporary folder can be made.
+    pub fn new(keeps_values: bool) -> Result<Self> {
         let scratch = tempfile::tempdir().map_err(|e| Error::io(&std::env::temp_dir(), e))?;
-        Ok(InMemory { values: Vec::new(), scratch })
+        Ok(InMemory { values: keeps_values.then(Vec::new), scratch })
     }
 }
 
@@ -162,7 +166,9 @@ impl Keeper for InMemory {
     fn epoch(&mut self, learner: &mut Learner, best: Option<Best>) -> Result<Vec<PathBuf>> {
         if best.is_some() {
             crate::finite::check_parameters(&learner.state.parameters)?;
-            self.values = learner.state.parameters.values().to_vec();
+            if let Some(values) = &mut self.values {
+                *values = learner.state.parameters.values().to_vec();
+            }
             learner.state.progress.best = best;
         }
         Ok(Vec::new())
