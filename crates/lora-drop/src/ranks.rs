@@ -2,7 +2,7 @@
 //! step and some rows of an evaluation, and all of them have the same state at all times.
 //!
 //! The rule that no rank waits for one that has failed: whatever ranks do together begins with
-//! [`Ranks::gather`], to which each gives what it has made, or its error. A rank that fails alone
+//! `Ranks::gather`, to which each gives what it has made, or its error. A rank that fails alone
 //! gives its error to the next gathering, whichever that is, and the job is over on all of them.
 
 mod threads;

@@ -21,7 +21,7 @@ mod library;
 mod world;
 
 pub use launch::{Launch, Launcher};
-pub use world::World;
+pub use world::{Pending, World};
 
 /// Why the processes of a job could not work together.
 #[derive(Debug, thiserror::Error)]
