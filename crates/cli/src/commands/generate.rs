@@ -143,9 +143,9 @@ impl How {
 pub fn prompt_line(content: &TextContent) -> Value {
     match content {
         TextContent::Completion { prompt, .. } => json!({ "prompt": prompt }),
-        TextContent::Messages(turns) => {
+        TextContent::Messages(conversation) => {
             let turn = |m: &Message| json!({ "role": m.role.name(), "content": m.content });
-            json!({ "messages": turns.iter().map(turn).collect::<Vec<_>>() })
+            json!({ "messages": conversation.turns.iter().map(turn).collect::<Vec<_>>() })
         }
         TextContent::Text(text) => json!({ "prompt": text }),
     }
@@ -162,6 +162,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
         ("limit", args.limit.is_some()),
         ("output", args.output.is_some()),
         ("batch-size", args.how.batch_size.is_some()),
+        ("bad-rows", args.source.is_given("bad-rows")),
     ];
     if let Some((name, _)) = of_data.into_iter().find(|(_, given)| *given && args.data.is_none()) {
         return Err(no_effect(name, "without --data"));

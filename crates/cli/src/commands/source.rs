@@ -20,7 +20,7 @@ use super::interrupt::Interrupt;
 use super::options::{Given, Takes, no_effect};
 
 /// The settings of rows with texts and labels.
-const ROWS: [&str; 7] = [
+const ROWS: [&str; 8] = [
     "text-column",
     "pair-column",
     "label-column",
@@ -28,6 +28,7 @@ const ROWS: [&str; 7] = [
     "completion-column",
     "prompt-template",
     "chat",
+    "bad-rows",
 ];
 /// The settings of a model that is not trained.
 const MODEL: [&str; 5] = ["model", "max-length", "dtype", "quantize", "threads"];
@@ -50,7 +51,7 @@ impl Takes for Predict {
     const INHERITS: bool = true;
 
     fn takes(setting: &Definition) -> bool {
-        ["text-column", "pair-column"].contains(&setting.name) || MODEL.contains(&setting.name)
+        ["text-column", "pair-column", "bad-rows"].contains(&setting.name) || MODEL.contains(&setting.name)
     }
 }
 
@@ -62,7 +63,7 @@ impl Takes for Generate {
 
     fn takes(setting: &Definition) -> bool {
         let model = MODEL.contains(&setting.name) && setting.name != "max-length";
-        model || ["prompt-template", "chat"].contains(&setting.name)
+        model || ["prompt-template", "chat", "bad-rows"].contains(&setting.name)
     }
 }
 

@@ -11,7 +11,7 @@ use super::files::{Part, SplitFiles, SplitName};
 use super::labels::{Label, Labels, RawLabel};
 use super::raw::{RawRow, RawSplit};
 use super::tokens::{Encoded, Tokens};
-use crate::settings::{OverLength, RowSettings, Task};
+use crate::settings::{BadRows, OverLength, RowSettings, Task};
 use crate::summary::{DataFacts, SplitFacts};
 
 /// How data is read.
@@ -21,6 +21,8 @@ pub struct DataOptions {
     pub columns: ColumnNames,
     /// Most tokens of a row, special tokens included.
     pub max_length: usize,
+    /// What happens to rows that are wrong.
+    pub bad_rows: BadRows,
     /// What happens to rows of more than `max_length` tokens.
     pub over_length: OverLength,
     /// Tokens that the model has an embedding for.
@@ -43,6 +45,7 @@ impl DataOptions {
         DataOptions {
             columns: ColumnNames::of(rows),
             max_length: rows.row_tokens(config.max_tokens()),
+            bad_rows: rows.bad_rows,
             over_length: rows.over_length,
             vocabulary: config.vocab_size,
             token_types: config.token_types,
@@ -115,10 +118,15 @@ impl Dataset {
     /// See [`Error`]: whatever is wrong with a file or a row, with its place.
     pub fn load(path: &Path, tokens: &Tokens, options: &DataOptions) -> Result<Self, Error> {
         let found = SplitFiles::find(path)?;
-        let train = RawSplit::read(SplitName::Train, found.of(SplitName::Train)?, &options.columns)?;
+        let train = RawSplit::read(
+            SplitName::Train,
+            found.of(SplitName::Train)?,
+            &options.columns,
+            options.bad_rows,
+        )?;
         let names = train.columns.names();
         let read = |name| match found.files.get(&name) {
-            Some(files) => RawSplit::read(name, files, &names).map(Some),
+            Some(files) => RawSplit::read(name, files, &names, options.bad_rows).map(Some),
             None => Ok(None),
         };
         let (dev, test) = (read(SplitName::Dev)?, read(SplitName::Test)?);
@@ -151,7 +159,9 @@ impl Dataset {
         let columns = train.columns.clone();
         tokens.check_max_length(options.max_length, columns.pair.is_some())?;
         let labels = Labels::of(&train, options.task)?;
-        let mut warnings = suspicions(&train, &labels);
+        let others = dev.iter().chain(&test).flat_map(|split| &split.warnings);
+        let mut warnings: Vec<String> = train.warnings.iter().chain(others).cloned().collect();
+        warnings.extend(suspicions(&train, &labels));
         if options.reads_first && tokens.special_tokens(false) == 0 {
             let file = tokens.file().display();
             warnings
@@ -200,9 +210,12 @@ impl Split {
         let mut warnings = Vec::new();
         let (files, part) = found.part(name, options.trained_on.as_deref())?;
         let raw = if part == Part::All {
-            RawSplit::read(name, files, &options.columns)?
+            let raw = RawSplit::read(name, files, &options.columns, options.bad_rows)?;
+            warnings.extend(raw.warnings.iter().cloned());
+            raw
         } else {
-            let mut train = RawSplit::read(SplitName::Train, files, &options.columns)?;
+            let mut train = RawSplit::read(SplitName::Train, files, &options.columns, options.bad_rows)?;
+            warnings.extend(train.warnings.iter().cloned());
             let dev = hold_out(&mut train, labels, &mut warnings)?;
             if part == Part::HeldOut { dev } else { train }
         };

@@ -93,7 +93,7 @@ impl Generator {
         let name: SplitName = split.parse().map_err(Error::Usage)?;
         let options = self.options();
         let (split, warnings) = TextSplit::load(data, name, &self.tokens, self.template.as_ref(), &options)?;
-        self.reading.check_texts(split.columns.kind)?;
+        self.reading.check_texts(split.kind)?;
         Ok((split.rows, warnings))
     }
 

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use super::definition::{Definition, Range, Setting, kebab_case, settings};
 use super::situation::Need;
 use super::{
-    Budget, CriterionName, Dtype, Method, OverLength, Quantize, Restart, SampleEpochs, Schedule, Scope, Size,
-    SparseBy, Task, Unselected,
+    BadRows, Budget, CriterionName, Dtype, Method, OverLength, Quantize, Restart, SampleEpochs, Schedule,
+    Scope, Size, SparseBy, Task, Unselected,
 };
 use crate::evaluate::metrics::Metric;
 
@@ -186,6 +186,9 @@ settings! {
         /// Decoders: write prompts and completions as turns of user and assistant, with the model's
         /// chat template
         chat: bool = false, "", reads [Texts, Prompts];
+        /// What happens to rows that are wrong, such as those without a text or a label. Those that are
+        /// skipped are counted and reported. Blank rows of plain text are always passed over
+        bad_rows: BadRows = BadRows::default(), "WAY";
         /// Most tokens of a row, special tokens included
         max_length: Option<usize> = None, "TOKENS" in Range::Whole(SHORTEST_ROW, MAX_COUNT),
             or "256, or the model's limit if that is lower", also ["max-seq-length", "max-seq-len", "cutoff-len"];
