@@ -18,6 +18,8 @@ pub struct Reading {
     pub prompt_template: Option<String>,
     /// What happens to rows that are wrong.
     pub bad_rows: BadRows,
+    /// Values that the chat template is given, each as `NAME=VALUE`.
+    pub template_vars: Vec<String>,
     /// Whether prompts are written as a user's turn by the model's chat template.
     pub chat: bool,
     /// The data that the model was trained on, whose held-out rows are its dev split.
@@ -39,6 +41,7 @@ impl Reading {
             },
             prompt_template: rows.prompt_template.clone(),
             bad_rows: rows.bad_rows,
+            template_vars: rows.template_var.clone(),
             chat: rows.chat,
             trained_on,
             given: Vec::new(),
@@ -50,7 +53,8 @@ impl Reading {
     /// # Errors
     /// `Error::Usage` with the setting that is not.
     pub(crate) fn check_texts(&self, kind: TextKind) -> Result<()> {
-        Situation::of_model(true, Task::Text, Some(kind)).check(self.given.iter().copied())
+        let situation = Situation::of_model(true, Task::Text, Some(kind));
+        Situation { chat: Some(self.chat), ..situation }.check(self.given.iter().copied())
     }
 
     /// Returns the options for a decoder with this vocabulary and end-of-sequence token.

@@ -84,6 +84,9 @@ pub struct SplitFacts {
     /// their lengths are lower bounds.
     #[serde(default)]
     pub uncounted: usize,
+    /// Tokens that stand for text that the tokenizer's vocabulary does not have.
+    #[serde(default)]
+    pub unknown: usize,
     /// Rows per class in index order; empty for regression.
     pub per_class: Vec<usize>,
     /// Smallest, mean and largest label of a regression.

@@ -20,7 +20,7 @@ use super::interrupt::Interrupt;
 use super::options::{Given, Takes, no_effect};
 
 /// The settings of rows with texts and labels.
-const ROWS: [&str; 8] = [
+const ROWS: [&str; 9] = [
     "text-column",
     "pair-column",
     "label-column",
@@ -29,6 +29,7 @@ const ROWS: [&str; 8] = [
     "prompt-template",
     "chat",
     "bad-rows",
+    "template-var",
 ];
 /// The settings of a model that is not trained.
 const MODEL: [&str; 5] = ["model", "max-length", "dtype", "quantize", "threads"];
@@ -63,7 +64,7 @@ impl Takes for Generate {
 
     fn takes(setting: &Definition) -> bool {
         let model = MODEL.contains(&setting.name) && setting.name != "max-length";
-        model || ["prompt-template", "chat", "bad-rows"].contains(&setting.name)
+        model || ["prompt-template", "chat", "bad-rows", "template-var"].contains(&setting.name)
     }
 }
 
@@ -140,6 +141,11 @@ impl<C: Takes> Source<C> {
 }
 
 impl Resolved {
+    /// Whether the setting of this name was given as an option.
+    pub fn is_given(&self, name: &str) -> bool {
+        self.given.contains_key(name)
+    }
+
     pub fn model(&self) -> &str {
         &self.settings.place.model
     }

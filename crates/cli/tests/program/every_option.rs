@@ -51,7 +51,9 @@ impl Situation {
     fn with_holes(&self) -> String {
         let words: Vec<&str> = self.words.split(' ').collect();
         let data = words.windows(2).find(|pair| ["--data", "--input"].contains(&pair[0]));
-        data.map_or(String::new(), |pair| format!("{} {}", pair[0], pair[1].replace("../../", "../../holes/")))
+        data.map_or(String::new(), |pair| {
+            format!("{} {}", pair[0], pair[1].replace("../../", "../../holes/"))
+        })
     }
 }
 
@@ -141,6 +143,8 @@ fn training(option: &str, at: &Situation) -> Option<Case> {
         "completion-column" => learned("a --prompt-column prompt"),
         "prompt-template" => case("--prompt-template w9{prompt}", "", Learned),
         "chat" => case("--chat", "", Learned),
+        "template-var" if at.is(&["messages"]) => learned("end=w9"),
+        "template-var" => with("end=w9", "--chat"),
         "bad-rows" => with("skip", &at.with_holes()),
         "max-length" => learned("4"),
         "over-length" if at.is(&["messages"]) => with("drop", "--max-length 7"),
@@ -191,6 +195,7 @@ fn using(option: &str, at: &Situation) -> Option<Case> {
         "model" => plain(if decoder { "../../other-decoder" } else { "../../other-model" }),
         "adapter" => plain(&format!("../../adapters/{kind}-other")),
         "max-length" => plain("4"),
+        "template-var" => case("--template-var end=w9", "--chat", look),
         "bad-rows" => case("--bad-rows skip", at.with_holes(), look),
         // A pass of a token computes in f32 whatever the type.
         "dtype" if at.is(&["prompt"]) => case("--dtype bf16", "", Speed),
@@ -392,7 +397,7 @@ fn situations() -> Vec<Situation> {
 fn prepare() -> Fixture {
     let fixture = Fixture::new();
     fixture.write_decoder("decoder");
-    let template = "{% for m in messages %}<s> {{ m.content }} </s>{% endfor %}{% if add_generation_prompt %}<s> {% endif %}";
+    let template = "{% for m in messages %}<s> {{ m.content }} {{ end }} </s>{% endfor %}{% if add_generation_prompt %}<s> {% endif %}";
     fixture.write("decoder/tokenizer_config.json", json!({ "chat_template": template }).to_string());
     let mut weights = crate::common::weights();
     weights.values_mut().for_each(|(_, values)| values.iter_mut().for_each(|value| *value *= 0.5));

@@ -1,5 +1,6 @@
 //! A data set, tokenised: what training and evaluation read.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use lora_drop_transformer::ModelConfig;
@@ -161,7 +162,7 @@ impl Dataset {
         let labels = Labels::of(&train, options.task)?;
         let others = dev.iter().chain(&test).flat_map(|split| &split.warnings);
         let mut warnings: Vec<String> = train.warnings.iter().chain(others).cloned().collect();
-        warnings.extend(suspicions(&train, &labels));
+        warnings.extend(suspicions(&train, &labels, options.task));
         if options.reads_first && tokens.special_tokens(false) == 0 {
             let file = tokens.file().display();
             warnings
@@ -179,6 +180,7 @@ impl Dataset {
         let dev = Split::encode(dev, &labels, tokens, options)?;
         let test = test.map(|test| Split::encode(test, &labels, tokens, options)).transpose()?;
         warnings.extend(options.cache.as_ref().and_then(TokenCache::stopped));
+        warnings.extend(tokens.unknown_warning(&train.facts));
         let splits = [Some(&train), Some(&dev), test.as_ref()];
         let facts = DataFacts {
             splits: splits.into_iter().flatten().map(|split| split.facts.clone()).collect(),
@@ -220,7 +222,10 @@ impl Split {
             if part == Part::HeldOut { dev } else { train }
         };
         tokens.check_max_length(options.max_length, raw.columns.pair.is_some())?;
-        Ok((Split::encode(raw, labels, tokens, options)?, warnings))
+        warnings.extend(labels.index_warning(&raw));
+        let split = Split::encode(raw, labels, tokens, options)?;
+        warnings.extend(tokens.unknown_warning(&split.facts));
+        Ok((split, warnings))
     }
 
     /// Tokenises rows, in parallel and in order, and treats the over-long ones as the options say.
@@ -270,9 +275,9 @@ impl Split {
             return Err(Error::AllDropped { path, rows, max_length: limit });
         }
         let (per_class, label_range) = label_facts(&examples, labels);
-        let tokens = examples.iter().map(|example| example.ids.len());
-        let facts = raw.facts(tokens, lengths, limit);
-        let facts = SplitFacts { cached, uncounted, per_class, label_range, ..facts };
+        let facts = raw.facts(examples.iter().map(|example| example.ids.len()), lengths, limit);
+        let unknown = examples.iter().map(|example| tokens.count_unknown(&example.ids)).sum();
+        let facts = SplitFacts { cached, uncounted, unknown, per_class, label_range, ..facts };
         Ok(Split { name: raw.name, files: raw.files, examples, facts })
     }
 
@@ -336,12 +341,29 @@ fn hold_out(train: &mut RawSplit, labels: &Labels, warnings: &mut Vec<String>) -
 }
 
 /// Warnings of what looks like a mistake in train and may be none.
-fn suspicions(train: &RawSplit, labels: &Labels) -> Vec<String> {
+fn suspicions(train: &RawSplit, labels: &Labels, task: Option<Task>) -> Vec<String> {
     let (names, rows) = (labels.names(), train.rows.len());
     let mut warnings = Vec::new();
     if names.len() > 20 && names.len() * 2 > rows {
         let column = train.label_column();
         warnings.push(format!("{} classes in {rows} rows: is {column:?} the label column?", names.len()));
+    }
+    let mut without_case: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    names.iter().for_each(|name| without_case.entry(name.to_lowercase()).or_default().push(name));
+    if let Some(same) = without_case.values().find(|same| same.len() > 1) {
+        let same: Vec<String> = same.iter().map(|name| format!("{name:?}")).collect();
+        warnings.push(format!("labels that differ only in case are different classes: {}", same.join(", ")));
+    }
+    let whole = |row: &RawRow| matches!(&row.label, Some(RawLabel::Float(x)) if x.fract() == 0.0);
+    if task.is_none() && train.rows.iter().all(whole) {
+        let (taken, other, task) = match labels.is_regression() {
+            true => ("numbers to predict", "classes", Task::Classification),
+            false => ("classes", "numbers to predict", Task::Regression),
+        };
+        warnings.push(format!(
+            "the labels are whole numbers written with a fraction, such as 1.0, and are taken for {taken}; if they are \
+             {other}, give `task = {task}`"
+        ));
     }
     if names.len() > 2 && names.first().is_some_and(|name| name == "-1") {
         let rows =

@@ -192,7 +192,8 @@ impl SplitFiles {
             _ if candidates.len() > 1 => Err(Error::Candidates { folder: path.to_path_buf(), candidates }),
             (Some((_, Some(other))), _) => Ok(other),
             (_, Some((_, names))) => {
-                let stem = split_name(&names[0]).map(|(stem, ..)| shard(stem).map_or(stem, |(stem, ..)| stem));
+                let stem =
+                    split_name(&names[0]).map(|(stem, ..)| shard(stem).map_or(stem, |(stem, ..)| stem));
                 let stem = stem.unwrap_or_default().to_string();
                 SplitFiles::among(path, names, Some(&stem))
             }
@@ -439,18 +440,30 @@ mod tests {
     fn folders_as_on_the_hub() {
         for (files, expected) in [
             (
-                &["README.md", ".cache/train.csv", "data/train-00000-of-00001.parquet", "data/test-00000-of-00001.parquet"][..],
+                &[
+                    "README.md",
+                    ".cache/train.csv",
+                    "data/train-00000-of-00001.parquet",
+                    "data/test-00000-of-00001.parquet",
+                ][..],
                 "train: data/train-00000-of-00001.parquet; test: data/test-00000-of-00001.parquet",
             ),
             (&["plain_text/train.parquet", "dataset_infos.json"], "train: plain_text/train.parquet"),
             (
-                &["default/train/0000.parquet", "default/train/0001.parquet", "default/validation/0000.parquet"],
+                &[
+                    "default/train/0000.parquet",
+                    "default/train/0001.parquet",
+                    "default/validation/0000.parquet",
+                ],
                 "train: default/train/0000.parquet default/train/0001.parquet; dev: default/validation/0000.parquet",
             ),
             (&["train/a.jsonl", "dev/b.jsonl"], "train: train/a.jsonl; dev: dev/b.jsonl"),
             // The only file of rows.
             (&["README.md", "alpaca_data.json", "dataset_infos.json"], "train: alpaca_data.json"),
-            (&["rows-00000-of-00002.csv", "rows-00001-of-00002.csv"], "train: rows-00000-of-00002.csv rows-00001-of-00002.csv"),
+            (
+                &["rows-00000-of-00002.csv", "rows-00001-of-00002.csv"],
+                "train: rows-00000-of-00002.csv rows-00001-of-00002.csv",
+            ),
             // What lies deeper belongs to something else.
             (&["train.csv", "old/train.csv"], "train: train.csv"),
         ] {
@@ -475,12 +488,17 @@ mod tests {
     fn shards_by_their_common_name() {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
-        for name in ["train_sft-00000-of-00002.csv", "train_sft-00001-of-00002.csv", "test_sft-00000-of-00001.csv"] {
+        for name in
+            ["train_sft-00000-of-00002.csv", "train_sft-00001-of-00002.csv", "test_sft-00000-of-00001.csv"]
+        {
             std::fs::write(path(name), "").unwrap();
         }
         let found = SplitFiles::find(&path("train_sft")).unwrap();
         let expected = ["train_sft-00000-of-00002.csv", "train_sft-00001-of-00002.csv"];
-        assert_eq!((names(&found, SplitName::Train), found.single), (expected.map(String::from).into(), true));
+        assert_eq!(
+            (names(&found, SplitName::Train), found.single),
+            (expected.map(String::from).into(), true)
+        );
         std::fs::remove_file(path(expected[0])).unwrap();
         let message = SplitFiles::find(&path("train_sft")).unwrap_err().to_string();
         assert!(message.contains("shard 0 of 2 is missing"), "{message}");

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::columns::type_name;
 use super::error::{Error, Problem};
-use super::raw::RawSplit;
+use super::raw::{RawRow, RawSplit};
 use crate::settings::Task;
 
 /// A row's label, as training and evaluation use it.
@@ -31,9 +31,8 @@ pub enum RawLabel {
 }
 
 impl RawLabel {
-    /// A field's label; None if there is none (null, or an empty field of a CSV or TSV file). In
-    /// these `textual` files a label that looks like a number is one, and white space around it is
-    /// ignored.
+    /// A field's label; None if there is none (null, or a blank text). White space around a text is
+    /// ignored. In `textual` files, CSV and TSV, a label that looks like a number is one.
     ///
     /// # Errors
     /// The field is an array or an object, or a number that does not fit.
@@ -56,7 +55,7 @@ impl RawLabel {
                 },
             },
             Value::String(text) if text.trim().is_empty() => return Ok(None),
-            Value::String(text) => RawLabel::Text(text.clone()),
+            Value::String(text) => RawLabel::Text(text.trim().into()),
             other => return Err(wrong(type_name(other))),
         }))
     }
@@ -152,13 +151,22 @@ impl Labels {
         if self.is_regression() { Task::Regression } else { Task::Classification }
     }
 
-    /// A function that reads a label's class or value. A class is given by its name, or by its
-    /// index if no name is an integer. Its errors: no such class; a regression's label is not a
-    /// finite number.
+    /// Whether classes are named by whole numbers.
+    fn are_integers(&self) -> bool {
+        self.names().iter().any(|name| name.parse::<i64>().is_ok())
+    }
+
+    /// A function that reads a label's class or value. A class is given by its name, whatever its
+    /// case if that is unique, or by its index if no name is an integer. Its errors: no such class; a
+    /// regression's label is not a finite number.
     pub(super) fn reader(&self) -> impl Fn(&RawLabel) -> Result<Label, Problem> {
         let names = self.names();
-        let index: HashMap<&str, usize> = names.iter().map(String::as_str).zip(0..).collect();
-        let integer_names = names.iter().any(|name| name.parse::<i64>().is_ok());
+        let index: HashMap<&str, usize> = names.iter().map(|name| name.trim()).zip(0..).collect();
+        let mut without_case: HashMap<String, Option<usize>> = HashMap::new();
+        for (name, class) in names.iter().map(|name| name.trim().to_lowercase()).zip(0..) {
+            without_case.entry(name).and_modify(|class| *class = None).or_insert(Some(class));
+        }
+        let integer_names = self.are_integers();
         move |label| {
             if self.is_regression() {
                 return match (value(label), label) {
@@ -172,7 +180,9 @@ impl Labels {
                     (None, _) => Err(Problem::LabelNotNumber { seen: label.to_string() }),
                 };
             }
-            if let Some(&class) = index.get(label.name().as_str()) {
+            let name = label.name();
+            let in_any_case = || without_case.get(&name.to_lowercase()).copied().flatten();
+            if let Some(class) = index.get(name.as_str()).copied().or_else(in_any_case) {
                 return Ok(Label::Class(class));
             }
             match label.integer().and_then(|n| usize::try_from(n).ok()) {
@@ -182,9 +192,29 @@ impl Labels {
         }
     }
 
+    /// What numbers are taken for, if a row's class is given by its index: a warning, for data may
+    /// number the classes in another order.
+    pub(super) fn index_warning(&self, split: &RawSplit) -> Option<String> {
+        let is_number = |row: &RawRow| row.label.as_ref().is_some_and(|label| label.integer().is_some());
+        if self.is_regression() || self.are_integers() || !split.rows.iter().any(is_number) {
+            return None;
+        }
+        const SHOWN: usize = 10;
+        let names = self.names();
+        let meaning = names.iter().enumerate().take(SHOWN).map(|(i, name)| format!("{i} is {name}"));
+        let more = if names.len() > SHOWN { ", ..." } else { "" };
+        Some(format!(
+            "{}: the labels are numbers, and are taken for the model's classes in their order: {}{more}; if the data \
+             numbers them in another way, give it their names",
+            split.name,
+            meaning.collect::<Vec<_>>().join(", ")
+        ))
+    }
+
     /// Finds out what train's labels are. If a label has a fraction, or all are floats, they are a
     /// regression; otherwise they are classes, sorted by name (numbers by value, false before
-    /// true). If a task is given, it decides instead.
+    /// true). Floats that count from 0 without a gap are classes too: so whole numbers are written
+    /// where a column has missing values. If a task is given, it decides instead.
     ///
     /// # Errors
     /// A row without label, numbers mixed with text or booleans, labels that are all the same, or
@@ -220,7 +250,7 @@ impl Labels {
         let path = || train.files[0].clone();
         let regression = match task {
             Some(task) => task == Task::Regression,
-            None => fraction || (floats > 0 && floats == train.rows.len()),
+            None => fraction || (floats > 0 && floats == train.rows.len() && !count_from_zero(&names)),
         };
         if regression {
             // A value that is not a finite number differs from the others here; `reader`
@@ -240,6 +270,15 @@ impl Labels {
             _ => Ok(Labels::Classification { names }),
         }
     }
+}
+
+/// Most classes that may be written as floats.
+const FLOAT_CLASSES: usize = 20;
+
+/// Whether labels are the whole numbers from 0 to less than `FLOAT_CLASSES`, without a gap.
+fn count_from_zero(names: &BTreeSet<(Option<i64>, String)>) -> bool {
+    let counted = names.iter().zip(0..).all(|((number, _), expected)| *number == Some(expected));
+    counted && (2..=FLOAT_CLASSES).contains(&names.len())
 }
 
 fn mixed(label: &RawLabel, other: &RawLabel, other_line: usize) -> Problem {
@@ -283,6 +322,7 @@ mod tests {
         assert_eq!(of(" 3 ".into(), true), Some(RawLabel::Int(3)));
         assert_eq!(of("3.0".into(), true), Some(RawLabel::Float(3.0)));
         assert_eq!(of("nan".into(), true), Some(RawLabel::Text("nan".into())));
+        assert_eq!(of(" positive\t".into(), false), Some(RawLabel::Text("positive".into())));
         assert_eq!(of("".into(), true), None);
         assert_eq!(of(Value::Null, false), None);
         assert_eq!(of(5.0.into(), false), Some(RawLabel::Float(5.0)));
@@ -299,6 +339,12 @@ mod tests {
         assert_eq!(reader(&RawLabel::Float(0.0)), Ok(Label::Class(0)));
         assert!(reader(&RawLabel::Int(2)).is_err());
         assert!(reader(&RawLabel::Int(-1)).is_err());
+        // Whatever the case, if that is unique.
+        assert_eq!(reader(&RawLabel::Text("POS".into())), Ok(Label::Class(1)));
+        let labels = classes(&["Pos", "neg", "pos"]);
+        assert_eq!(labels.reader()(&RawLabel::Text("pos".into())), Ok(Label::Class(2)));
+        assert_eq!(labels.reader()(&RawLabel::Text("NEG".into())), Ok(Label::Class(1)));
+        assert!(labels.reader()(&RawLabel::Text("POS".into())).is_err());
         // Where classes are numbers, a number is a name.
         let labels = classes(&["1", "2", "5"]);
         let reader = labels.reader();

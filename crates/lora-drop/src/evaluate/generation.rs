@@ -90,7 +90,7 @@ impl Predictor {
         self.pool.install(|| {
             let decoder = decoder(&self.loaded.model, &self.loaded.files.path)?;
             let name: SplitName = split.parse().map_err(Error::Usage)?;
-            let template = self.loaded.files.template()?;
+            let template = self.loaded.files.template(&reading.template_vars)?;
             let config = &decoder.config;
             let text_options = TextOptions {
                 max_length: self.max_length,

@@ -210,7 +210,7 @@ impl Predictor {
                     (SplitRows::Labelled(Box::new(split)), warnings)
                 }
                 None => {
-                    let template = files.template()?;
+                    let template = files.template(&reading.template_vars)?;
                     let options = text_options(files, reading, *max_length);
                     let (split, warnings) =
                         TextSplit::load(data, split, tokens, template.as_ref(), &options)?;
@@ -247,7 +247,7 @@ impl Predictor {
             return Err(Error::Usage("the model has a head for labels, and no loss of texts".to_string()));
         }
         let (template, options) =
-            (self.files().template()?, text_options(self.files(), &Reading::default(), self.max_length));
+            (self.files().template(&[])?, text_options(self.files(), &Reading::default(), self.max_length));
         let raw = RawText::of_rows(SplitName::Dev, rows)?;
         self.pool.install(|| {
             let encoder = TextEncoder::new(&self.tokens, template.as_ref(), &options)?;

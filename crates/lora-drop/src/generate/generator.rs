@@ -63,7 +63,7 @@ impl Generator {
         if loaded.model.outputs.is_some() {
             return refuse(format!("{what} has a head for labels"));
         }
-        let (tokens, template) = (loaded.files.tokens()?, loaded.files.template()?);
+        let (tokens, template) = (loaded.files.tokens()?, loaded.files.template(&reading.template_vars)?);
         Ok(Generator { loaded, tokens, template, reading, pool: thread_pool(threads)? })
     }
 

@@ -186,6 +186,9 @@ settings! {
         /// Decoders: write prompts and completions as turns of user and assistant, with the model's
         /// chat template
         chat: bool = false, "", reads [Texts, Prompts];
+        /// Decoders: a value for the model's chat template, such as enable_thinking=false; can be given
+        /// several times. What is JSON is read as such (true, 3), all else is a text
+        template_var: Vec<String> = Vec::new(), "NAME=VALUE", reads [Texts, Template], or "none";
         /// What happens to rows that are wrong, such as those without a text or a label. Those that are
         /// skipped are counted and reported. Blank rows of plain text are always passed over
         bad_rows: BadRows = BadRows::default(), "WAY";

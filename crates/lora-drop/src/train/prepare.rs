@@ -71,7 +71,8 @@ impl Prepared {
             let options = DataOptions::new(&settings.rows, &model.config);
             TaskData::Labelled(Box::new(Dataset::load(&settings.place.data, &tokens, &options)?))
         } else {
-            let (template, options) = (model.template()?, text_options(&settings.rows, &model.config));
+            let template = model.template(&settings.rows.template_var)?;
+            let options = text_options(&settings.rows, &model.config);
             let texts = TextDataset::load(&settings.place.data, &tokens, template.as_ref(), &options)?;
             TaskData::Text(Box::new(texts))
         };
@@ -132,7 +133,8 @@ impl Prepared {
         }
         let run = RunSettings { rows: rows.clone(), train: settings.clone(), ..RunSettings::default() };
         Self::in_memory(model, &run, false, |tokens| {
-            let (template, options) = (model.template()?, text_options(rows, &model.config));
+            let template = model.template(&rows.template_var)?;
+            let options = text_options(rows, &model.config);
             let texts = TextDataset::new(train, dev, tokens, template.as_ref(), &options)?;
             Ok(TaskData::Text(Box::new(texts)))
         })

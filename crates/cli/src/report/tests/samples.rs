@@ -78,6 +78,7 @@ pub fn data() -> DataFacts {
         median_length: 52,
         longest: 103,
         over_long,
+        unknown: 0,
         uncounted: 0,
         per_class: per_class.to_vec(),
         cached: false,

@@ -42,7 +42,11 @@ fn an_absent_key_is_null_and_a_later_one_counts() {
     assert_eq!(texts(&rows, None, &options()), expected);
     assert_eq!(texts(&[with, without], None, &options()), ["<s>i\nx{o</s>}", "<s>j{p</s>}"]);
     // The same of references, of a test split's completions and of labels.
-    let folder = Folder::with("train.jsonl", r#"{"prompt": "p", "completion": "c"}"#, r#"{"prompt": "p", "completion": "c"}"#);
+    let folder = Folder::with(
+        "train.jsonl",
+        r#"{"prompt": "p", "completion": "c"}"#,
+        r#"{"prompt": "p", "completion": "c"}"#,
+    );
     let rows = [
         json!({"prompt": "a"}),
         json!({"prompt": "b", "completion": "c"}),
@@ -86,9 +90,12 @@ fn a_system_text_is_the_first_turn_and_a_history_comes_before() {
             json!({"instruction": "u", "input": "", "output": "a", "system": "s", "history": [["h", "i"]]}),
             [turn("system", "s"), turn("user", "h"), learned("i"), asked.clone()].concat(),
         ),
-        (json!({"question": "u", "answer": "a", "system_prompt": "s"}), [turn("system", "s"), asked.clone()].concat()),
+        (
+            json!({"question": "u", "answer": "a", "system_prompt": "s"}),
+            [turn("system", "s"), asked.clone()].concat(),
+        ),
     ] {
-        assert_eq!(texts(&[row.clone()], Some(CHATML), &options()), [expected], "{row}");
+        assert_eq!(texts(std::slice::from_ref(&row), Some(CHATML), &options()), [expected], "{row}");
     }
     // Some rows are turns, and others would be written without the template.
     let rows = [
@@ -116,7 +123,7 @@ fn prompts_and_completions_may_be_turns() {
     });
     let expected = "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\nu<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n\
                     <|im_start|>user\nv<|im_end|>\n<|im_start|>assistant\n{A<|im_end|>}\n";
-    assert_eq!(texts(&[row.clone()], Some(CHATML), &options()), [expected]);
+    assert_eq!(texts(std::slice::from_ref(&row), Some(CHATML), &options()), [expected]);
     // A template that marks what the assistant says marks both answers.
     let marks = "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}{% generation %}{{ m.content }}<|im_end|>\
                  {% endgeneration %}{% else %}{{ m.content }}<|im_end|>{% endif %}{{ '\n' }}{% endfor %}";
@@ -149,12 +156,21 @@ fn columns_that_look_like_a_part_of_the_prompt_are_named() {
 
 #[test]
 fn blank_texts_are_passed_over() {
-    let rows = [json!({"text": ""}), json!({"text": "a"}), json!({"text": " \n"}), json!({"text": null}), json!({"text": "b"})];
+    let rows = [
+        json!({"text": ""}),
+        json!({"text": "a"}),
+        json!({"text": " \n"}),
+        json!({"text": null}),
+        json!({"text": "b"}),
+    ];
     let data = load(&rows, None, &options()).unwrap();
     let lines: Vec<usize> = data.train.examples.iter().map(|example| example.line).collect();
     assert_eq!(lines, [2, 5]);
     let warning = &data.warnings[0];
-    assert!(warning.contains("train: 3 rows are blank and passed over: ") && warning.contains("line 1; "), "{warning}");
+    assert!(
+        warning.contains("train: 3 rows are blank and passed over: ") && warning.contains("line 1; "),
+        "{warning}"
+    );
     assert!(load(&rows[..1], None, &options()).unwrap_err().contains("no rows"));
     // A row without the column is not blank.
     let message = load(&[json!({"text": "a"}), json!({"txt": "b"})], None, &options()).unwrap_err();
@@ -181,13 +197,21 @@ fn wrong_rows_are_an_error_or_left_out() {
     assert_eq!(data.train.examples.iter().map(|example| example.line).collect::<Vec<_>>(), [2, 7]);
     let warning = &data.warnings[0];
     assert!(warning.starts_with("train: 7 rows are left out: "), "{warning}");
-    for part in ["line 1: no usual columns", "line 3: \"output\" has no text: zero length", "line 6: bad JSON", "; and 2 more"] {
+    for part in [
+        "line 1: no usual columns",
+        "line 3: \"output\" has no text: zero length",
+        "line 6: bad JSON",
+        "; and 2 more",
+    ] {
         assert!(warning.contains(part), "{warning}\nhas no {part}");
     }
     for row in &rows[2..6] {
         let folder = Folder::with("train.jsonl", format!("{good}\n{row}"), &good);
         let message = folder.load(None, &options()).unwrap_err().to_string();
-        assert!(message.contains("line 2: ") && message.ends_with("`bad_rows = skip` leaves out such rows"), "{message}");
+        assert!(
+            message.contains("line 2: ") && message.ends_with("`bad_rows = skip` leaves out such rows"),
+            "{message}"
+        );
     }
     let message = Folder::with("train.jsonl", &rows[0], &good).load(None, &skip).unwrap_err().to_string();
     assert!(message.contains("line 1: no usual columns"), "{message}");
@@ -202,15 +226,22 @@ fn only_what_is_learned_needs_text() {
         (json!([{"role": "system"}, user, answer]), "s:</s>u:u</s>a:{a</s>}"),
         (json!([{"role": "user", "content": null}, answer]), "u:</s>a:{a</s>}"),
         // An answer of weight 0 is seen and not learned.
-        (json!([user, {"role": "assistant", "content": "b", "weight": 0}, user, answer]), "u:u</s>a:b</s>u:u</s>a:{a</s>}"),
-        (json!([user, {"role": "assistant", "content": "", "weight": 0}, user, answer]), "u:u</s>a:</s>u:u</s>a:{a</s>}"),
+        (
+            json!([user, {"role": "assistant", "content": "b", "weight": 0}, user, answer]),
+            "u:u</s>a:b</s>u:u</s>a:{a</s>}",
+        ),
+        (
+            json!([user, {"role": "assistant", "content": "", "weight": 0}, user, answer]),
+            "u:u</s>a:</s>u:u</s>a:{a</s>}",
+        ),
         (json!([user, {"role": "assistant", "content": "a", "weight": 1}]), "u:u</s>a:{a</s>}"),
         // The assistant may begin.
         (json!([{"role": "assistant", "content": "b"}, user, answer]), "a:{b</s>}u:u</s>a:{a</s>}"),
     ] {
         assert_eq!(texts(&[json!({ "messages": turns })], Some(TOOLS), &options()), [expected]);
     }
-    let weight = |weight: Value| json!({"messages": [user, {"role": "assistant", "content": "a", "weight": weight}]});
+    let weight =
+        |weight: Value| json!({"messages": [user, {"role": "assistant", "content": "a", "weight": weight}]});
     let message = load(&[weight(json!(0))], Some(TOOLS), &options()).unwrap_err();
     assert!(message.contains("no assistant turn that is learned"), "{message}");
     let message = load(&[weight(json!(0.5))], Some(TOOLS), &options()).unwrap_err();
@@ -219,9 +250,7 @@ fn only_what_is_learned_needs_text() {
 
 #[test]
 fn contents_are_joined_from_their_parts() {
-    let row = |parts: Value| {
-        json!({"messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": [{"type": "text", "text": "a"}]}]})
-    };
+    let row = |parts: Value| json!({"messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": [{"type": "text", "text": "a"}]}]});
     let parts = json!([{"type": "text", "text": "u", "image_url": null}, {"type": "text", "text": "v"}]);
     assert_eq!(texts(&[row(parts)], Some(TOOLS), &options()), ["u:uv</s>a:{a</s>}"]);
     let image = json!([{"type": "text", "text": "u"}, {"type": "image_url", "image_url": {"url": "x"}}]);
@@ -232,9 +261,7 @@ fn contents_are_joined_from_their_parts() {
 #[test]
 fn tools_and_calls_reach_the_template() {
     let function = json!({"name": "f", "arguments": {"x": 1}});
-    let call = |content: Value| {
-        json!({"role": "assistant", "content": content, "tool_calls": [{"type": "function", "function": function}]})
-    };
+    let call = |content: Value| json!({"role": "assistant", "content": content, "tool_calls": [{"type": "function", "function": function}]});
     let user = json!({"role": "user", "content": "u", "tool_calls": null});
     let result = json!({"role": "tool", "content": "7", "tool_calls": null});
     let answer = json!({"role": "assistant", "content": "a", "tool_calls": null});
@@ -275,6 +302,17 @@ const THINKS: &str = "{% set ns = namespace(last=0) %}{% for m in messages %}{% 
     {{ parts[-1].strip() + '<|im_end|>\n' }}{% else %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}\
     {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% if enable_thinking is defined and not enable_thinking %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}";
 
+#[test]
+fn answers_that_are_written_otherwise_once_others_follow() {
+    let template = "{% for m in messages %}{{ m.content if loop.last else m.content[:1] }}</s>{% endfor %}";
+    let turns = json!([{"role": "user", "content": "u"}, {"role": "assistant", "content": "long"},
+                       {"role": "user", "content": "v"}, {"role": "assistant", "content": "c"}]);
+    assert_eq!(
+        texts(&[json!({ "messages": turns })], Some(template), &options()),
+        ["u</s>{l</s>}v</s>{c</s>}"]
+    );
+}
+
 /// R1's rule: thoughts are cut out of the conversation, and the generation prompt opens them.
 const OPENS: &str = "{% for m in messages %}{% if m.role == 'user' %}{{ '<|im_start|>' + m.content }}{% else %}\
     {{ '<|im_end|>' + m.content.split('</think>')[-1].strip() + '</s>' }}{% endif %}{% endfor %}\
@@ -284,24 +322,38 @@ const OPENS: &str = "{% for m in messages %}{% if m.role == 'user' %}{{ '<|im_st
 fn answers_of_models_that_think_are_found_in_the_whole() {
     let user = |text: &str| json!({"role": "user", "content": text});
     let answer = |text: &str| json!({"role": "assistant", "content": text});
-    let row = json!({"messages": [user("u"), answer("<think>t</think>a"), user("v"), answer("<think>w</think>b")]});
-    let data = load(&[row.clone()], Some(THINKS), &options()).unwrap();
+    let row =
+        json!({"messages": [user("u"), answer("<think>t</think>a"), user("v"), answer("<think>w</think>b")]});
+    let data = load(std::slice::from_ref(&row), Some(THINKS), &options()).unwrap();
     assert_eq!(
         marked(&data.train.examples[0]),
         "<|im_start|>user\nu<|im_end|>\n<|im_start|>assistant\n{a<|im_end|>}\n\
          <|im_start|>user\nv<|im_end|>\n<|im_start|>assistant\n{<think>\nw\n</think>\n\nb<|im_end|>}\n"
     );
     let told = |data: &TextDataset, part: &str| data.warnings.iter().filter(|w| w.contains(part)).count();
-    assert_eq!((told(&data, "leaves out thoughts"), told(&data, "generation prompt")), (2, 0), "{:?}", data.warnings);
+    assert_eq!(
+        (told(&data, "leaves out thoughts"), told(&data, "generation prompt")),
+        (2, 0),
+        "{:?}",
+        data.warnings
+    );
     // Without thoughts nothing is left out.
     let plain = json!({"messages": [user("u"), answer("a"), user("v"), answer("b")]});
-    let data = load(&[plain.clone()], Some(THINKS), &options()).unwrap();
+    let data = load(std::slice::from_ref(&plain), Some(THINKS), &options()).unwrap();
     assert!(data.warnings.is_empty(), "{:?}", data.warnings);
     assert!(marked(&data.train.examples[0]).ends_with("assistant\n{<think>\n\n</think>\n\nb<|im_end|>}\n"));
 
     let data = load(&[row], Some(OPENS), &options()).unwrap();
-    assert_eq!(marked(&data.train.examples[0]), "<|im_start|>u<|im_end|>{a</s>}<|im_start|>v<|im_end|>{b</s>}");
-    assert_eq!((told(&data, "leaves out thoughts"), told(&data, "generation prompt")), (2, 2), "{:?}", data.warnings);
+    assert_eq!(
+        marked(&data.train.examples[0]),
+        "<|im_start|>u<|im_end|>{a</s>}<|im_start|>v<|im_end|>{b</s>}"
+    );
+    assert_eq!(
+        (told(&data, "leaves out thoughts"), told(&data, "generation prompt")),
+        (2, 2),
+        "{:?}",
+        data.warnings
+    );
 }
 
 #[test]

@@ -261,7 +261,9 @@ impl TextSplit {
             ));
         }
         let tokens = examples.iter().map(|example: &TextExample| example.ids.len());
-        let facts = SplitFacts { uncounted, cached, ..raw.facts(tokens, lengths, limit) };
+        let unknown = examples.iter().map(|example| encoder.count_unknown(&example.ids)).sum();
+        let facts = SplitFacts { uncounted, unknown, cached, ..raw.facts(tokens, lengths, limit) };
+        warnings.extend(encoder.unknown_warning(&facts));
         let RawText { files, columns, rows, .. } = raw;
         Ok((TextSplit { name, files, kind, columns, examples, rows, facts, unlearned }, warnings))
     }

@@ -16,6 +16,7 @@ use crate::data::cache::Fingerprint;
 use crate::data::error::{Error, Problem};
 use crate::data::tokens::Tokens;
 use crate::settings::OverLength;
+use crate::summary::SplitFacts;
 
 /// One sequence to learn from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -289,8 +290,8 @@ impl<'a> TextEncoder<'a> {
             let found = template.answers(conversation, &text, |turn| turn.learned == learned);
             found.map_err(TextProblem::from)
         };
-        let places: Vec<(Range<usize>, bool)> = if by_turn {
-            find(true)?.into_iter().map(|answer| (answer.place, answer.prompted)).collect()
+        let answers: Vec<Answer> = if by_turn {
+            find(true)?
         } else {
             // Blocks do not say whose turn they are in.
             let unlearned = find(false)?;
@@ -299,20 +300,23 @@ impl<'a> TextEncoder<'a> {
                     .iter()
                     .any(|Answer { place, .. }| block.start < place.end && block.end > place.start)
             };
-            marked.into_iter().filter(is_learned).map(|block| (block, true)).collect()
+            let answer = |place| Answer { turn: None, place, prompted: true };
+            marked.into_iter().filter(is_learned).map(answer).collect()
         };
-        let left_out = |turn: &Message| {
+        let left_out = |(i, turn): (usize, &Message)| {
             let thoughts = turn.thoughts().filter(|_| turn.role == Role::Assistant && turn.learned);
-            thoughts.is_some_and(|thoughts| !text.contains(thoughts))
+            let of_turn = |answer: &&Answer| answer.turn.is_none_or(|turn| turn == i);
+            let mut of_turn = answers.iter().filter(of_turn);
+            thoughts.is_some_and(|own| !of_turn.any(|answer| text[answer.place.clone()].contains(own)))
         };
-        let thoughtless = turns.iter().any(left_out);
+        let thoughtless = turns.iter().enumerate().any(left_out);
         let made = self.tokens.start_with_offsets(&text, self.options.max_length)?;
         let ids = made.encoding.get_ids().to_vec();
         let spans = spans(made.encoding.get_offsets());
         let end = if made.whole { text.len() } else { spans.last().map_or(0, |span| span.end) };
         let mut whole =
             Whole { learn: vec![false; ids.len()], partial: !made.whole, thoughtless, ..Default::default() };
-        for (place, prompted) in places {
+        for Answer { place, prompted, .. } in answers {
             let inside = |span: &Range<usize>| span.start < place.end && span.end > place.start;
             let Some(first) = spans.iter().position(inside) else { continue };
             let count = spans[first..].iter().take_while(|span| inside(span)).count();
@@ -345,6 +349,16 @@ impl<'a> TextEncoder<'a> {
         ids.drain(lost.clone());
         learn.drain(lost);
         (ids, learn)
+    }
+
+    /// See [`Tokens::count_unknown`].
+    pub(super) fn count_unknown(&self, ids: &[u32]) -> usize {
+        self.tokens.count_unknown(ids)
+    }
+
+    /// See [`Tokens::unknown_warning`].
+    pub(super) fn unknown_warning(&self, facts: &SplitFacts) -> Option<String> {
+        self.tokens.unknown_warning(facts)
     }
 
     /// Whether this row is left out if it has more tokens than fit.

@@ -23,7 +23,7 @@ pub enum TextProblem {
     #[error("turn {turn}: {key:?} is {seen}, expected text")]
     KeyType { turn: usize, key: &'static str, seen: &'static str },
     #[error(
-        "turn {turn}: part {part} of the content is {seen}; expected {{\"type\": \"text\", \"text\": ...}}"
+        "turn {turn}: part {part} of the content is {seen}, expected {{\"type\": \"text\", \"text\": ...}}"
     )]
     Part { turn: usize, part: usize, seen: String },
     #[error("turn {turn}: \"weight\" is {seen}, expected 0 or 1")]

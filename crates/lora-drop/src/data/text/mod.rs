@@ -25,6 +25,7 @@ pub use error::{TemplateError, TextProblem};
 pub use messages::{Conversation, Message, Role};
 pub use renderer::{serve_templates, set_template_worker};
 pub use rows::{RawText, Targets, TextColumnNames, TextColumns, TextContent, TextKind, TextRow};
+pub(crate) use template::template_variables;
 pub use template::{ChatTemplate, SpecialTokens};
 
 use std::path::PathBuf;

@@ -260,7 +260,7 @@ impl ChatTemplate {
         if let (Some(start), Some(end)) = (start, end)
             && start <= end
         {
-            return Ok(Some(Answer { place: start..end, prompted: true }));
+            return Ok(Some(Answer { turn: Some(turn), place: start..end, prompted: true }));
         }
         let other = |said: &str, turns: &[Message]| {
             let mut turns = turns.to_vec();
@@ -293,12 +293,47 @@ impl ChatTemplate {
             Some(answered[answered.len() - after..].to_string())
         });
         let closing = closing.map_or(0, |closing| common_start(&closing, &whole[said..]));
-        Ok(Some(Answer { place: start..said + closing, prompted }))
+        Ok(Some(Answer { turn: Some(turn), place: start..said + closing, prompted }))
     }
+}
+
+/// Reads values for a template, each as `NAME=VALUE`: JSON where the value is, Python's True, False
+/// and None, and text.
+///
+/// # Errors
+/// `Error::Usage` for one that has no name, or a name that the conversation itself has.
+pub(crate) fn template_variables(given: &[String]) -> crate::Result<Map<String, Value>> {
+    let mut variables = Map::new();
+    for variable in given {
+        let refuse = |what: &str| Err(crate::Error::Usage(format!("`template_var = {variable}`: {what}")));
+        let Some((name, value)) = variable.split_once('=') else {
+            return refuse("expected NAME=VALUE, such as enable_thinking=false");
+        };
+        let mut letters = name.chars();
+        let starts = letters.next().is_some_and(|c| c.is_alphabetic() || c == '_');
+        if !starts || !letters.all(|c| c.is_alphanumeric() || c == '_') {
+            return refuse("the name is none of a template's variable: letters, digits and _");
+        }
+        if ["messages", "tools", "documents", "add_generation_prompt"].contains(&name) {
+            return refuse("the rows decide this variable");
+        }
+        let value = match value {
+            "True" => true.into(),
+            "False" => false.into(),
+            "None" => Value::Null,
+            other => lora_drop_transformer::json::from_str(other).unwrap_or_else(|_| other.into()),
+        };
+        if variables.insert(name.into(), value).is_some() {
+            return refuse("the variable is given twice");
+        }
+    }
+    Ok(variables)
 }
 
 /// Where an assistant's turn is in a conversation's text.
 pub(super) struct Answer {
+    /// The turn's index; None for a block that the template marks.
+    pub turn: Option<usize>,
     /// Its bytes in the text.
     pub place: Range<usize>,
     /// Whether the whole generation prompt is before it.
