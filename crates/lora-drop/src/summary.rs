@@ -49,6 +49,9 @@ pub struct DataFacts {
     pub splits: Vec<SplitFacts>,
     /// Class names in index order; empty for regression.
     pub classes: Vec<String>,
+    /// Of two classes, the one whose F1 is measured.
+    #[serde(default)]
+    pub positive_class: Option<String>,
     /// The column of the text or prompt.
     pub text_column: String,
     /// The column of a pair's second text, or of the completion.

@@ -172,7 +172,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
     }
     let options = args.how.options()?;
     let mut source = args.source.resolve()?;
-    if source.is_given("template-var") && args.data.is_none() && !source.reading.chat {
+    if source.reading.given.contains(&"template-var") && args.data.is_none() && !source.reading.chat {
         return Err(no_effect("template-var", "without --chat: a prompt is continued as it is"));
     }
     // In a conversation --chat is a command of its own and says nothing about rows.

@@ -20,7 +20,7 @@ use super::interrupt::Interrupt;
 use super::options::{Given, Takes, no_effect};
 
 /// The settings of rows with texts and labels.
-const ROWS: [&str; 9] = [
+const ROWS: [&str; 10] = [
     "text-column",
     "pair-column",
     "label-column",
@@ -30,6 +30,7 @@ const ROWS: [&str; 9] = [
     "chat",
     "bad-rows",
     "template-var",
+    "positive-class",
 ];
 /// The settings of a model that is not trained.
 const MODEL: [&str; 5] = ["model", "max-length", "dtype", "quantize", "threads"];
@@ -141,11 +142,6 @@ impl<C: Takes> Source<C> {
 }
 
 impl Resolved {
-    /// Whether the setting of this name was given as an option.
-    pub fn is_given(&self, name: &str) -> bool {
-        self.given.contains_key(name)
-    }
-
     pub fn model(&self) -> &str {
         &self.settings.place.model
     }
@@ -228,6 +224,11 @@ impl Resolved {
             )));
         }
         predictor.situation().check(self.reading.given.iter().copied())?;
+        if self.given.contains_key("positive-class")
+            && let Some(class) = &self.settings.rows.positive_class
+        {
+            predictor.set_positive(class)?;
+        }
         predictor.share_with(ranks, &interrupt.cancel)?;
         console.note(predictor.files().quantize_note(self.arithmetic().quantize));
         Ok(predictor)

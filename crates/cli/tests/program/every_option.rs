@@ -143,6 +143,7 @@ fn training(option: &str, at: &Situation) -> Option<Case> {
         "completion-column" => learned("a --prompt-column prompt"),
         "prompt-template" => case("--prompt-template w9{prompt}", "", Learned),
         "chat" => case("--chat", "", Learned),
+        "positive-class" => case("--positive-class bad", plan, Json("/data/positive_class")),
         "template-var" if at.is(&["messages"]) => learned("end=w9"),
         "template-var" => with("end=w9", "--chat"),
         "bad-rows" => with("skip", &at.with_holes()),
@@ -195,6 +196,8 @@ fn using(option: &str, at: &Situation) -> Option<Case> {
         "model" => plain(if decoder { "../../other-decoder" } else { "../../other-model" }),
         "adapter" => plain(&format!("../../adapters/{kind}-other")),
         "max-length" => plain("4"),
+        "positive-class" if at.command == "eval" => case("--positive-class bad", "", Json("/positive_class")),
+        "positive-class" => case("--positive-class bad", "--metric f1", look),
         "template-var" => case("--template-var end=w9", "--chat", look),
         "bad-rows" => case("--bad-rows skip", at.with_holes(), look),
         // A pass of a token computes in f32 whatever the type.

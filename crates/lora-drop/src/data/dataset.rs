@@ -32,6 +32,8 @@ pub struct DataOptions {
     pub token_types: Option<usize>,
     /// What the labels are; None decides by how they look.
     pub task: Option<Task>,
+    /// Of two classes, the one whose F1 is measured; None: the second.
+    pub positive_class: Option<String>,
     /// Whether the model's head reads the first token, which should then be a special one.
     pub reads_first: bool,
     /// The data that the model was trained on; see [`SplitFiles::part`].
@@ -51,6 +53,7 @@ impl DataOptions {
             vocabulary: config.vocab_size,
             token_types: config.token_types,
             task: rows.task,
+            positive_class: rows.positive_class.clone(),
             reads_first: !config.architecture.is_decoder(),
             trained_on: None,
             cache: TokenCache::of_user(rows.token_cache),
@@ -160,6 +163,10 @@ impl Dataset {
         let columns = train.columns.clone();
         tokens.check_max_length(options.max_length, columns.pair.is_some())?;
         let labels = Labels::of(&train, options.task)?;
+        let labels = match &options.positive_class {
+            Some(class) => labels.with_positive(class)?,
+            None => labels,
+        };
         let others = dev.iter().chain(&test).flat_map(|split| &split.warnings);
         let mut warnings: Vec<String> = train.warnings.iter().chain(others).cloned().collect();
         warnings.extend(suspicions(&train, &labels, options.task));
@@ -185,6 +192,7 @@ impl Dataset {
         let facts = DataFacts {
             splits: splits.into_iter().flatten().map(|split| split.facts.clone()).collect(),
             classes: labels.names().to_vec(),
+            positive_class: labels.positive().map(String::from),
             text_column: columns.text,
             pair_column: columns.pair,
             label_column: columns.label.unwrap_or_default(),

@@ -114,9 +114,21 @@ pub enum Labels {
         /// Class names in index order: at least two, all different.
         #[serde(deserialize_with = "class_names")]
         names: Vec<String>,
+        /// Of two classes, the index of the one whose F1 is measured: the second, unless another is
+        /// chosen.
+        #[serde(default = "second", skip_serializing_if = "is_second")]
+        positive: usize,
     },
     /// Rows have a number.
     Regression,
+}
+
+fn second() -> usize {
+    1
+}
+
+fn is_second(positive: &usize) -> bool {
+    *positive == second()
 }
 
 fn class_names<'de, D: Deserializer<'de>>(input: D) -> Result<Vec<String>, D::Error> {
@@ -133,10 +145,48 @@ impl Labels {
         self.names().len().max(1)
     }
 
+    /// Classes with these names, in index order.
+    pub fn classes(names: Vec<String>) -> Self {
+        Labels::Classification { names, positive: second() }
+    }
+
+    /// The same with another class whose F1 is measured.
+    ///
+    /// # Errors
+    /// `Error::Options` if there are not two classes, or none has this name.
+    pub fn with_positive(self, class: &str) -> Result<Self, Error> {
+        let refuse = |what: String| Err(Error::Options(format!("`positive_class = {class}`: {what}")));
+        let Labels::Classification { names, .. } = self else {
+            return refuse("a regression has no classes".into());
+        };
+        if names.len() != 2 {
+            return refuse(format!("F1 is the mean over all {} classes", names.len()));
+        }
+        match names.iter().position(|name| name == class) {
+            Some(positive) => Ok(Labels::Classification { names, positive }),
+            None => refuse(format!("the classes are {} and {}", names[0], names[1])),
+        }
+    }
+
+    /// Of two classes, the one whose F1 is measured; None for others and for a regression.
+    pub fn positive(&self) -> Option<&str> {
+        match self {
+            Labels::Classification { names, positive } if names.len() == 2 => {
+                names.get(*positive).map(String::as_str)
+            }
+            _ => None,
+        }
+    }
+
+    /// The index of the class whose F1 is measured, where there are two.
+    pub(crate) fn positive_index(&self) -> usize {
+        if let Labels::Classification { positive, .. } = self { *positive } else { second() }
+    }
+
     /// Class names in index order; empty for a regression.
     pub fn names(&self) -> &[String] {
         match self {
-            Labels::Classification { names } => names,
+            Labels::Classification { names, .. } => names,
             Labels::Regression => &[],
         }
     }
@@ -267,7 +317,7 @@ impl Labels {
         match &names[..] {
             [] => Err(Error::NoRows { path: path() }),
             [class] => Err(Error::OneClass { path: path(), class: class.clone() }),
-            _ => Ok(Labels::Classification { names }),
+            _ => Ok(Labels::classes(names)),
         }
     }
 }
@@ -312,7 +362,7 @@ mod tests {
     use super::*;
 
     fn classes(names: &[&str]) -> Labels {
-        Labels::Classification { names: names.iter().map(|n| n.to_string()).collect() }
+        Labels::classes(names.iter().map(|n| n.to_string()).collect())
     }
 
     #[test]
@@ -359,6 +409,13 @@ mod tests {
         let text = serde_json::to_string(&labels).unwrap();
         assert_eq!(text, r#"{"kind":"classification","names":["b","a"]}"#);
         assert_eq!(serde_json::from_str::<Labels>(&text).unwrap(), labels);
+        assert_eq!(labels.positive(), Some("a"));
+        let other = labels.with_positive("b").unwrap();
+        let text = serde_json::to_string(&other).unwrap();
+        assert_eq!(text, r#"{"kind":"classification","names":["b","a"],"positive":0}"#);
+        assert_eq!(serde_json::from_str::<Labels>(&text).unwrap().positive(), Some("b"));
+        assert!(other.with_positive("c").unwrap_err().to_string().contains("the classes are b and a"));
+        assert!(classes(&["a", "b", "c"]).with_positive("a").is_err());
         assert_eq!(serde_json::to_string(&Labels::Regression).unwrap(), r#"{"kind":"regression"}"#);
         for bad in [r#"["a"]"#, r#"["a","a"]"#] {
             let text = format!(r#"{{"kind":"classification","names":{bad}}}"#);

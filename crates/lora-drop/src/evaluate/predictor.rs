@@ -79,6 +79,7 @@ fn labelled_options(files: &ModelFiles, reading: &Reading, max_length: usize) ->
         vocabulary: files.config.vocab_size,
         token_types: files.config.token_types,
         task: None,
+        positive_class: None,
         reads_first: !files.config.architecture.is_decoder(),
         trained_on: reading.trained_on.clone(),
         cache: None,
@@ -165,6 +166,17 @@ impl Predictor {
     pub fn situation(&self) -> Situation {
         let task = self.labels().map_or(Task::Text, Labels::task);
         Situation::of_model(self.loaded.files.config.architecture.is_decoder(), task, None)
+    }
+
+    /// Sets which of two classes has its F1 measured.
+    ///
+    /// # Errors
+    /// `Error::Usage` if the head has not two classes, or none has this name.
+    pub fn set_positive(&mut self, class: &str) -> Result<()> {
+        if let Some(labels) = self.loaded.labels.take() {
+            self.loaded.labels = Some(labels.with_positive(class)?);
+        }
+        Ok(())
     }
 
     /// What the head's outputs mean; None for a decoder without a head.

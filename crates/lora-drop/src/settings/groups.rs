@@ -177,6 +177,9 @@ settings! {
         pair_column: Option<String> = None, "NAME", reads [Labels], or "found by the usual names";
         /// Column of the label
         label_column: Option<String> = None, "NAME", reads [Labels], or "label";
+        /// Of two classes, the one whose F1 is measured
+        positive_class: Option<String> = None, "CLASS", reads [FineTunes, Classes],
+            or "the second, in the order of their names";
         /// Decoders: column of the prompt
         prompt_column: Option<String> = None, "NAME", reads [Texts], or "found by the usual names";
         /// Decoders: column of the completion

@@ -166,9 +166,15 @@ impl Prepared {
     /// # Errors
     /// `Error::Input` with both lists of labels.
     pub(super) fn check_labels(&self, adapter: &AdapterFile, rows: &dyn std::fmt::Display) -> Result<()> {
-        let of_data = self.data.labels().and_then(|labels| serde_json::to_value(labels).ok());
-        match (&adapter.labels, of_data) {
-            (Some(own), Some(of_data)) if *own != of_data => Err(Error::Input(format!(
+        // Whose F1 is measured does not matter to the head.
+        let names = |labels: serde_json::Value| {
+            let mut labels = labels;
+            labels.as_object_mut().map(|labels| labels.remove("positive"));
+            labels
+        };
+        let of_data = self.data.labels().and_then(|labels| serde_json::to_value(labels).ok()).map(names);
+        match (adapter.labels.clone().map(names), of_data) {
+            (Some(own), Some(of_data)) if own != of_data => Err(Error::Input(format!(
                 "{rows}: its labels are {of_data}, but the adapter's are {own}; an adapter can only be trained further with \
                  the same labels"
             ))),

@@ -85,6 +85,7 @@ pub fn data() -> DataFacts {
         label_range: None,
     };
     DataFacts {
+        positive_class: None,
         splits: vec![
             split("train", 3668, 194_012, 12, [1194, 2474]),
             split("dev", 408, 21_600, 0, [129, 279]),

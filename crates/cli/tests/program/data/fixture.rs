@@ -57,6 +57,7 @@ pub fn options() -> DataOptions {
         vocabulary: WORDS,
         token_types: None,
         task: None,
+        positive_class: None,
         reads_first: true,
         cache: None,
     }

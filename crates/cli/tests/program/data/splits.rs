@@ -124,7 +124,7 @@ fn without_dev_a_tenth_is_held_out() {
 fn labels_of_training_serve_other_data() {
     let folder = Folder::new();
     let file = folder.write("other.csv", csv(&["pos", "0", "1"]));
-    let labels = Labels::Classification { names: vec!["neg".into(), "pos".into()] };
+    let labels = Labels::classes(vec!["neg".into(), "pos".into()]);
     let (split, _) = Split::load(&file, SplitName::Test, &folder.tokens(), &options(), &labels).unwrap();
     assert_eq!(split.labels().unwrap(), class(&[1, 0, 1]));
 }
@@ -132,7 +132,7 @@ fn labels_of_training_serve_other_data() {
 #[test]
 fn names_match_in_any_case_and_numbers_by_index_are_told() {
     let folder = Folder::new();
-    let labels = Labels::Classification { names: vec!["ENTAILMENT".into(), "Neutral".into()] };
+    let labels = Labels::classes(vec!["ENTAILMENT".into(), "Neutral".into()]);
     let load = |content: String| {
         let file = folder.write("other.csv", content);
         let (split, warnings) =
