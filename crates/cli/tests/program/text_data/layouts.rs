@@ -1,7 +1,7 @@
 //! Rows as people have them: the layouts of public data sets, with holes, turns of all kinds, and
 //! columns that are not read.
 
-use lora_drop::data::text::{TextDataset, TextOptions};
+use lora_drop::data::text::{TextColumnNames, TextDataset, TextOptions};
 use lora_drop::settings::BadRows;
 use serde_json::{Value, json};
 
@@ -57,6 +57,14 @@ fn an_absent_key_is_null_and_a_later_one_counts() {
     assert_eq!(test.examples.len(), 1);
     let references: Vec<_> = test.rows.iter().map(|row| row.references.join("|")).collect();
     assert_eq!(references, ["", "c", "e|f"]);
+    // A completion by a name of the user's, in a split whose first row has none.
+    let columns =
+        TextColumnNames { prompt: Some("q".into()), completion: Some("a".into()), ..Default::default() };
+    let row = r#"{"q": "p", "a": "c"}"#;
+    let folder = Folder::with("train.jsonl", row, row);
+    folder.write("test.jsonl", format!("{{\"q\": \"p\"}}\n{row}\n"));
+    let test = folder.load(None, &TextOptions { columns, ..options() }).unwrap().test.unwrap();
+    assert_eq!(test.examples.len(), 1);
 }
 
 #[test]
@@ -310,6 +318,21 @@ fn answers_that_are_written_otherwise_once_others_follow() {
     assert_eq!(
         texts(&[json!({ "messages": turns })], Some(template), &options()),
         ["u</s>{l</s>}v</s>{c</s>}"]
+    );
+}
+
+#[test]
+fn calls_without_a_text_are_found_too() {
+    // It writes calls and no content, and earlier turns in another way.
+    let template = "{% for m in messages %}{{ m.role[0] }}:{% if not loop.last %}.{% endif %}\
+                    {% if 'tool_calls' in m %}!{{ m.tool_calls[0].function.name }}{% else %}{{ m.content }}{% endif %}</s>{% endfor %}\
+                    {% if add_generation_prompt %}a:{% endif %}";
+    let call = json!([{"type": "function", "function": {"name": "f", "arguments": {}}}]);
+    let turns = json!([{"role": "user", "content": "u"}, {"role": "assistant", "tool_calls": call},
+                       {"role": "tool", "content": "7"}, {"role": "assistant", "content": "c"}]);
+    assert_eq!(
+        texts(&[json!({ "messages": turns })], Some(template), &options()),
+        ["u:.u</s>a:{.!f</s>}t:.7</s>a:{c</s>}"]
     );
 }
 

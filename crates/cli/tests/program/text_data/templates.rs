@@ -123,6 +123,42 @@ fn failures_name_the_line() {
 }
 
 #[test]
+fn methods_as_pythons() {
+    for (expression, expected) in [
+        ("'a b  c '.rsplit()", "['a', 'b', 'c']"),
+        ("'a b  c '.rsplit(none, 1)", "['a b', 'c']"),
+        ("'a,b,c'.rsplit(',', 1)", "['a,b', 'c']"),
+        ("'a,b,c'.rsplit(',', maxsplit=1)[-1]", "c"),
+        ("' a b'.rsplit(' ')", "['', 'a', 'b']"),
+        ("'x</think>y</think>z'.rsplit('</think>', 1)[0]", "x</think>y"),
+        ("'k=v=w'.partition('=')[2]", "v=w"),
+        ("'k=v=w'.rpartition('=')[0]", "k=v"),
+        ("'kv'.rpartition('=')[2]", "kv"),
+        ("'<s>a'.removeprefix('<s>')", "a"),
+        ("'a</s>'.removesuffix('</s>')", "a"),
+        ("'äbc'.index('b')", "1"),
+        ("'abcb'.rindex('b')", "3"),
+        ("['a', 'b'].index('b')", "1"),
+        ("'aBc'.swapcase()", "AbC"),
+        ("'ABC'.casefold()", "abc"),
+        ("'-7'.zfill(4)", "-007"),
+        ("'ab'.ljust(4, '.') + 'ab'.rjust(4)", "ab..  ab"),
+        ("'ab'.center(5, '.') + 'abc'.center(6, '.')", "..ab..abc.."),
+        ("'abc'[::-1] + 'abc'[-2:]", "cbabc"),
+    ] {
+        let template = chat(&format!("{{{{ {expression} }}}}"));
+        let text = template.render(&user("x"), None, false).unwrap_or_else(|e| panic!("{expression}: {e}"));
+        assert_eq!(text.replace('"', "'"), expected, "{expression}");
+    }
+    for (expression, part) in
+        [("'a'.index('b')", "not there"), ("'a'.ljust(100000000)", "a width of 100000000")]
+    {
+        let message = chat(&format!("{{{{ {expression} }}}}")).render(&user("x"), None, false).unwrap_err();
+        assert!(message.to_string().contains(part), "{message}");
+    }
+}
+
+#[test]
 fn templates_that_loop_end() {
     const MANY: &str = "range(100000)";
     for source in [

@@ -107,7 +107,7 @@ impl TextColumns {
         let describe = |(_, text, completion): &(_, String, Option<String>)| describe_pair(text, completion);
         let (kind, text, completion) = choice.only(found, "what is learned", none, describe, OPTIONS)?;
         let mut columns = TextColumns { completion, ..TextColumns::new(kind, text) };
-        columns.grow(row, file);
+        columns.grow(row, file, named);
         Ok(columns)
     }
 
@@ -118,7 +118,7 @@ impl TextColumns {
     }
 
     /// Adds the columns that the rows before this one lacked.
-    fn grow(&mut self, row: &Row, file: &Path) {
+    fn grow(&mut self, row: &Row, file: &Path, named: &TextColumnNames) {
         if self.kind == TextKind::Text {
             return;
         }
@@ -129,6 +129,7 @@ impl TextColumns {
             |of: fn(&Layout) -> &'static [&'static str]| of_prompt.clone().flat_map(of).copied().collect();
         let (seconds, inputs): (Vec<&str>, Vec<&str>) =
             (names(|layout| layout.second), names(|layout| layout.input));
+        let seconds = named.completion.as_deref().map_or(seconds, |name| vec![name]);
         let taken = [Some(self.text.clone()), self.completion.clone()];
         for (column, names) in [
             (&mut self.completion, &seconds[..]),
@@ -496,7 +497,7 @@ impl ReadRows for Texts<'_> {
     }
 
     fn grow(&self, columns: &mut TextColumns, row: &Row, file: &Path) {
-        columns.grow(row, file);
+        columns.grow(row, file, self.named);
     }
 
     fn read(&self, row: &Row, columns: &TextColumns, file: usize) -> Result<Option<TextRow>, Problem> {

@@ -262,12 +262,21 @@ impl ChatTemplate {
         {
             return Ok(Some(Answer { turn: Some(turn), place: start..end, prompted: true }));
         }
-        let other = |said: &str, turns: &[Message]| {
+        let other = |said: &str, turns: &[Message], others: &Map<String, Value>| {
             let mut turns = turns.to_vec();
-            turns[turn].content = Some(said.into());
+            turns[turn] = Message { others: others.clone(), ..Message::new(Role::Assistant, said) };
             turns
         };
-        let [x, y] = [render(&other("x", turns), false)?, render(&other("y", turns), false)?];
+        // Beside a call of a tool, a template may not write what is said.
+        let none = Map::new();
+        let mut others = &turns[turn].others;
+        let mut changed = ["x", "y"].map(|said| render(&other(said, turns, others), false));
+        if changed[0] == changed[1] {
+            others = &none;
+            changed = ["x", "y"].map(|said| render(&other(said, turns, others), false));
+        }
+        let [x, y] = changed;
+        let (x, y) = (x?, y?);
         if x == y {
             return Ok(None);
         }
@@ -287,8 +296,8 @@ impl ChatTemplate {
         let said = start.max(whole.len() - after);
         // What ends the turn is known from the conversation that ends with it.
         let closing = answered.and_then(|answered| {
-            let [x, y] =
-                [part(&other("x", &turns[..=turn]), false)?, part(&other("y", &turns[..=turn]), false)?];
+            let said = |said| part(&other(said, &turns[..=turn], others), false);
+            let (x, y) = (said("x")?, said("y")?);
             let after = common_end(&x, &y).min(common_end(&x, &answered));
             Some(answered[answered.len() - after..].to_string())
         });
