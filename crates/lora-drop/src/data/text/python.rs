@@ -56,19 +56,17 @@ fn string_method(text: &str, name: &str, arguments: &[Value]) -> Result<Option<V
                 None => words_from_the_end(text, most),
             };
             parts.reverse();
-            Value::from(parts)
+            Value::from_iter(parts.into_iter().map(Value::from))
         }
         "partition" | "rpartition" => {
             let (separator,): (&str,) = from_args(arguments)?;
             let place = if name == "partition" { text.find(separator) } else { text.rfind(separator) };
-            Value::from(
-                match place {
-                    Some(at) => [&text[..at], separator, &text[at + separator.len()..]],
-                    None if name == "partition" => [text, "", ""],
-                    None => ["", "", text],
-                }
-                .to_vec(),
-            )
+            let parts = match place {
+                Some(at) => [&text[..at], separator, &text[at + separator.len()..]],
+                None if name == "partition" => [text, "", ""],
+                None => ["", "", text],
+            };
+            Value::from_iter(parts.map(Value::from))
         }
         "removeprefix" => {
             let (prefix,): (&str,) = from_args(arguments)?;
