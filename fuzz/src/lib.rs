@@ -14,6 +14,7 @@ use lora_drop::adapter::{AdapterFile, COMPACT_FILE};
 use lora_drop::data::text::{ChatTemplate, Message, RawText, Role, SpecialTokens, Targets, TextColumnNames};
 use lora_drop::data::{ColumnNames, GgufTokenizer, Labels, RawSplit, Rows, SplitName, Tokens};
 use lora_drop::score::record::Record;
+use lora_drop::settings::BadRows;
 use lora_drop_compute::random::Key;
 use lora_drop_transformer::gguf::{Array, Gguf, Header, Value, Writer};
 use lora_drop_transformer::{Checkpoint, Loading, Model, ModelConfig, ModuleKind, Parameters, Trained, json};
@@ -295,7 +296,7 @@ fn chat_template(input: &[u8]) {
     let conversation =
         [(Role::System, "Be brief."), (Role::User, "What is 2 + 2?"), (Role::Assistant, "4 \u{e9}")];
     let messages = conversation.map(|(role, text)| Message::new(role, text));
-    let Ok((text, turns)) = template.render_marked(&messages, true) else { return };
+    let Ok((text, turns)) = template.render_marked(&messages, None, true) else { return };
     assert!(text.len() < 2 << 20);
     let mut end = 0;
     for turn in turns {
@@ -377,13 +378,14 @@ fn rows(input: &[u8], name: &str) {
         }
     }
     let files = [file];
-    if let Ok(split) = RawSplit::read(SplitName::Test, &files, &ColumnNames::default())
+    if let Ok(split) = RawSplit::read(SplitName::Test, &files, &ColumnNames::default(), BadRows::Skip)
         && let Ok(labels) = Labels::of(&split, None)
         && let Ok(Some(read)) = split.labels(&labels)
     {
         assert_eq!(read.len(), split.rows.len());
     }
-    let _ = RawText::read(SplitName::Test, &files, &TextColumnNames::default(), Targets::Optional);
+    let _ =
+        RawText::read(SplitName::Test, &files, &TextColumnNames::default(), Targets::Optional, BadRows::Skip);
 }
 
 /// importance.json: what is accepted is the same when it is written again.

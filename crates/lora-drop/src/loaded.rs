@@ -152,5 +152,5 @@ pub fn labels(adapter: Option<&AdapterFile>, config: &ModelConfig, outputs: usiz
     let own = &config.labels;
     let named = own.len() == outputs && !own.iter().all(|name| name.starts_with("LABEL_"));
     let names = if named { own.to_vec() } else { (0..outputs).map(|i| i.to_string()).collect() };
-    Ok(Labels::Classification { names })
+    Ok(Labels::classes(names))
 }

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::data::Tokens;
 use crate::data::gguf_tokenizer::GgufTokenizer;
-use crate::data::text::{ChatTemplate, SpecialTokens};
+use crate::data::text::{ChatTemplate, SpecialTokens, template_variables};
 use crate::files::read_if_there;
 use crate::folder::recover;
 use crate::hub::{Download, HubOptions};
@@ -145,11 +145,17 @@ impl ModelFiles {
         }
     }
 
-    /// Reads the chat template; None if the model has none.
+    /// Reads the chat template, which is given these `variables`, each as `NAME=VALUE`; None if the
+    /// model has none.
     ///
     /// # Errors
-    /// The template is not valid.
-    pub fn template(&self) -> Result<Option<ChatTemplate>> {
+    /// The template is not valid; `Error::Usage` for a variable that is not.
+    pub fn template(&self, variables: &[String]) -> Result<Option<ChatTemplate>> {
+        let variables = template_variables(variables)?;
+        Ok(self.own_template()?.map(|template| template.with_variables(variables)))
+    }
+
+    fn own_template(&self) -> Result<Option<ChatTemplate>> {
         match &*self.weights {
             WeightFiles::Folder(_) => Ok(ChatTemplate::read(&self.path)?),
             WeightFiles::Gguf(file) => {

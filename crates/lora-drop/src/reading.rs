@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use crate::Result;
 use crate::data::ColumnNames;
 use crate::data::text::{TextColumnNames, TextKind, TextOptions};
-use crate::settings::{RowSettings, Situation, Task};
+use crate::settings::{BadRows, RowSettings, Situation, Task};
 
 /// How a split's rows are read.
 #[derive(Clone, Debug, Default)]
@@ -16,6 +16,10 @@ pub struct Reading {
     pub texts: TextColumnNames,
     /// The text around a prompt, with `{prompt}` in its place; None: the prompt alone.
     pub prompt_template: Option<String>,
+    /// What happens to rows that are wrong.
+    pub bad_rows: BadRows,
+    /// Values that the chat template is given, each as `NAME=VALUE`.
+    pub template_vars: Vec<String>,
     /// Whether prompts are written as a user's turn by the model's chat template.
     pub chat: bool,
     /// The data that the model was trained on, whose held-out rows are its dev split.
@@ -36,6 +40,8 @@ impl Reading {
                 ..TextColumnNames::default()
             },
             prompt_template: rows.prompt_template.clone(),
+            bad_rows: rows.bad_rows,
+            template_vars: rows.template_var.clone(),
             chat: rows.chat,
             trained_on,
             given: Vec::new(),
@@ -47,7 +53,8 @@ impl Reading {
     /// # Errors
     /// `Error::Usage` with the setting that is not.
     pub(crate) fn check_texts(&self, kind: TextKind) -> Result<()> {
-        Situation::of_model(true, Task::Text, Some(kind)).check(self.given.iter().copied())
+        let situation = Situation::of_model(true, Task::Text, Some(kind));
+        Situation { chat: Some(self.chat), ..situation }.check(self.given.iter().copied())
     }
 
     /// Returns the options for a decoder with this vocabulary and end-of-sequence token.
@@ -55,6 +62,7 @@ impl Reading {
         TextOptions {
             columns: self.texts.clone(),
             prompt_template: self.prompt_template.clone(),
+            bad_rows: self.bad_rows,
             chat: self.chat,
             trained_on: self.trained_on.clone(),
             ..TextOptions::new(vocabulary, end.copied())

@@ -22,7 +22,9 @@ use toml::Table;
 use crate::assignment::Rest;
 use crate::{Error, Result};
 
-pub use choices::{Dtype, OverLength, Quantize, Restart, Schedule, Scope, SparseBy, Task, Unselected};
+pub use choices::{
+    BadRows, Dtype, OverLength, Quantize, Restart, Schedule, Scope, SparseBy, Task, Unselected,
+};
 pub use criterion::{Basis, CriterionName};
 pub use definition::{Definition, Kind, Range, Setting};
 pub use groups::{AdapterSettings, Compute, Optimisation, Place, RowSettings, SelectionSettings};

@@ -49,6 +49,9 @@ pub struct DataFacts {
     pub splits: Vec<SplitFacts>,
     /// Class names in index order; empty for regression.
     pub classes: Vec<String>,
+    /// Of two classes, the one whose F1 is measured.
+    #[serde(default)]
+    pub positive_class: Option<String>,
     /// The column of the text or prompt.
     pub text_column: String,
     /// The column of a pair's second text, or of the completion.
@@ -84,6 +87,9 @@ pub struct SplitFacts {
     /// their lengths are lower bounds.
     #[serde(default)]
     pub uncounted: usize,
+    /// Tokens that stand for text that the tokenizer's vocabulary does not have.
+    #[serde(default)]
+    pub unknown: usize,
     /// Rows per class in index order; empty for regression.
     pub per_class: Vec<usize>,
     /// Smallest, mean and largest label of a regression.

@@ -292,8 +292,14 @@ impl<'a> Keys<'a> {
         let mut labels = vec![None; map.len()];
         for (number, name) in map {
             let slot = number.parse::<usize>().ok().and_then(|i| labels.get_mut(i));
-            match (slot, name.as_str()) {
-                (Some(slot @ None), Some(name)) => *slot = Some(name.to_string()),
+            // Some have numbers for names.
+            let name = match name {
+                Value::String(name) => Some(name.clone()),
+                Value::Number(_) | Value::Bool(_) => Some(name.to_string()),
+                _ => None,
+            };
+            match (slot, name) {
+                (Some(slot @ None), Some(name)) => *slot = Some(name),
                 _ => return Err(self.wrong("id2label", value, &format!("{expected}, without a gap"))),
             }
         }

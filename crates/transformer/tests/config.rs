@@ -82,6 +82,8 @@ fn given_keys_are_read() {
     config["model_type"] = json!("bert");
     assert_eq!(parse(&config).unwrap().head_dropout, 0.5);
     assert_eq!(read.labels, ["bad", "good"]);
+    config["id2label"] = json!({ "0": 3, "1": 5 });
+    assert_eq!(parse(&config).unwrap().labels, ["3", "5"]);
     assert_eq!(read.problem_type.as_deref(), Some("single_label_classification"));
     config.as_object_mut().unwrap().remove("id2label");
     config["num_labels"] = json!(3);
@@ -157,7 +159,7 @@ fn impossible_numbers_and_names_are_refused() {
     let text = problem("hidden_act", json!("mish"));
     assert!(text.contains("hidden_act \"mish\" is not supported; the known ones are: gelu, "), "{text}");
     for bad in
-        [json!({ "0": "a", "2": "b" }), json!({ "a": "0" }), json!({ "0": 1 }), json!(["a"]), json!("a")]
+        [json!({ "0": "a", "2": "b" }), json!({ "a": "0" }), json!({ "0": null }), json!(["a"]), json!("a")]
     {
         assert!(problem("id2label", bad).starts_with("id2label is "));
     }

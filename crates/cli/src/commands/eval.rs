@@ -125,6 +125,10 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt, job: Option<&Jo
         "tokens": found.tokens,
         "seconds": found.seconds,
     });
+    let positive = predictor.labels().and_then(|labels| labels.positive()).map(String::from);
+    if let Some(positive) = &positive {
+        object["positive_class"] = json!(positive);
+    }
     if let Some(only) = &only_class {
         object["only_class"] = json!(only);
     }
@@ -147,6 +151,9 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt, job: Option<&Jo
         let metrics = all_metrics(&found, generated.as_ref());
         table.extend(metrics.map(|(name, value)| (name.as_str(), fixed(*value, 4))));
         table.push(("loss", fixed(found.loss, 4)));
+        if let Some(positive) = positive {
+            table.push(("f1 is of", positive));
+        }
         if let Some(only) = &only_class {
             table.push(("note", only.to_string()));
         }

@@ -143,9 +143,9 @@ impl How {
 pub fn prompt_line(content: &TextContent) -> Value {
     match content {
         TextContent::Completion { prompt, .. } => json!({ "prompt": prompt }),
-        TextContent::Messages(turns) => {
+        TextContent::Messages(conversation) => {
             let turn = |m: &Message| json!({ "role": m.role.name(), "content": m.content });
-            json!({ "messages": turns.iter().map(turn).collect::<Vec<_>>() })
+            json!({ "messages": conversation.turns.iter().map(turn).collect::<Vec<_>>() })
         }
         TextContent::Text(text) => json!({ "prompt": text }),
     }
@@ -162,6 +162,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
         ("limit", args.limit.is_some()),
         ("output", args.output.is_some()),
         ("batch-size", args.how.batch_size.is_some()),
+        ("bad-rows", args.source.is_given("bad-rows")),
     ];
     if let Some((name, _)) = of_data.into_iter().find(|(_, given)| *given && args.data.is_none()) {
         return Err(no_effect(name, "without --data"));
@@ -171,6 +172,9 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
     }
     let options = args.how.options()?;
     let mut source = args.source.resolve()?;
+    if source.reading.given.contains(&"template-var") && args.data.is_none() && !source.reading.chat {
+        return Err(no_effect("template-var", "without --chat: a prompt is continued as it is"));
+    }
     // In a conversation --chat is a command of its own and says nothing about rows.
     source.reading.given.retain(|name| *name != "chat" || args.data.is_some());
     let Resolved { adapter, reading, .. } = &source;

@@ -1,15 +1,15 @@
-//! `lora-drop predict`: JSON Lines in, JSON Lines with label and scores out, row by row as they
-//! arrive.
+//! `lora-drop predict`: rows in, JSON Lines with label and scores out, row by row as they arrive.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::Duration;
 
-use lora_drop::data::{self, ColumnNames, Columns, LabelColumn, Row, Rows};
+use lora_drop::data::{self, ColumnNames, Columns, LabelColumn, LeftOut, Row, Rows};
 use lora_drop::evaluate::{Prediction, Predictor};
 use lora_drop::files::write_atomically;
+use lora_drop::settings::BadRows;
 use lora_drop::{Cancel, Error, Result};
 use serde_json::{Map, Value, json};
 
@@ -25,19 +25,20 @@ const PATIENCE: Duration = Duration::from_millis(100);
 
 const EXAMPLES: &str = "\
 Examples:
-  lora-drop predict --adapter runs/mrpc --input rows.jsonl --output labelled.jsonl
+  lora-drop predict --adapter runs/mrpc --input rows.csv --output labelled.jsonl
   echo '{\"text\": \"wheat exports rose\"}' | lora-drop predict --adapter runs/r8 | jq .label
 
 Each line of the output has the row's own fields, then label, scores (the probability of each class) and
 logits; a regression has value and logits. A field of the row that has one of these names is kept as input_NAME.";
 
-/// Predict the label of each row: JSON Lines in, JSON Lines out
+/// Predict the label of each row of a file or of standard input: JSON Lines out
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
     #[command(flatten)]
     source: Source<Predict>,
-    /// The rows, one JSON object per line; - is standard input
+    /// The rows: a file of any format that `train` reads, by its ending, else one JSON object per
+    /// line; - is standard input
     #[arg(long, value_name = "FILE", default_value = "-")]
     input: PathBuf,
     /// Write to this file instead of standard output; it appears when all rows are done
@@ -52,21 +53,28 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
     if let Some(output) = &args.output {
         check_file("--output", output, args.overwrite)?;
     }
-    let (name, input): (&Path, Box<dyn BufRead + Send>) = if args.input.as_os_str() == "-" {
-        (Path::new("standard input"), Box::new(BufReader::new(io::stdin())))
+    let rows = if args.input.as_os_str() == "-" {
+        Rows::json_lines(BufReader::new(io::stdin()), Path::new("standard input"))
+    } else if Rows::is_known(&args.input) {
+        Rows::open(&args.input)?
     } else {
         let file = File::open(&args.input).map_err(|e| Error::io(&args.input, e))?;
-        (&args.input, Box::new(BufReader::new(file)))
+        Rows::json_lines(BufReader::new(file), &args.input)
     };
+    let name = rows.file.clone();
     let source = args.source.resolve()?;
     let predictor = source.open(console, interrupt)?;
     // A line is written whole, and so is a file.
     interrupt.put_at_stake();
     let cancel = &interrupt.cancel;
-    let rows = read_ahead(Rows::json_lines(input, name));
+    let bad_rows = source.reading.bad_rows;
+    let rows = read_ahead(rows);
     let out = args.output.as_deref().unwrap_or(Path::new("standard output"));
     let named = &source.reading.columns;
-    let mut work = Work { predictor, rows, name, named, columns: None, cancel, out, total: 0 };
+    let left_out = LeftOut::default();
+    let name = &name;
+    let mut work =
+        Work { predictor, rows, name, named, bad_rows, left_out, columns: None, cancel, out, total: 0 };
     match &args.output {
         None => work.label(&mut Results::new())?,
         Some(path) => {
@@ -81,6 +89,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
             stopped.map_or(written, Err)?;
         }
     }
+    console.note(work.left_out.warning(name.display()));
     console.say(format_args!("{} rows labelled", work.total));
     Ok(())
 }
@@ -91,9 +100,8 @@ fn read_ahead(rows: Rows) -> Receiver<std::result::Result<Row, data::Error>> {
     let (send, receive) = sync_channel(4 * CHUNK);
     std::thread::spawn(move || {
         for row in rows {
-            // Reading ends with an odd row, or when the rows are no longer wanted.
-            let odd = row.is_err();
-            if send.send(row).is_err() || odd {
+            // Reading ends when the rows are no longer wanted.
+            if send.send(row).is_err() {
                 break;
             }
         }
@@ -108,6 +116,9 @@ struct Work<'a> {
     /// What errors call the input.
     name: &'a Path,
     named: &'a ColumnNames,
+    bad_rows: BadRows,
+    /// Rows that are wrong and have no prediction.
+    left_out: LeftOut,
     /// Chosen by the first row.
     columns: Option<Columns>,
     cancel: &'a Cancel,
@@ -132,8 +143,13 @@ impl Work<'_> {
                 written.map_err(|e| Error::io(self.out, e))?;
                 self.total += texts.len();
             }
-            if let Some(end) = end {
-                return end;
+            match end {
+                // Without a single row nothing says what all are like.
+                Some(Ok(())) if self.total == 0 => {
+                    return self.left_out.take_first().map_or(Ok(()), |error| Err(error.into()));
+                }
+                Some(end) => return end,
+                None => {}
             }
         }
     }
@@ -152,7 +168,11 @@ impl Work<'_> {
             };
             match row.and_then(|row| Ok((self.texts(&row)?, row))) {
                 Ok((texts, row)) => rows.push((row, texts)),
-                Err(error) => return Ok(Chunk { rows, end: Some(Err(error.into())) }),
+                Err(error) => {
+                    if let Err(error) = self.left_out.add(error, self.bad_rows) {
+                        return Ok(Chunk { rows, end: Some(Err(error.into())) });
+                    }
+                }
             }
         }
         Ok(Chunk { rows, end: None })
@@ -163,8 +183,8 @@ impl Work<'_> {
             Some(columns) => columns,
             None => self.columns.insert(Columns::choose(row, self.name, self.named, LabelColumn::Optional)?),
         };
-        let place = data::Place::new(self.name, row.line);
-        let (first, second) = columns.texts(row).map_err(|problem| data::Error::Row { place, problem })?;
+        let (first, second) =
+            columns.texts(row).map_err(|problem| data::Error::bad_row(self.name, row.line, problem))?;
         Ok((first.to_string(), second.map(str::to_string)))
     }
 }

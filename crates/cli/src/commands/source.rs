@@ -20,7 +20,7 @@ use super::interrupt::Interrupt;
 use super::options::{Given, Takes, no_effect};
 
 /// The settings of rows with texts and labels.
-const ROWS: [&str; 7] = [
+const ROWS: [&str; 10] = [
     "text-column",
     "pair-column",
     "label-column",
@@ -28,6 +28,9 @@ const ROWS: [&str; 7] = [
     "completion-column",
     "prompt-template",
     "chat",
+    "bad-rows",
+    "template-var",
+    "positive-class",
 ];
 /// The settings of a model that is not trained.
 const MODEL: [&str; 5] = ["model", "max-length", "dtype", "quantize", "threads"];
@@ -50,7 +53,7 @@ impl Takes for Predict {
     const INHERITS: bool = true;
 
     fn takes(setting: &Definition) -> bool {
-        ["text-column", "pair-column"].contains(&setting.name) || MODEL.contains(&setting.name)
+        ["text-column", "pair-column", "bad-rows"].contains(&setting.name) || MODEL.contains(&setting.name)
     }
 }
 
@@ -62,7 +65,7 @@ impl Takes for Generate {
 
     fn takes(setting: &Definition) -> bool {
         let model = MODEL.contains(&setting.name) && setting.name != "max-length";
-        model || ["prompt-template", "chat"].contains(&setting.name)
+        model || ["prompt-template", "chat", "bad-rows", "template-var"].contains(&setting.name)
     }
 }
 
@@ -221,6 +224,11 @@ impl Resolved {
             )));
         }
         predictor.situation().check(self.reading.given.iter().copied())?;
+        if self.given.contains_key("positive-class")
+            && let Some(class) = &self.settings.rows.positive_class
+        {
+            predictor.set_positive(class)?;
+        }
         predictor.share_with(ranks, &interrupt.cancel)?;
         console.note(predictor.files().quantize_note(self.arithmetic().quantize));
         Ok(predictor)

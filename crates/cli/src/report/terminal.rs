@@ -127,6 +127,9 @@ pub fn data_facts(d: &DataFacts, style: Style) -> String {
             _ = writeln!(out, "       {:<6} {labels}", s.name);
         }
     }
+    if let Some(positive) = &d.positive_class {
+        _ = writeln!(out, "       F1     of {positive}");
+    }
     out
 }
 

@@ -114,7 +114,7 @@ impl Output {
 fn meaning(names: &[&str]) -> Labels {
     match names {
         [] => Labels::Regression,
-        names => Labels::Classification { names: names.iter().map(|name| name.to_string()).collect() },
+        names => Labels::classes(names.iter().map(|name| name.to_string()).collect()),
     }
 }
 

@@ -46,6 +46,15 @@ impl Situation {
     fn is(&self, words: &[&str]) -> bool {
         words.iter().any(|word| self.name.split(' ').any(|own| own == *word))
     }
+
+    /// The option that gives the same rows with one among them that is not JSON.
+    fn with_holes(&self) -> String {
+        let words: Vec<&str> = self.words.split(' ').collect();
+        let data = words.windows(2).find(|pair| ["--data", "--input"].contains(&pair[0]));
+        data.map_or(String::new(), |pair| {
+            format!("{} {}", pair[0], pair[1].replace("../../", "../../holes/"))
+        })
+    }
 }
 
 /// A changed value, what both runs have beside it, and where to look.
@@ -134,6 +143,10 @@ fn training(option: &str, at: &Situation) -> Option<Case> {
         "completion-column" => learned("a --prompt-column prompt"),
         "prompt-template" => case("--prompt-template w9{prompt}", "", Learned),
         "chat" => case("--chat", "", Learned),
+        "positive-class" => case("--positive-class bad", plan, Json("/data/positive_class")),
+        "template-var" if at.is(&["messages"]) => learned("end=w9"),
+        "template-var" => with("end=w9", "--chat"),
+        "bad-rows" => with("skip", &at.with_holes()),
         "max-length" => learned("4"),
         "over-length" if at.is(&["messages"]) => with("drop", "--max-length 7"),
         "over-length" => with("drop", "--max-length 6"),
@@ -183,6 +196,10 @@ fn using(option: &str, at: &Situation) -> Option<Case> {
         "model" => plain(if decoder { "../../other-decoder" } else { "../../other-model" }),
         "adapter" => plain(&format!("../../adapters/{kind}-other")),
         "max-length" => plain("4"),
+        "positive-class" if at.command == "eval" => case("--positive-class bad", "", Json("/positive_class")),
+        "positive-class" => case("--positive-class bad", "--metric f1", look),
+        "template-var" => case("--template-var end=w9", "--chat", look),
+        "bad-rows" => case("--bad-rows skip", at.with_holes(), look),
         // A pass of a token computes in f32 whatever the type.
         "dtype" if at.is(&["prompt"]) => case("--dtype bf16", "", Speed),
         // Many draws, of which some are close enough for another rounding to decide.
@@ -383,7 +400,7 @@ fn situations() -> Vec<Situation> {
 fn prepare() -> Fixture {
     let fixture = Fixture::new();
     fixture.write_decoder("decoder");
-    let template = "{% for m in messages %}<s> {{ m.content }} </s>{% endfor %}{% if add_generation_prompt %}<s> {% endif %}";
+    let template = "{% for m in messages %}<s> {{ m.content }} {{ end }} </s>{% endfor %}{% if add_generation_prompt %}<s> {% endif %}";
     fixture.write("decoder/tokenizer_config.json", json!({ "chat_template": template }).to_string());
     let mut weights = crate::common::weights();
     weights.values_mut().for_each(|(_, values)| values.iter_mut().for_each(|value| *value *= 0.5));
@@ -407,7 +424,8 @@ fn prepare() -> Fixture {
     let rows = |folder: &str, row: &dyn Fn(usize) -> Value| {
         for (split, from, to) in [("train", 0, 16), ("dev", 16, 24)] {
             let text: String = (from..to).map(|i| row(i).to_string() + "\n").collect();
-            fixture.write(&format!("{folder}/{split}.jsonl"), text);
+            fixture.write(&format!("{folder}/{split}.jsonl"), &text);
+            fixture.write(&format!("holes/{folder}/{split}.jsonl"), text + "{\n");
         }
     };
     let class = |i: usize| ["bad", "good"][i % 2];

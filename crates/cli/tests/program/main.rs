@@ -33,6 +33,7 @@ mod ranks;
 mod reliability;
 mod report;
 mod resume;
+mod rows;
 mod safety;
 #[cfg(unix)]
 mod terminal;

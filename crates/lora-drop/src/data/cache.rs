@@ -252,8 +252,10 @@ impl Stored for EncodedRow {
     /// Length, flags, sequences; of each its number of tokens, ids, and a byte for each token, 1
     /// where it is learned.
     fn put(&self, out: &mut Vec<u8>) {
-        let [joined, endless, counted] = [self.joined, self.endless, self.counted].map(u32::from);
-        put(out, &[self.length as u32, joined, endless, counted, self.sequences.len() as u32]);
+        let flags = [self.joined, self.endless, self.unprompted, self.thoughtless, self.counted];
+        put(out, &[self.length as u32]);
+        put(out, &flags.map(u32::from));
+        put(out, &[self.sequences.len() as u32]);
         for (ids, learn) in &self.sequences {
             put(out, &[ids.len() as u32]);
             put(out, ids);
@@ -263,7 +265,11 @@ impl Stored for EncodedRow {
 
     fn take(from: &mut Reader) -> Option<Self> {
         let length = from.number()?;
-        let [joined, endless, counted] = [from.number()? == 1, from.number()? == 1, from.number()? == 1];
+        let mut flags = [false; 5];
+        for flag in &mut flags {
+            *flag = from.number()? == 1;
+        }
+        let [joined, endless, unprompted, thoughtless, counted] = flags;
         let count = from.number()?;
         let mut sequences = Vec::new();
         for _ in 0..count {
@@ -271,7 +277,7 @@ impl Stored for EncodedRow {
             let ids = from.numbers(count)?;
             sequences.push((ids, from.bytes(count)?.iter().map(|&byte| byte == 1).collect()));
         }
-        Some(EncodedRow { sequences, length, counted, joined, endless })
+        Some(EncodedRow { sequences, length, counted, joined, endless, unprompted, thoughtless })
     }
 }
 
@@ -318,6 +324,8 @@ mod tests {
             counted: false,
             joined: false,
             endless: true,
+            unprompted: false,
+            thoughtless: true,
         };
         let mut bytes = Vec::new();
         text.put(&mut bytes);

@@ -6,51 +6,9 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::error::{Error, Place, Problem};
+use super::layouts::{LABELS, Layout, RowKind};
 use super::rows::Row;
 use crate::settings::RowSettings;
-
-/// Pairs of text columns as public data sets name them.
-const PAIRS: [(&str, &str); 10] = [
-    ("sentence1", "sentence2"),
-    ("text_a", "text_b"),
-    ("text1", "text2"),
-    ("premise", "hypothesis"),
-    ("question", "passage"),
-    ("question", "sentence"),
-    ("question1", "question2"),
-    ("query", "passage"),
-    ("query", "document"),
-    ("#1 string", "#2 string"),
-];
-/// Text columns that stand alone, if they are not part of a pair.
-const SINGLES: [&str; 12] = [
-    "text",
-    "sentence",
-    "sentence1",
-    "content",
-    "review",
-    "comment",
-    "tweet",
-    "document",
-    "utterance",
-    "question",
-    "query",
-    "body",
-];
-const LABELS: [&str; 12] = [
-    "label",
-    "labels",
-    "gold_label",
-    "score",
-    "target",
-    "class",
-    "category",
-    "rating",
-    "stars",
-    "sentiment",
-    "similarity",
-    "quality",
-];
 
 /// Column names that the user gave. A column without a name here is found by its usual names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -128,6 +86,25 @@ impl Columns {
         Ok(Columns { text, pair, label })
     }
 
+    /// Adds the columns that the first rows lacked and this one has.
+    pub(super) fn grow(&mut self, row: &Row, file: &Path, named: &ColumnNames) {
+        if self.label.is_none()
+            && let Ok(columns) = Columns::choose(row, file, &self.names_or(named), LabelColumn::Optional)
+        {
+            self.label = columns.label;
+        }
+    }
+
+    /// Whether a column of this name is read.
+    pub(super) fn reads(&self, name: &str) -> bool {
+        [Some(&*self.text), self.pair.as_deref(), self.label.as_deref()].contains(&Some(name))
+    }
+
+    /// The names of these columns, with the label's that was given.
+    fn names_or(&self, named: &ColumnNames) -> ColumnNames {
+        ColumnNames { label: named.label.clone(), ..self.names() }
+    }
+
     /// The names of these columns, to find them in another split's files.
     pub fn names(&self) -> ColumnNames {
         ColumnNames { text: Some(self.text.clone()), pair: self.pair.clone(), label: self.label.clone() }
@@ -180,6 +157,11 @@ pub(super) fn field<'a>(row: &'a Row, column: &str) -> Result<&'a Value, Problem
         column: column.into(),
         columns: row.fields.keys().cloned().collect(),
     })
+}
+
+/// A row's value in a column that it need not have; None if it is null or absent.
+pub(super) fn optional<'a>(row: &'a Row, column: Option<&String>) -> Option<&'a Value> {
+    row.fields.get(column?).filter(|value| !value.is_null())
 }
 
 pub(super) fn type_name(value: &Value) -> &'static str {
@@ -245,17 +227,35 @@ impl Choice {
 
     /// The text columns by the usual names, without the label's.
     fn texts(&self, label: Option<&str>) -> Result<(String, Option<String>), Error> {
-        let label = label.and_then(|name| self.find(name));
-        let find = |name: &str| self.find(name).filter(|column| Some(*column) != label).cloned();
-        let mut found: Vec<(String, Option<String>)> =
-            PAIRS.iter().filter_map(|(text, pair)| Some((find(text)?, Some(find(pair)?)))).collect();
-        let in_pairs: Vec<String> =
-            found.iter().flat_map(|(text, pair)| [Some(text.clone()), pair.clone()]).flatten().collect();
-        let singles = SINGLES.iter().filter_map(|name| find(name)).filter(|name| !in_pairs.contains(name));
-        found.extend(singles.map(|name| (name, None)));
+        let label = label.and_then(|name| self.find(name)).cloned();
+        let found = self.layouts(RowKind::Labelled, label.as_ref());
         let none = "no column has a usual name for text, such as `text`, `sentence` or `sentence1`".into();
         let describe = |(text, pair): &(String, Option<String>)| describe_pair(text, pair);
         self.only(found, "the text", none, describe, "`text_column` (and `pair_column` for pairs)")
+    }
+
+    /// The columns of the known layouts of rows of this kind: the first one, and the second one if
+    /// the layout has one, neither of which is `taken`. A layout whose first column is a part of
+    /// another one here is left out.
+    pub(super) fn layouts(&self, rows: RowKind, taken: Option<&String>) -> Vec<(String, Option<String>)> {
+        let find = |name: &str| self.find(name).filter(|column| Some(*column) != taken);
+        let mut found: Vec<(&Layout, String, Option<String>)> = Vec::new();
+        for layout in Layout::of(rows) {
+            let Some(text) = find(layout.text) else { continue };
+            if layout.second.is_empty() {
+                found.push((layout, text.clone(), None));
+            }
+            let seconds = layout.second.iter().filter_map(|name| find(name));
+            found.extend(seconds.map(|second| (layout, text.clone(), Some(second.clone()))));
+        }
+        let is_part = |text: &String, second: &Option<String>| {
+            found.iter().any(|(layout, other, part)| {
+                let input = layout.input.iter().any(|name| self.find(name) == Some(text));
+                input || part.as_ref() == Some(text) || (second.is_none() && part.is_some() && other == text)
+            })
+        };
+        let whole = found.iter().filter(|(_, text, second)| !is_part(text, second));
+        whole.map(|(_, text, second)| (text.clone(), second.clone())).collect()
     }
 
     /// The label column by the usual names, without the text columns.

@@ -1,5 +1,6 @@
 //! A data set, tokenised: what training and evaluation read.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use lora_drop_transformer::ModelConfig;
@@ -11,7 +12,7 @@ use super::files::{Part, SplitFiles, SplitName};
 use super::labels::{Label, Labels, RawLabel};
 use super::raw::{RawRow, RawSplit};
 use super::tokens::{Encoded, Tokens};
-use crate::settings::{OverLength, RowSettings, Task};
+use crate::settings::{BadRows, OverLength, RowSettings, Task};
 use crate::summary::{DataFacts, SplitFacts};
 
 /// How data is read.
@@ -21,6 +22,8 @@ pub struct DataOptions {
     pub columns: ColumnNames,
     /// Most tokens of a row, special tokens included.
     pub max_length: usize,
+    /// What happens to rows that are wrong.
+    pub bad_rows: BadRows,
     /// What happens to rows of more than `max_length` tokens.
     pub over_length: OverLength,
     /// Tokens that the model has an embedding for.
@@ -29,6 +32,8 @@ pub struct DataOptions {
     pub token_types: Option<usize>,
     /// What the labels are; None decides by how they look.
     pub task: Option<Task>,
+    /// Of two classes, the one whose F1 is measured; None: the second.
+    pub positive_class: Option<String>,
     /// Whether the model's head reads the first token, which should then be a special one.
     pub reads_first: bool,
     /// The data that the model was trained on; see [`SplitFiles::part`].
@@ -43,10 +48,12 @@ impl DataOptions {
         DataOptions {
             columns: ColumnNames::of(rows),
             max_length: rows.row_tokens(config.max_tokens()),
+            bad_rows: rows.bad_rows,
             over_length: rows.over_length,
             vocabulary: config.vocab_size,
             token_types: config.token_types,
             task: rows.task,
+            positive_class: rows.positive_class.clone(),
             reads_first: !config.architecture.is_decoder(),
             trained_on: None,
             cache: TokenCache::of_user(rows.token_cache),
@@ -115,10 +122,15 @@ impl Dataset {
     /// See [`Error`]: whatever is wrong with a file or a row, with its place.
     pub fn load(path: &Path, tokens: &Tokens, options: &DataOptions) -> Result<Self, Error> {
         let found = SplitFiles::find(path)?;
-        let train = RawSplit::read(SplitName::Train, found.of(SplitName::Train)?, &options.columns)?;
+        let train = RawSplit::read(
+            SplitName::Train,
+            found.of(SplitName::Train)?,
+            &options.columns,
+            options.bad_rows,
+        )?;
         let names = train.columns.names();
         let read = |name| match found.files.get(&name) {
-            Some(files) => RawSplit::read(name, files, &names).map(Some),
+            Some(files) => RawSplit::read(name, files, &names, options.bad_rows).map(Some),
             None => Ok(None),
         };
         let (dev, test) = (read(SplitName::Dev)?, read(SplitName::Test)?);
@@ -151,7 +163,13 @@ impl Dataset {
         let columns = train.columns.clone();
         tokens.check_max_length(options.max_length, columns.pair.is_some())?;
         let labels = Labels::of(&train, options.task)?;
-        let mut warnings = suspicions(&train, &labels);
+        let labels = match &options.positive_class {
+            Some(class) => labels.with_positive(class)?,
+            None => labels,
+        };
+        let others = dev.iter().chain(&test).flat_map(|split| &split.warnings);
+        let mut warnings: Vec<String> = train.warnings.iter().chain(others).cloned().collect();
+        warnings.extend(suspicions(&train, &labels, options.task));
         if options.reads_first && tokens.special_tokens(false) == 0 {
             let file = tokens.file().display();
             warnings
@@ -169,10 +187,12 @@ impl Dataset {
         let dev = Split::encode(dev, &labels, tokens, options)?;
         let test = test.map(|test| Split::encode(test, &labels, tokens, options)).transpose()?;
         warnings.extend(options.cache.as_ref().and_then(TokenCache::stopped));
+        warnings.extend(tokens.unknown_warning(&train.facts));
         let splits = [Some(&train), Some(&dev), test.as_ref()];
         let facts = DataFacts {
             splits: splits.into_iter().flatten().map(|split| split.facts.clone()).collect(),
             classes: labels.names().to_vec(),
+            positive_class: labels.positive().map(String::from),
             text_column: columns.text,
             pair_column: columns.pair,
             label_column: columns.label.unwrap_or_default(),
@@ -200,14 +220,20 @@ impl Split {
         let mut warnings = Vec::new();
         let (files, part) = found.part(name, options.trained_on.as_deref())?;
         let raw = if part == Part::All {
-            RawSplit::read(name, files, &options.columns)?
+            let raw = RawSplit::read(name, files, &options.columns, options.bad_rows)?;
+            warnings.extend(raw.warnings.iter().cloned());
+            raw
         } else {
-            let mut train = RawSplit::read(SplitName::Train, files, &options.columns)?;
+            let mut train = RawSplit::read(SplitName::Train, files, &options.columns, options.bad_rows)?;
+            warnings.extend(train.warnings.iter().cloned());
             let dev = hold_out(&mut train, labels, &mut warnings)?;
             if part == Part::HeldOut { dev } else { train }
         };
         tokens.check_max_length(options.max_length, raw.columns.pair.is_some())?;
-        Ok((Split::encode(raw, labels, tokens, options)?, warnings))
+        warnings.extend(labels.index_warning(&raw));
+        let split = Split::encode(raw, labels, tokens, options)?;
+        warnings.extend(tokens.unknown_warning(&split.facts));
+        Ok((split, warnings))
     }
 
     /// Tokenises rows, in parallel and in order, and treats the over-long ones as the options say.
@@ -257,9 +283,9 @@ impl Split {
             return Err(Error::AllDropped { path, rows, max_length: limit });
         }
         let (per_class, label_range) = label_facts(&examples, labels);
-        let tokens = examples.iter().map(|example| example.ids.len());
-        let facts = raw.facts(tokens, lengths, limit);
-        let facts = SplitFacts { cached, uncounted, per_class, label_range, ..facts };
+        let facts = raw.facts(examples.iter().map(|example| example.ids.len()), lengths, limit);
+        let unknown = examples.iter().map(|example| tokens.count_unknown(&example.ids)).sum();
+        let facts = SplitFacts { cached, uncounted, unknown, per_class, label_range, ..facts };
         Ok(Split { name: raw.name, files: raw.files, examples, facts })
     }
 
@@ -323,12 +349,29 @@ fn hold_out(train: &mut RawSplit, labels: &Labels, warnings: &mut Vec<String>) -
 }
 
 /// Warnings of what looks like a mistake in train and may be none.
-fn suspicions(train: &RawSplit, labels: &Labels) -> Vec<String> {
+fn suspicions(train: &RawSplit, labels: &Labels, task: Option<Task>) -> Vec<String> {
     let (names, rows) = (labels.names(), train.rows.len());
     let mut warnings = Vec::new();
     if names.len() > 20 && names.len() * 2 > rows {
         let column = train.label_column();
         warnings.push(format!("{} classes in {rows} rows: is {column:?} the label column?", names.len()));
+    }
+    let mut without_case: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    names.iter().for_each(|name| without_case.entry(name.to_lowercase()).or_default().push(name));
+    if let Some(same) = without_case.values().find(|same| same.len() > 1) {
+        let same: Vec<String> = same.iter().map(|name| format!("{name:?}")).collect();
+        warnings.push(format!("labels that differ only in case are different classes: {}", same.join(", ")));
+    }
+    let whole = |row: &RawRow| matches!(&row.label, Some(RawLabel::Float(x)) if x.fract() == 0.0);
+    if task.is_none() && train.rows.iter().all(whole) {
+        let (taken, other, task) = match labels.is_regression() {
+            true => ("numbers to predict", "classes", Task::Classification),
+            false => ("classes", "numbers to predict", Task::Regression),
+        };
+        warnings.push(format!(
+            "the labels are whole numbers written with a fraction, such as 1.0, and are taken for {taken}; if they are \
+             {other}, give `task = {task}`"
+        ));
     }
     if names.len() > 2 && names.first().is_some_and(|name| name == "-1") {
         let rows =

@@ -39,6 +39,9 @@ pub enum Error {
     /// A row is wrong.
     #[error("{place}: {problem}")]
     Row { place: Place, problem: Problem },
+    /// A row is wrong in a way that `bad_rows` may leave out.
+    #[error("{place}: {problem}; `bad_rows = skip` leaves out such rows")]
+    BadRow { place: Place, problem: Box<Problem> },
     /// A file is wrong as a whole: its structure, or a tokenizer's file.
     #[error("{}: {message}", .path.display())]
     File { path: PathBuf, message: String },
@@ -49,6 +52,9 @@ pub enum Error {
         .folder.display()
     )]
     NoSplit { folder: PathBuf, split: SplitName, found: String },
+    /// No name is a split's, and several files or folders could be meant.
+    #[error("{}: several data sets; give one of them as `data`: {}", .folder.display(), paths(.candidates))]
+    Candidates { folder: PathBuf, candidates: Vec<PathBuf> },
     #[error("two files for the {split} split: {} and {}; remove or rename one", .first.display(), .second.display())]
     TwoFiles { split: SplitName, first: PathBuf, second: PathBuf },
     #[error("{}: shard {missing} of {of} is missing", .path.display())]
@@ -156,6 +162,25 @@ impl Error {
         Error::File { path: path.to_path_buf(), message: message.into() }
     }
 
+    /// Whether one row is wrong, and those after it can be read.
+    pub(super) fn is_of_row(&self) -> bool {
+        let no_column = matches!(self, Error::Row { problem: Problem::NoColumn { .. }, .. });
+        no_column || matches!(self, Error::BadRow { .. } | Error::Columns { .. })
+    }
+
+    /// The message of a row that was left out.
+    pub(super) fn without_advice(&self) -> String {
+        match self {
+            Error::BadRow { place, problem } => format!("{place}: {problem}"),
+            other => other.to_string(),
+        }
+    }
+
+    /// A row that may be left out is wrong.
+    pub fn bad_row(file: &Path, line: usize, problem: Problem) -> Self {
+        Error::BadRow { place: Place::new(file, line), problem: Box::new(problem) }
+    }
+
     pub(crate) fn row(file: &Path, line: usize, problem: Problem) -> Self {
         Error::Row { place: Place::new(file, line), problem }
     }
@@ -169,6 +194,11 @@ impl From<Error> for crate::Error {
             other => crate::Error::Data(other),
         }
     }
+}
+
+/// Paths for a message.
+fn paths(paths: &[PathBuf]) -> String {
+    list(&paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>())
 }
 
 /// Names for a message, the first twenty of them.

@@ -111,28 +111,99 @@ pub struct SplitFiles {
 }
 
 impl SplitFiles {
-    /// Looks for a folder's split files, or takes one file as train.
+    /// Looks for a folder's split files, or takes one file as train. The files may also be in a
+    /// folder for each split, or in the only folder below that has splits, as on the hub. If no name
+    /// is a split's, the only file of rows is train. A path without the part `-00000-of-00002` of
+    /// some files' names stands for these shards.
     ///
     /// # Errors
-    /// There is nothing at the path, a file of another format, two candidates for a split, or a
-    /// shard is missing.
+    /// There is nothing at the path, a file of another format, two candidates for a split, several
+    /// candidates for the whole, or a shard is missing.
     pub fn find(path: &Path) -> Result<Self, Error> {
-        if !path.is_dir() {
-            std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
-            Format::of(path).ok_or_else(|| Error::Format { path: path.to_path_buf() })?;
-            let files = BTreeMap::from([(SplitName::Train, vec![path.to_path_buf()])]);
-            return Ok(SplitFiles { files, single: true, folder: path.to_path_buf(), others: Vec::new() });
+        if path.is_dir() {
+            return SplitFiles::in_folder(path, DEPTH);
         }
-        let mut names = Vec::new();
-        for entry in std::fs::read_dir(path).map_err(|e| Error::io(path, e))? {
-            let entry = entry.map_err(|e| Error::io(path, e))?;
-            names.extend(entry.file_name().into_string().ok());
+        if let (false, Some(folder), Some(stem)) = (path.exists(), path.parent(), path.file_name())
+            && let Some(stem) = stem.to_str()
+            && let Ok((names, _)) = list_folder(folder)
+        {
+            let is_shard = |name: &String| {
+                split_name(name).and_then(|(name, ..)| shard(name)).is_some_and(|(name, ..)| name == stem)
+            };
+            let shards: Vec<String> = names.into_iter().filter(is_shard).collect();
+            if !shards.is_empty() {
+                let found = SplitFiles::among(folder, shards, Some(stem))?;
+                return Ok(SplitFiles { single: true, folder: path.to_path_buf(), ..found });
+            }
         }
-        names.sort();
-        SplitFiles::among(path, names)
+        std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
+        Format::of(path).ok_or_else(|| Error::Format { path: path.to_path_buf() })?;
+        let files = BTreeMap::from([(SplitName::Train, vec![path.to_path_buf()])]);
+        Ok(SplitFiles { files, single: true, folder: path.to_path_buf(), others: Vec::new() })
     }
 
-    fn among(folder: &Path, names: Vec<String>) -> Result<Self, Error> {
+    /// Looks in a folder and, if no name there is a split's, `depth` folders below.
+    fn in_folder(path: &Path, depth: usize) -> Result<Self, Error> {
+        let (names, folders) = list_folder(path)?;
+        let found = SplitFiles::among(path, names, None)?;
+        if !found.files.is_empty() {
+            return Ok(found);
+        }
+        let split_of = |name: &String| SplitName::of_stem(&name.to_ascii_lowercase());
+        let (of_splits, below): (Vec<String>, Vec<String>) =
+            folders.into_iter().partition(|name| split_of(name).is_some());
+        let mut files = BTreeMap::new();
+        for (name, split) in of_splits.iter().filter_map(|name| Some((name, split_of(name)?))) {
+            let folder = path.join(name);
+            let (names, _) = list_folder(&folder)?;
+            let of_rows: Vec<PathBuf> =
+                names.iter().filter(|name| is_of_rows(name)).map(|name| folder.join(name)).collect();
+            let Some(second) = of_rows.first().cloned() else { continue };
+            if let Some(first) = files.insert(split, of_rows) {
+                return Err(Error::TwoFiles { split, first: first[0].clone(), second });
+            }
+        }
+        if !files.is_empty() {
+            return Ok(SplitFiles { files, ..found });
+        }
+        let mut inside = Vec::new();
+        for name in below.iter().filter(|_| depth > 0) {
+            let folder = path.join(name);
+            match SplitFiles::in_folder(&folder, depth - 1) {
+                Ok(other) if other.files.is_empty() => {}
+                Ok(other) => inside.push((other.folder.clone(), Some(other))),
+                // The choice is the same one level up.
+                Err(Error::Candidates { candidates, .. }) => {
+                    inside.extend(candidates.into_iter().map(|candidate| (candidate, None)));
+                }
+                Err(other) => return Err(other),
+            }
+        }
+        // A file of rows has the name of what it is, if there is no other.
+        let mut stems: BTreeMap<PathBuf, Vec<String>> = BTreeMap::new();
+        for name in found.others.iter().filter(|name| is_of_rows(name)) {
+            let of_shard = split_name(name).and_then(|(stem, ..)| shard(stem));
+            let stem = of_shard.map_or(name.as_str(), |(stem, ..)| stem);
+            stems.entry(path.join(stem)).or_default().push(name.clone());
+        }
+        let candidates: Vec<PathBuf> =
+            inside.iter().map(|(folder, _)| folder).chain(stems.keys()).cloned().collect();
+        match (inside.pop(), stems.pop_first()) {
+            _ if candidates.len() > 1 => Err(Error::Candidates { folder: path.to_path_buf(), candidates }),
+            (Some((_, Some(other))), _) => Ok(other),
+            (_, Some((_, names))) => {
+                let stem =
+                    split_name(&names[0]).map(|(stem, ..)| shard(stem).map_or(stem, |(stem, ..)| stem));
+                let stem = stem.unwrap_or_default().to_string();
+                SplitFiles::among(path, names, Some(&stem))
+            }
+            _ => Ok(found),
+        }
+    }
+
+    /// The splits among the files of a folder, by their names; the files with the stem `train` are
+    /// train, if it is given.
+    fn among(folder: &Path, names: Vec<String>, train: Option<&str>) -> Result<Self, Error> {
         /// One candidate for a split: a file, or shards by number that share their count and
         /// format.
         struct Candidate {
@@ -148,7 +219,11 @@ impl SplitFiles {
                     Some((stem, number, count)) => (stem, number, Some((count, format, gzipped))),
                     None => (stem, 0, None),
                 };
-                Some((SplitName::of_stem(&stem.to_ascii_lowercase())?, number, shards))
+                let split = match train {
+                    Some(train) => (stem == train).then_some(SplitName::Train),
+                    None => SplitName::of_stem(&stem.to_ascii_lowercase()),
+                };
+                Some((split?, number, shards))
             });
             let Some((split, number, shards)) = found else {
                 others.push(name);
@@ -166,7 +241,7 @@ impl SplitFiles {
             if let Some((of, ..)) = candidate.shards
                 && let Some(missing) = (0..of).find(|n| !candidate.files.contains_key(n))
             {
-                let path = folder.join(format!("{split}-*"));
+                let path = folder.join(format!("{}-*", train.unwrap_or(&split.to_string())));
                 return Err(Error::MissingShard { path, missing, of });
             }
             files.insert(split, candidate.files.into_values().collect());
@@ -186,6 +261,31 @@ impl SplitFiles {
             Error::NoSplit { folder: self.folder.clone(), split, found }
         })
     }
+}
+
+/// Levels of folders in which splits are looked for.
+const DEPTH: usize = 2;
+/// A file of the hub that describes a data set.
+const INFOS: &str = "dataset_infos.json";
+
+/// Whether a file of this name holds rows.
+fn is_of_rows(name: &str) -> bool {
+    split_name(name).is_some() && name != INFOS
+}
+
+/// The names of the files and of the folders in a folder, sorted, without hidden ones.
+fn list_folder(path: &Path) -> Result<(Vec<String>, Vec<String>), Error> {
+    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+    let (mut files, mut folders) = (Vec::new(), Vec::new());
+    for entry in std::fs::read_dir(path).map_err(|e| Error::io(path, e))? {
+        let entry = entry.map_err(|e| Error::io(path, e))?;
+        let Ok(name) = entry.file_name().into_string() else { continue };
+        let names = if entry.path().is_dir() { &mut folders } else { &mut files };
+        names.extend(Some(name).filter(|name| !name.starts_with('.')));
+    }
+    files.sort();
+    folders.sort();
+    Ok((files, folders))
 }
 
 /// Which rows of a split's files belong to it.
@@ -278,7 +378,7 @@ mod tests {
     fn among(names: &[&str]) -> Result<SplitFiles, Error> {
         let mut names: Vec<String> = names.iter().map(|n| n.to_string()).collect();
         names.sort();
-        SplitFiles::among(Path::new("d"), names)
+        SplitFiles::among(Path::new("d"), names, None)
     }
 
     fn names(found: &SplitFiles, split: SplitName) -> Vec<String> {
@@ -316,6 +416,93 @@ mod tests {
         assert_eq!(part(&single, SplitName::Dev, Some(&one)).unwrap(), Part::HeldOut);
         assert_eq!(part(&single, SplitName::Train, Some(&one)).unwrap(), Part::Rest);
         assert!(part(&single, SplitName::Test, Some(&one)).is_err());
+    }
+
+    /// What is found in a folder with these files: each split with its files.
+    fn found_in(files: &[&str]) -> Result<String, String> {
+        let folder = tempfile::tempdir().unwrap();
+        for file in files {
+            let path = folder.path().join(file);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, "").unwrap();
+        }
+        let shown = |text: String| text.replace(&format!("{}/", folder.path().display()), "");
+        let found = SplitFiles::find(folder.path()).map_err(|e| shown(e.to_string()))?;
+        found.of(SplitName::Train).map_err(|e| shown(e.to_string()))?;
+        let split = |(split, files): (&SplitName, &Vec<PathBuf>)| {
+            let files: Vec<String> = files.iter().map(|file| shown(file.display().to_string())).collect();
+            format!("{split}: {}", files.join(" "))
+        };
+        Ok(found.files.iter().map(split).collect::<Vec<_>>().join("; "))
+    }
+
+    #[test]
+    fn folders_as_on_the_hub() {
+        for (files, expected) in [
+            (
+                &[
+                    "README.md",
+                    ".cache/train.csv",
+                    "data/train-00000-of-00001.parquet",
+                    "data/test-00000-of-00001.parquet",
+                ][..],
+                "train: data/train-00000-of-00001.parquet; test: data/test-00000-of-00001.parquet",
+            ),
+            (&["plain_text/train.parquet", "dataset_infos.json"], "train: plain_text/train.parquet"),
+            (
+                &[
+                    "default/train/0000.parquet",
+                    "default/train/0001.parquet",
+                    "default/validation/0000.parquet",
+                ],
+                "train: default/train/0000.parquet default/train/0001.parquet; dev: default/validation/0000.parquet",
+            ),
+            (&["train/a.jsonl", "dev/b.jsonl"], "train: train/a.jsonl; dev: dev/b.jsonl"),
+            // The only file of rows.
+            (&["README.md", "alpaca_data.json", "dataset_infos.json"], "train: alpaca_data.json"),
+            (
+                &["rows-00000-of-00002.csv", "rows-00001-of-00002.csv"],
+                "train: rows-00000-of-00002.csv rows-00001-of-00002.csv",
+            ),
+            // What lies deeper belongs to something else.
+            (&["train.csv", "old/train.csv"], "train: train.csv"),
+        ] {
+            assert_eq!(found_in(files).as_deref(), Ok(expected));
+        }
+        for (files, parts) in [
+            (&["a/train.csv", "b/train.csv"][..], &["several", "give one of them as `data`: a, b"][..]),
+            (&["x/a/train.csv", "x/b/train.csv"], &["give one of them as `data`: x/a, x/b"]),
+            (&["one.csv", "two.csv"], &["give one of them as `data`: one.csv, two.csv"]),
+            (
+                &["data/train_gen-00000-of-00001.parquet", "data/train_sft-00000-of-00001.parquet"],
+                &["`data`: data/train_gen, data/train_sft"],
+            ),
+            (&["a/b/c/train.csv", "README.md"], &["no train split", "found README.md"]),
+        ] {
+            let message = found_in(files).unwrap_err();
+            assert!(parts.iter().all(|part| message.contains(part)), "{message}");
+        }
+    }
+
+    #[test]
+    fn shards_by_their_common_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        for name in
+            ["train_sft-00000-of-00002.csv", "train_sft-00001-of-00002.csv", "test_sft-00000-of-00001.csv"]
+        {
+            std::fs::write(path(name), "").unwrap();
+        }
+        let found = SplitFiles::find(&path("train_sft")).unwrap();
+        let expected = ["train_sft-00000-of-00002.csv", "train_sft-00001-of-00002.csv"];
+        assert_eq!(
+            (names(&found, SplitName::Train), found.single),
+            (expected.map(String::from).into(), true)
+        );
+        std::fs::remove_file(path(expected[0])).unwrap();
+        let message = SplitFiles::find(&path("train_sft")).unwrap_err().to_string();
+        assert!(message.contains("shard 0 of 2 is missing"), "{message}");
+        assert!(SplitFiles::find(&path("other")).unwrap_err().to_string().contains("cannot read"));
     }
 
     #[test]

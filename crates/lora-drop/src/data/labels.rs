@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::columns::type_name;
 use super::error::{Error, Problem};
-use super::raw::RawSplit;
+use super::raw::{RawRow, RawSplit};
 use crate::settings::Task;
 
 /// A row's label, as training and evaluation use it.
@@ -31,9 +31,8 @@ pub enum RawLabel {
 }
 
 impl RawLabel {
-    /// A field's label; None if there is none (null, or an empty field of a CSV or TSV file). In
-    /// these `textual` files a label that looks like a number is one, and white space around it is
-    /// ignored.
+    /// A field's label; None if there is none (null, or a blank text). White space around a text is
+    /// ignored. In `textual` files, CSV and TSV, a label that looks like a number is one.
     ///
     /// # Errors
     /// The field is an array or an object, or a number that does not fit.
@@ -56,7 +55,7 @@ impl RawLabel {
                 },
             },
             Value::String(text) if text.trim().is_empty() => return Ok(None),
-            Value::String(text) => RawLabel::Text(text.clone()),
+            Value::String(text) => RawLabel::Text(text.trim().into()),
             other => return Err(wrong(type_name(other))),
         }))
     }
@@ -115,9 +114,21 @@ pub enum Labels {
         /// Class names in index order: at least two, all different.
         #[serde(deserialize_with = "class_names")]
         names: Vec<String>,
+        /// Of two classes, the index of the one whose F1 is measured: the second, unless another is
+        /// chosen.
+        #[serde(default = "second", skip_serializing_if = "is_second")]
+        positive: usize,
     },
     /// Rows have a number.
     Regression,
+}
+
+fn second() -> usize {
+    1
+}
+
+fn is_second(positive: &usize) -> bool {
+    *positive == second()
 }
 
 fn class_names<'de, D: Deserializer<'de>>(input: D) -> Result<Vec<String>, D::Error> {
@@ -134,10 +145,48 @@ impl Labels {
         self.names().len().max(1)
     }
 
+    /// Classes with these names, in index order.
+    pub fn classes(names: Vec<String>) -> Self {
+        Labels::Classification { names, positive: second() }
+    }
+
+    /// The same with another class whose F1 is measured.
+    ///
+    /// # Errors
+    /// `Error::Options` if there are not two classes, or none has this name.
+    pub fn with_positive(self, class: &str) -> Result<Self, Error> {
+        let refuse = |what: String| Err(Error::Options(format!("`positive_class = {class}`: {what}")));
+        let Labels::Classification { names, .. } = self else {
+            return refuse("a regression has no classes".into());
+        };
+        if names.len() != 2 {
+            return refuse(format!("F1 is the mean over all {} classes", names.len()));
+        }
+        match names.iter().position(|name| name == class) {
+            Some(positive) => Ok(Labels::Classification { names, positive }),
+            None => refuse(format!("the classes are {} and {}", names[0], names[1])),
+        }
+    }
+
+    /// Of two classes, the one whose F1 is measured; None for others and for a regression.
+    pub fn positive(&self) -> Option<&str> {
+        match self {
+            Labels::Classification { names, positive } if names.len() == 2 => {
+                names.get(*positive).map(String::as_str)
+            }
+            _ => None,
+        }
+    }
+
+    /// The index of the class whose F1 is measured, where there are two.
+    pub(crate) fn positive_index(&self) -> usize {
+        if let Labels::Classification { positive, .. } = self { *positive } else { second() }
+    }
+
     /// Class names in index order; empty for a regression.
     pub fn names(&self) -> &[String] {
         match self {
-            Labels::Classification { names } => names,
+            Labels::Classification { names, .. } => names,
             Labels::Regression => &[],
         }
     }
@@ -152,13 +201,22 @@ impl Labels {
         if self.is_regression() { Task::Regression } else { Task::Classification }
     }
 
-    /// A function that reads a label's class or value. A class is given by its name, or by its
-    /// index if no name is an integer. Its errors: no such class; a regression's label is not a
-    /// finite number.
+    /// Whether classes are named by whole numbers.
+    fn are_integers(&self) -> bool {
+        self.names().iter().any(|name| name.parse::<i64>().is_ok())
+    }
+
+    /// A function that reads a label's class or value. A class is given by its name, whatever its
+    /// case if that is unique, or by its index if no name is an integer. Its errors: no such class; a
+    /// regression's label is not a finite number.
     pub(super) fn reader(&self) -> impl Fn(&RawLabel) -> Result<Label, Problem> {
         let names = self.names();
-        let index: HashMap<&str, usize> = names.iter().map(String::as_str).zip(0..).collect();
-        let integer_names = names.iter().any(|name| name.parse::<i64>().is_ok());
+        let index: HashMap<&str, usize> = names.iter().map(|name| name.trim()).zip(0..).collect();
+        let mut without_case: HashMap<String, Option<usize>> = HashMap::new();
+        for (name, class) in names.iter().map(|name| name.trim().to_lowercase()).zip(0..) {
+            without_case.entry(name).and_modify(|class| *class = None).or_insert(Some(class));
+        }
+        let integer_names = self.are_integers();
         move |label| {
             if self.is_regression() {
                 return match (value(label), label) {
@@ -172,7 +230,9 @@ impl Labels {
                     (None, _) => Err(Problem::LabelNotNumber { seen: label.to_string() }),
                 };
             }
-            if let Some(&class) = index.get(label.name().as_str()) {
+            let name = label.name();
+            let in_any_case = || without_case.get(&name.to_lowercase()).copied().flatten();
+            if let Some(class) = index.get(name.as_str()).copied().or_else(in_any_case) {
                 return Ok(Label::Class(class));
             }
             match label.integer().and_then(|n| usize::try_from(n).ok()) {
@@ -182,9 +242,29 @@ impl Labels {
         }
     }
 
+    /// What numbers are taken for, if a row's class is given by its index: a warning, for data may
+    /// number the classes in another order.
+    pub(super) fn index_warning(&self, split: &RawSplit) -> Option<String> {
+        let is_number = |row: &RawRow| row.label.as_ref().is_some_and(|label| label.integer().is_some());
+        if self.is_regression() || self.are_integers() || !split.rows.iter().any(is_number) {
+            return None;
+        }
+        const SHOWN: usize = 10;
+        let names = self.names();
+        let meaning = names.iter().enumerate().take(SHOWN).map(|(i, name)| format!("{i} is {name}"));
+        let more = if names.len() > SHOWN { ", ..." } else { "" };
+        Some(format!(
+            "{}: the labels are numbers, and are taken for the model's classes in their order: {}{more}; if the data \
+             numbers them in another way, give it their names",
+            split.name,
+            meaning.collect::<Vec<_>>().join(", ")
+        ))
+    }
+
     /// Finds out what train's labels are. If a label has a fraction, or all are floats, they are a
     /// regression; otherwise they are classes, sorted by name (numbers by value, false before
-    /// true). If a task is given, it decides instead.
+    /// true). Floats that count from 0 without a gap are classes too: so whole numbers are written
+    /// where a column has missing values. If a task is given, it decides instead.
     ///
     /// # Errors
     /// A row without label, numbers mixed with text or booleans, labels that are all the same, or
@@ -220,7 +300,7 @@ impl Labels {
         let path = || train.files[0].clone();
         let regression = match task {
             Some(task) => task == Task::Regression,
-            None => fraction || (floats > 0 && floats == train.rows.len()),
+            None => fraction || (floats > 0 && floats == train.rows.len() && !count_from_zero(&names)),
         };
         if regression {
             // A value that is not a finite number differs from the others here; `reader`
@@ -237,9 +317,18 @@ impl Labels {
         match &names[..] {
             [] => Err(Error::NoRows { path: path() }),
             [class] => Err(Error::OneClass { path: path(), class: class.clone() }),
-            _ => Ok(Labels::Classification { names }),
+            _ => Ok(Labels::classes(names)),
         }
     }
+}
+
+/// Most classes that may be written as floats.
+const FLOAT_CLASSES: usize = 20;
+
+/// Whether labels are the whole numbers from 0 to less than `FLOAT_CLASSES`, without a gap.
+fn count_from_zero(names: &BTreeSet<(Option<i64>, String)>) -> bool {
+    let counted = names.iter().zip(0..).all(|((number, _), expected)| *number == Some(expected));
+    counted && (2..=FLOAT_CLASSES).contains(&names.len())
 }
 
 fn mixed(label: &RawLabel, other: &RawLabel, other_line: usize) -> Problem {
@@ -273,7 +362,7 @@ mod tests {
     use super::*;
 
     fn classes(names: &[&str]) -> Labels {
-        Labels::Classification { names: names.iter().map(|n| n.to_string()).collect() }
+        Labels::classes(names.iter().map(|n| n.to_string()).collect())
     }
 
     #[test]
@@ -283,6 +372,7 @@ mod tests {
         assert_eq!(of(" 3 ".into(), true), Some(RawLabel::Int(3)));
         assert_eq!(of("3.0".into(), true), Some(RawLabel::Float(3.0)));
         assert_eq!(of("nan".into(), true), Some(RawLabel::Text("nan".into())));
+        assert_eq!(of(" positive\t".into(), false), Some(RawLabel::Text("positive".into())));
         assert_eq!(of("".into(), true), None);
         assert_eq!(of(Value::Null, false), None);
         assert_eq!(of(5.0.into(), false), Some(RawLabel::Float(5.0)));
@@ -299,6 +389,12 @@ mod tests {
         assert_eq!(reader(&RawLabel::Float(0.0)), Ok(Label::Class(0)));
         assert!(reader(&RawLabel::Int(2)).is_err());
         assert!(reader(&RawLabel::Int(-1)).is_err());
+        // Whatever the case, if that is unique.
+        assert_eq!(reader(&RawLabel::Text("POS".into())), Ok(Label::Class(1)));
+        let labels = classes(&["Pos", "neg", "pos"]);
+        assert_eq!(labels.reader()(&RawLabel::Text("pos".into())), Ok(Label::Class(2)));
+        assert_eq!(labels.reader()(&RawLabel::Text("NEG".into())), Ok(Label::Class(1)));
+        assert!(labels.reader()(&RawLabel::Text("POS".into())).is_err());
         // Where classes are numbers, a number is a name.
         let labels = classes(&["1", "2", "5"]);
         let reader = labels.reader();
@@ -313,6 +409,13 @@ mod tests {
         let text = serde_json::to_string(&labels).unwrap();
         assert_eq!(text, r#"{"kind":"classification","names":["b","a"]}"#);
         assert_eq!(serde_json::from_str::<Labels>(&text).unwrap(), labels);
+        assert_eq!(labels.positive(), Some("a"));
+        let other = labels.with_positive("b").unwrap();
+        let text = serde_json::to_string(&other).unwrap();
+        assert_eq!(text, r#"{"kind":"classification","names":["b","a"],"positive":0}"#);
+        assert_eq!(serde_json::from_str::<Labels>(&text).unwrap().positive(), Some("b"));
+        assert!(other.with_positive("c").unwrap_err().to_string().contains("the classes are b and a"));
+        assert!(classes(&["a", "b", "c"]).with_positive("a").is_err());
         assert_eq!(serde_json::to_string(&Labels::Regression).unwrap(), r#"{"kind":"regression"}"#);
         for bad in [r#"["a"]"#, r#"["a","a"]"#] {
             let text = format!(r#"{{"kind":"classification","names":{bad}}}"#);

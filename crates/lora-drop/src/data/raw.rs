@@ -1,14 +1,20 @@
 //! A split before tokenising: its rows with their places, read from files or given in memory.
 
+use std::collections::HashSet;
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
-use super::columns::{ColumnNames, Columns, LabelColumn, field, not_blank};
+use serde_json::Value;
+
+use super::columns::{ColumnNames, Columns, LabelColumn, field, not_blank, optional};
 use super::dataset::LabelledRow;
-use super::error::{Error, Problem};
+use super::error::{Error, Place, Problem, list};
 use super::files::{Format, SplitName};
 use super::labels::{Label, Labels, RawLabel};
+use super::layouts::{RowKind, looks_read};
 use super::rows::{Row, Rows};
 use super::sample;
+use crate::settings::BadRows;
 use crate::summary::SplitFacts;
 
 /// The fraction of train that is held out if there is no dev split.
@@ -23,6 +29,8 @@ pub struct RawRows<C, R> {
     /// The columns, as the first file spells them.
     pub columns: C,
     pub rows: Vec<R>,
+    /// What the user should know of rows that were left out and of columns that are not read.
+    pub warnings: Vec<String>,
 }
 
 /// A split's labelled rows.
@@ -43,35 +51,99 @@ pub struct RawRow {
     pub line: usize,
 }
 
+/// How the rows of one kind are read.
+pub(super) trait ReadRows {
+    type Columns: Clone;
+    type Row;
+
+    /// Chooses the columns by the first row of a file; `first` are those of the shard before it.
+    fn choose(&self, row: &Row, file: &Path, first: Option<&Self::Columns>) -> Result<Self::Columns, Error>;
+
+    /// Adds columns that the rows before this one lacked.
+    fn grow(&self, columns: &mut Self::Columns, row: &Row, file: &Path);
+
+    /// Reads a row of the file with this index. None for a row without text that is passed over.
+    fn read(&self, row: &Row, columns: &Self::Columns, file: usize) -> Result<Option<Self::Row>, Problem>;
+
+    /// Whether a column is read.
+    fn reads(&self, columns: &Self::Columns, name: &str) -> bool;
+
+    /// Whether a column that is not read looks as if it should be.
+    fn looks_read(&self, columns: &Self::Columns, name: &str) -> bool;
+}
+
 impl<C: Clone, R> RawRows<C, R> {
-    /// Reads a split's files (at least one). `choose` chooses the columns by a file's first row,
-    /// and is given the first file's choice for each shard after it. `read` gets a row, its columns
-    /// and its file's index.
+    /// Reads a split's files (at least one). Rows that are wrong are an error or left out, as
+    /// `bad_rows` says.
     ///
     /// # Errors
-    /// A file cannot be read or has no rows, and those of `choose` and `read`.
+    /// A file cannot be read or has no rows, and those of `how`.
     pub(super) fn read_files(
         name: SplitName,
         files: &[PathBuf],
-        choose: impl Fn(&Row, &Path, Option<&C>) -> Result<C, Error>,
-        read: impl Fn(&Row, &C, usize) -> Result<R, Problem>,
+        bad_rows: BadRows,
+        how: &impl ReadRows<Columns = C, Row = R>,
     ) -> Result<Self, Error> {
-        let (mut first, mut rows) = (None, Vec::new());
+        let (mut first, mut rows): (Option<C>, _) = (None, Vec::new());
+        let (mut left_out, mut blank) = (LeftOut::default(), Vec::new());
+        let mut unread: Vec<String> = Vec::new();
         for (number, file) in files.iter().enumerate() {
             let mut columns: Option<C> = None;
+            let (mut any, mut seen) = (false, HashSet::new());
             for row in Rows::open(file)? {
-                let row = row?;
-                let columns = match &columns {
-                    Some(columns) => columns,
-                    None => columns.insert(choose(&row, file, first.as_ref())?),
+                any = true;
+                let row = match row {
+                    Ok(row) => row,
+                    Err(error) => {
+                        left_out.add(error, bad_rows)?;
+                        continue;
+                    }
                 };
-                rows.push(read(&row, columns, number).map_err(|e| Error::row(file, row.line, e))?);
+                let columns = match &mut columns {
+                    Some(columns) => columns,
+                    None => match how.choose(&row, file, first.as_ref()) {
+                        Ok(chosen) => columns.insert(chosen),
+                        Err(error) => {
+                            left_out.add(error, bad_rows)?;
+                            continue;
+                        }
+                    },
+                };
+                if row.fields.keys().any(|key| !seen.contains(key)) {
+                    how.grow(columns, &row, file);
+                    seen.extend(row.fields.keys().cloned());
+                }
+                for (key, value) in &row.fields {
+                    let filled =
+                        !value.is_null() && value != "" && !value.as_array().is_some_and(Vec::is_empty);
+                    if filled && !how.reads(columns, key) && !unread.contains(key) {
+                        unread.push(key.clone());
+                    }
+                }
+                match how.read(&row, columns, number) {
+                    Ok(Some(read)) => rows.push(read),
+                    Ok(None) => blank.push(Place::new(file, row.line)),
+                    Err(problem) => {
+                        left_out.add(Error::bad_row(file, row.line, problem), bad_rows)?;
+                    }
+                }
             }
-            let columns = columns.ok_or_else(|| Error::NoRows { path: file.clone() })?;
-            first.get_or_insert(columns);
+            match columns {
+                Some(columns) => drop(first.get_or_insert(columns)),
+                None if any => {}
+                None => return Err(Error::NoRows { path: file.clone() }),
+            }
         }
-        let columns = first.ok_or_else(|| Error::NoRows { path: PathBuf::new() })?;
-        Ok(RawRows { name, files: files.to_vec(), columns, rows })
+        let no_rows = || Error::NoRows { path: files.first().cloned().unwrap_or_default() };
+        let columns = match first {
+            Some(columns) if !rows.is_empty() => columns,
+            _ => return Err(left_out.first.unwrap_or_else(no_rows)),
+        };
+        // The other splits have the same columns.
+        unread.retain(|column| name == SplitName::Train && how.looks_read(&columns, column));
+        let warnings = [left_out.warning(name), blank_rows(name, &blank), unread_columns(name, &unread)];
+        let warnings = warnings.into_iter().flatten().collect();
+        Ok(RawRows { name, files: files.to_vec(), columns, rows, warnings })
     }
 
     /// A split of rows in memory; `read` checks a row and is given its number, from 1.
@@ -90,7 +162,7 @@ impl<C: Clone, R> RawRows<C, R> {
         }
         let read = |(row, number)| read(row, number).map_err(|e| Error::row(&file, number, e));
         let rows = rows.into_iter().zip(1..).map(read).collect::<Result<_, _>>()?;
-        Ok(RawRows { name, files: vec![file], columns, rows })
+        Ok(RawRows { name, files: vec![file], columns, rows, warnings: Vec::new() })
     }
 
     /// Moves the rows of train that stand in for dev into a split of their own; `labels` are those
@@ -101,7 +173,8 @@ impl<C: Clone, R> RawRows<C, R> {
         let mut held = held.into_iter();
         let dev: Vec<R> = self.rows.extract_if(.., |_| held.next() == Some(true)).collect();
         let (files, columns) = (self.files.clone(), self.columns.clone());
-        (!dev.is_empty()).then(|| RawRows { name: SplitName::Dev, files, columns, rows: dev })
+        let dev = RawRows { name: SplitName::Dev, files, columns, rows: dev, warnings: Vec::new() };
+        (!dev.rows.is_empty()).then_some(dev)
     }
 
     /// The facts that rows of all kinds have: `examples` are the lengths of what the rows became,
@@ -131,27 +204,145 @@ impl<C: Clone, R> RawRows<C, R> {
     }
 }
 
+/// Rows that are wrong and left out.
+#[derive(Default)]
+pub struct LeftOut {
+    /// The first of them.
+    first: Option<Error>,
+    count: usize,
+    /// The first messages.
+    shown: Vec<String>,
+}
+
+impl LeftOut {
+    /// Notes a row that is left out.
+    ///
+    /// # Errors
+    /// The error itself, if rows are not to be left out, or if it says more than that a row is
+    /// wrong.
+    pub fn add(&mut self, error: Error, bad_rows: BadRows) -> Result<(), Error> {
+        if bad_rows == BadRows::Error || !error.is_of_row() {
+            return Err(error);
+        }
+        self.count += 1;
+        if self.shown.len() < SHOWN {
+            self.shown.push(error.without_advice());
+        }
+        self.first.get_or_insert(error);
+        Ok(())
+    }
+
+    /// The error of the first one.
+    pub fn take_first(&mut self) -> Option<Error> {
+        self.first.take()
+    }
+
+    /// What to tell the user; None if there are none.
+    pub fn warning(&self, of: impl Display) -> Option<String> {
+        let rows = rows(self.count);
+        (self.count > 0).then(|| format!("{of}: {rows} left out: {}", first_of(&self.shown, self.count)))
+    }
+}
+
+/// The number of places that a warning shows.
+const SHOWN: usize = 5;
+
+fn rows(count: usize) -> String {
+    if count == 1 { "1 row is".into() } else { format!("{count} rows are") }
+}
+
+/// The first of some messages, of which there are `count`.
+fn first_of(messages: &[String], count: usize) -> String {
+    let shown = messages.join("; ");
+    match count - messages.len() {
+        0 => shown,
+        more => format!("{shown}; and {more} more"),
+    }
+}
+
+/// The warning of rows without text that were passed over.
+fn blank_rows(split: SplitName, blank: &[Place]) -> Option<String> {
+    let shown: Vec<String> = blank.iter().take(SHOWN).map(Place::to_string).collect();
+    let rows = rows(blank.len());
+    (!blank.is_empty())
+        .then(|| format!("{split}: {rows} blank and passed over: {}", first_of(&shown, blank.len())))
+}
+
+/// The warning of columns that are not read.
+fn unread_columns(split: SplitName, columns: &[String]) -> Option<String> {
+    let (word, verb) = if columns.len() == 1 { ("column", "is") } else { ("columns", "are") };
+    (!columns.is_empty()).then(|| {
+        format!(
+            "{split}: the {word} {} {verb} not read; if the model should see the text, put it into a column that is",
+            list(columns)
+        )
+    })
+}
+
+/// Labelled rows, with the columns that the user named.
+struct Labelled<'a> {
+    split: SplitName,
+    files: &'a [PathBuf],
+    named: &'a ColumnNames,
+}
+
+impl Labelled<'_> {
+    /// Rows of test may lack labels.
+    fn needed(&self) -> LabelColumn {
+        if self.split == SplitName::Test { LabelColumn::Optional } else { LabelColumn::Required }
+    }
+}
+
+impl ReadRows for Labelled<'_> {
+    type Columns = Columns;
+    type Row = RawRow;
+
+    fn choose(&self, row: &Row, file: &Path, first: Option<&Columns>) -> Result<Columns, Error> {
+        let first = first.map(Columns::names);
+        Columns::choose(row, file, first.as_ref().unwrap_or(self.named), self.needed())
+    }
+
+    fn grow(&self, columns: &mut Columns, row: &Row, file: &Path) {
+        columns.grow(row, file, self.named);
+    }
+
+    fn read(&self, row: &Row, columns: &Columns, file: usize) -> Result<Option<RawRow>, Problem> {
+        let (text, pair) = columns.texts(row)?;
+        let textual = matches!(Format::of(&self.files[file]), Some((Format::Csv | Format::Tsv, _)));
+        let label = match &columns.label {
+            Some(column) if self.needed() == LabelColumn::Required => {
+                let label = RawLabel::of(field(row, column)?, column, textual)?;
+                Some(label.ok_or_else(|| Problem::NoLabel { column: column.clone() })?)
+            }
+            column => {
+                let value = optional(row, column.as_ref()).unwrap_or(&Value::Null);
+                RawLabel::of(value, column.as_deref().unwrap_or_default(), textual)?
+            }
+        };
+        Ok(Some(RawRow { text: text.into(), pair: pair.map(Into::into), label, file, line: row.line }))
+    }
+
+    fn reads(&self, columns: &Columns, name: &str) -> bool {
+        columns.reads(name)
+    }
+
+    fn looks_read(&self, _: &Columns, name: &str) -> bool {
+        self.named.text.is_none() && looks_read(name, RowKind::Labelled)
+    }
+}
+
 impl RawSplit {
     /// Reads a split's files (at least one). Rows of test may lack labels.
     ///
     /// # Errors
-    /// A file cannot be read or has no rows, or a row is wrong (see [`Problem`]).
-    pub fn read(name: SplitName, files: &[PathBuf], named: &ColumnNames) -> Result<Self, Error> {
-        let needed = if name == SplitName::Test { LabelColumn::Optional } else { LabelColumn::Required };
-        let choose = |row: &Row, file: &Path, first: Option<&Columns>| {
-            let first = first.map(Columns::names);
-            Columns::choose(row, file, first.as_ref().unwrap_or(named), needed)
-        };
-        let read = |row: &Row, columns: &Columns, file: usize| {
-            let (text, pair) = columns.texts(row)?;
-            let textual = matches!(Format::of(&files[file]), Some((Format::Csv | Format::Tsv, _)));
-            let label = match &columns.label {
-                Some(column) => RawLabel::of(field(row, column)?, column, textual)?,
-                None => None,
-            };
-            Ok(RawRow { text: text.into(), pair: pair.map(Into::into), label, file, line: row.line })
-        };
-        RawRows::read_files(name, files, choose, read)
+    /// A file cannot be read or has no rows, or a row is wrong (see [`Problem`]) and not left out.
+    pub fn read(
+        name: SplitName,
+        files: &[PathBuf],
+        named: &ColumnNames,
+        bad_rows: BadRows,
+    ) -> Result<Self, Error> {
+        RawRows::read_files(name, files, bad_rows, &Labelled { split: name, files, named })
     }
 
     /// A split of rows in memory, numbered from 1.

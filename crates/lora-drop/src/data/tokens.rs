@@ -17,12 +17,15 @@ use super::error::{Error, Problem};
 use super::tokenizer_rules;
 use crate::files::read_if_there;
 use crate::panics::caught;
+use crate::summary::SplitFacts;
 
 /// A model's tokenizer.
 pub struct Tokens {
     pub(super) tokenizer: Tokenizer,
     /// The side on which over-long text is cut: the right, unless tokenizer_config.json says left.
     pub(super) side: TruncationDirection,
+    /// The token for text that the vocabulary does not have, if there is one.
+    unknown: Option<u32>,
     file: PathBuf,
     /// The hash of the bytes that it was built from.
     hash: u128,
@@ -116,14 +119,15 @@ impl Tokens {
             Some("left") => TruncationDirection::Left,
             _ => TruncationDirection::Right,
         };
-        Ok(Tokens { tokenizer, side, file, hash: source.finish() })
+        Ok(Tokens { unknown: unknown_token(&tokenizer), tokenizer, side, file, hash: source.finish() })
     }
 
     /// A tokenizer that was built from these bytes of `file`, which is named in messages.
     pub(crate) fn of_tokenizer(tokenizer: Tokenizer, file: PathBuf, built_from: &[u8]) -> Self {
         let mut source = Fingerprint::new("tokenizer");
         source.bytes(built_from);
-        Tokens { tokenizer, side: TruncationDirection::Right, file, hash: source.finish() }
+        let (unknown, side) = (unknown_token(&tokenizer), TruncationDirection::Right);
+        Tokens { tokenizer, side, unknown, file, hash: source.finish() }
     }
 
     /// The tokenizer itself.
@@ -366,11 +370,39 @@ impl Tokens {
         answer.and_then(|found| found.map_err(|e| e.to_string())).map_err(Problem::Tokenizer)
     }
 
+    /// How many of these tokens stand for text that the vocabulary does not have.
+    pub(super) fn count_unknown(&self, ids: &[u32]) -> usize {
+        self.unknown.map_or(0, |unknown| ids.iter().filter(|&&id| id == unknown).count())
+    }
+
+    /// The warning of texts that the vocabulary hardly fits; None for others.
+    pub(super) fn unknown_warning(&self, facts: &SplitFacts) -> Option<String> {
+        let share = facts.unknown as f64 / facts.tokens.max(1) as f64;
+        let percent = (share * 100.0).round();
+        (share >= MANY_UNKNOWN).then(|| {
+            format!(
+                "{}: {percent} % of the tokens are unknown to the tokenizer ({}), so the model does not see their text; does \
+                 the tokenizer fit the texts' language and case?",
+                facts.name,
+                self.file.display()
+            )
+        })
+    }
+
     /// The number of a special token; None for a token that [`Tokens::decode`] does not leave out.
     pub fn special(&self, token: &str) -> Option<u32> {
         let id = self.tokenizer.token_to_id(token)?;
         self.tokenizer.get_added_tokens_decoder().get(&id).filter(|token| token.special).map(|_| id)
     }
+}
+
+/// The share of unknown tokens from which a warning is given.
+const MANY_UNKNOWN: f64 = 0.2;
+
+/// The token that a tokenizer has for unknown text, by its usual names; the tokenizers crate does
+/// not say which one it is.
+fn unknown_token(tokenizer: &Tokenizer) -> Option<u32> {
+    ["[UNK]", "<unk>", "<|unk|>", "<UNK>"].into_iter().find_map(|token| tokenizer.token_to_id(token))
 }
 
 /// More special tokens than any model's template adds.

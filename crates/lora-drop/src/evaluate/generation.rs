@@ -9,7 +9,9 @@ use lora_drop_transformer::Model;
 use super::Predictor;
 use super::text::{self, Metric};
 use crate::agreement;
-use crate::data::text::{Message, Role, TextContent, TextEncoder, TextKind, TextOptions, TextRow, TextSplit};
+use crate::data::text::{
+    Conversation, Message, TextContent, TextEncoder, TextKind, TextOptions, TextRow, TextSplit,
+};
 use crate::data::{Place, SplitName};
 use crate::events::{Event, GenerationProgress, Stage};
 use crate::generate::{self, Finish, GenerateEvent, GenerateOptions, Generated};
@@ -88,7 +90,7 @@ impl Predictor {
         self.pool.install(|| {
             let decoder = decoder(&self.loaded.model, &self.loaded.files.path)?;
             let name: SplitName = split.parse().map_err(Error::Usage)?;
-            let template = self.loaded.files.template()?;
+            let template = self.loaded.files.template(&reading.template_vars)?;
             let config = &decoder.config;
             let text_options = TextOptions {
                 max_length: self.max_length,
@@ -96,7 +98,7 @@ impl Predictor {
             };
             let (split, _) =
                 TextSplit::load(data, name, &self.tokens, template.as_ref(), &text_options)?;
-            if split.columns.kind == TextKind::Text {
+            if split.kind == TextKind::Text {
                 return Err(Error::Usage(format!(
                     "{}: its rows are plain text, which has no reference; generated text is measured on rows with a \
                      prompt and a completion, or on conversations",
@@ -242,9 +244,11 @@ fn key(row: &TextRow) -> Vec<(&str, &str, String)> {
         TextContent::Completion { prompt: text, .. } | TextContent::Text(text) => {
             vec![("", text, String::new())]
         }
-        TextContent::Messages(turns) => {
+        TextContent::Messages(conversation) => {
             let others = |turn: &Message| serde_json::Value::from(turn.others.clone()).to_string();
-            asked(turns).iter().map(|turn| (turn.role.name(), turn.content.as_str(), others(turn))).collect()
+            let tools = ("", "", serde_json::Value::from(conversation.tools.clone()).to_string());
+            let turns = conversation.asked().iter();
+            turns.map(|turn| (turn.role.name(), turn.text(), others(turn))).chain([tools]).collect()
         }
     }
 }
@@ -255,22 +259,18 @@ fn prompt(row: &TextRow) -> TextContent {
         TextContent::Completion { prompt, .. } => {
             TextContent::Completion { prompt: prompt.clone(), completion: None }
         }
-        TextContent::Messages(turns) => TextContent::Messages(asked(turns).to_vec()),
+        TextContent::Messages(conversation) => TextContent::Messages(Conversation {
+            turns: conversation.asked().to_vec(),
+            tools: conversation.tools.clone(),
+        }),
         TextContent::Text(text) => TextContent::Text(text.clone()),
-    }
-}
-
-/// A conversation up to the assistant's last turn, if that ends it.
-fn asked(turns: &[Message]) -> &[Message] {
-    match turns.split_last() {
-        Some((last, before)) if last.role == Role::Assistant => before,
-        _ => turns,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::text::Role;
 
     fn row(content: TextContent, references: &[&str]) -> TextRow {
         let references = references.iter().map(|text| text.to_string()).collect();
@@ -300,7 +300,8 @@ mod tests {
     #[test]
     fn conversations_are_compared_up_to_the_answer() {
         let turns = |turns: &[(Role, &str)]| {
-            TextContent::Messages(turns.iter().map(|&(role, text)| Message::new(role, text)).collect())
+            let turns: Vec<_> = turns.iter().map(|&(role, text)| Message::new(role, text)).collect();
+            TextContent::Messages(turns.into())
         };
         let (user, assistant) = (Role::User, Role::Assistant);
         let rows = [

@@ -213,7 +213,9 @@ impl Measuring<'_> {
             (metrics::regression(&predicted, &values), Answers::Values(of_values))
         } else {
             let predicted: Vec<usize> = of_classes.iter().map(|answer| answer.predicted as usize).collect();
-            (metrics::classification(&predicted, &classes, labels.outputs()), Answers::Classes(of_classes))
+            let found =
+                metrics::classification(&predicted, &classes, labels.outputs(), labels.positive_index());
+            (found, Answers::Classes(of_classes))
         };
         Ok(Evaluation {
             // In the rows' order, whatever the one in which they were computed.

@@ -12,7 +12,7 @@ choices! {
     Metric {
         /// Share of rows with the right class.
         Accuracy = "accuracy",
-        /// Two classes: F1 of class 1, as GLUE has it. More: the mean of every class's F1 (macro).
+        /// Two classes: F1 of the positive one. More: the mean of every class's F1 (macro).
         F1 = "f1",
         /// Matthews correlation coefficient, in the form for any number of classes.
         Mcc = "mcc",
@@ -53,13 +53,23 @@ pub fn higher_is_better(name: &str) -> bool {
     name.parse().is_ok_and(Metric::higher_is_better)
 }
 
-/// All metrics of classification from predicted and true class numbers below `classes`.
+/// All metrics of classification from predicted and true class numbers below `classes`. With two
+/// classes, F1 is that of the class `positive`.
 ///
 /// # Panics
 /// The lengths differ, or a number is not below `classes`.
-pub fn classification(predicted: &[usize], labels: &[usize], classes: usize) -> Vec<(Metric, f64)> {
+pub fn classification(
+    predicted: &[usize],
+    labels: &[usize],
+    classes: usize,
+    positive: usize,
+) -> Vec<(Metric, f64)> {
     let counts = Counts::new(predicted, labels, classes);
-    vec![(Metric::Accuracy, counts.accuracy()), (Metric::F1, counts.f1()), (Metric::Mcc, counts.mcc())]
+    vec![
+        (Metric::Accuracy, counts.accuracy()),
+        (Metric::F1, counts.f1(positive)),
+        (Metric::Mcc, counts.mcc()),
+    ]
 }
 
 /// All metrics of regression from predicted and true values.
@@ -107,10 +117,10 @@ impl Counts {
         ratio(self.correct(), self.rows())
     }
 
-    fn f1(&self) -> f64 {
+    fn f1(&self, positive: usize) -> f64 {
         let of = |class: usize| ratio(2.0 * self.hits[class], self.labelled[class] + self.predicted[class]);
         if self.hits.len() == 2 {
-            return of(1);
+            return of(positive);
         }
         // as in scikit-learn, a class that neither occurs nor is predicted does not take part
         let present: Vec<usize> =
@@ -198,7 +208,7 @@ mod tests {
     fn many_classes_take_no_table_of_their_pairs() {
         // A table would have 10^12 entries.
         let classes: Vec<usize> = (0..1000).map(|i| i * 1000).collect();
-        let found = classification(&classes, &classes, 1_000_000);
+        let found = classification(&classes, &classes, 1_000_000, 1);
         assert_eq!(found, [(Metric::Accuracy, 1.0), (Metric::F1, 1.0), (Metric::Mcc, 1.0)]);
     }
 
@@ -206,7 +216,18 @@ mod tests {
     fn two_classes() {
         let labels = [0, 1, 1, 0, 1, 0, 0, 1, 1, 1];
         let predicted = [0, 1, 0, 0, 1, 1, 0, 1, 1, 0];
-        assert_near(&classification(&predicted, &labels, 2), &[0.7, 0.7272727272727273, 0.408248290463863]);
+        assert_near(
+            &classification(&predicted, &labels, 2, 1),
+            &[0.7, 0.7272727272727273, 0.408248290463863],
+        );
+    }
+
+    #[test]
+    fn either_of_two_classes_can_be_the_positive_one() {
+        // Three of class 0 are found, one is not, and one of class 1 is taken for it.
+        let (labels, predicted) = ([0, 0, 0, 0, 1, 1], [0, 0, 0, 1, 0, 1]);
+        let f1 = |positive| classification(&predicted, &labels, 2, positive)[1].1;
+        assert!((f1(0) - 0.75).abs() < 1e-12 && (f1(1) - 0.5).abs() < 1e-12);
     }
 
     #[test]
@@ -214,14 +235,14 @@ mod tests {
         let labels = [0, 1, 2, 3, 0, 1, 2, 0, 1, 2, 2, 0];
         let predicted = [0, 2, 2, 1, 0, 1, 2, 0, 0, 2, 1, 0];
         let expected = [0.6666666666666666, 0.4930555555555555, 0.5208421985061126];
-        assert_near(&classification(&predicted, &labels, 4), &expected);
+        assert_near(&classification(&predicted, &labels, 4, 1), &expected);
     }
 
     #[test]
     fn a_class_that_never_occurs_does_not_take_part() {
         let (labels, predicted) = ([0, 1, 2, 0, 1, 2], [0, 1, 1, 0, 2, 1]);
         let expected = [0.5, 0.4666666666666666, 0.26111648393354675];
-        assert_near(&classification(&predicted, &labels, 4), &expected);
+        assert_near(&classification(&predicted, &labels, 4, 1), &expected);
     }
 
     #[test]
@@ -233,8 +254,8 @@ mod tests {
 
     #[test]
     fn a_collapsed_model_gets_zero() {
-        assert_near(&classification(&[0; 4], &[0, 1, 0, 1], 2), &[0.5, 0.0, 0.0]);
-        assert_near(&classification(&[], &[], 2), &[0.0, 0.0, 0.0]);
+        assert_near(&classification(&[0; 4], &[0, 1, 0, 1], 2, 1), &[0.5, 0.0, 0.0]);
+        assert_near(&classification(&[], &[], 2, 1), &[0.0, 0.0, 0.0]);
         // 0.1 has no exact mean
         assert_near(&regression(&[0.1; 7], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]), &[0.0, 0.0]);
         assert_near(&regression(&[f32::NAN, 1.0, 2.0], &[1.0, 2.0, 3.0]), &[0.0, 0.0]);

@@ -37,8 +37,8 @@ pub struct Prediction {
 
 /// A split's tokenised rows: labelled ones for a model with a head, or texts for a decoder.
 pub enum SplitRows {
-    Labelled(Split),
-    Text(TextSplit),
+    Labelled(Box<Split>),
+    Text(Box<TextSplit>),
 }
 
 impl SplitRows {
@@ -74,10 +74,12 @@ fn labelled_options(files: &ModelFiles, reading: &Reading, max_length: usize) ->
     DataOptions {
         columns: reading.columns.clone(),
         max_length,
+        bad_rows: reading.bad_rows,
         over_length: OverLength::Truncate,
         vocabulary: files.config.vocab_size,
         token_types: files.config.token_types,
         task: None,
+        positive_class: None,
         reads_first: !files.config.architecture.is_decoder(),
         trained_on: reading.trained_on.clone(),
         cache: None,
@@ -166,6 +168,17 @@ impl Predictor {
         Situation::of_model(self.loaded.files.config.architecture.is_decoder(), task, None)
     }
 
+    /// Sets which of two classes has its F1 measured.
+    ///
+    /// # Errors
+    /// `Error::Usage` if the head has not two classes, or none has this name.
+    pub fn set_positive(&mut self, class: &str) -> Result<()> {
+        if let Some(labels) = self.loaded.labels.take() {
+            self.loaded.labels = Some(labels.with_positive(class)?);
+        }
+        Ok(())
+    }
+
     /// What the head's outputs mean; None for a decoder without a head.
     pub fn labels(&self) -> Option<&Labels> {
         self.loaded.labels.as_ref()
@@ -206,15 +219,15 @@ impl Predictor {
                 Some(labels) => {
                     let options = labelled_options(files, reading, *max_length);
                     let (split, warnings) = Split::load(data, split, tokens, &options, labels)?;
-                    (SplitRows::Labelled(split), warnings)
+                    (SplitRows::Labelled(Box::new(split)), warnings)
                 }
                 None => {
-                    let template = files.template()?;
+                    let template = files.template(&reading.template_vars)?;
                     let options = text_options(files, reading, *max_length);
                     let (split, warnings) =
                         TextSplit::load(data, split, tokens, template.as_ref(), &options)?;
-                    reading.check_texts(split.columns.kind)?;
-                    (SplitRows::Text(split), warnings)
+                    reading.check_texts(split.kind)?;
+                    (SplitRows::Text(Box::new(split)), warnings)
                 }
             };
             warnings.iter().for_each(|warning| listen(&Event::Warning(warning)));
@@ -232,7 +245,9 @@ impl Predictor {
         let labels = labels.ok_or_else(|| Error::Usage("the model has no head for labels".to_string()))?;
         let options = labelled_options(self.files(), &Reading::default(), self.max_length);
         let raw = RawSplit::of_rows(SplitName::Dev, rows)?;
-        self.pool.install(|| Ok(SplitRows::Labelled(Split::encode(raw, labels, &self.tokens, &options)?)))
+        self.pool.install(|| {
+            Ok(SplitRows::Labelled(Box::new(Split::encode(raw, labels, &self.tokens, &options)?)))
+        })
     }
 
     /// Tokenises texts in memory, for [`Self::measure`].
@@ -244,11 +259,11 @@ impl Predictor {
             return Err(Error::Usage("the model has a head for labels, and no loss of texts".to_string()));
         }
         let (template, options) =
-            (self.files().template()?, text_options(self.files(), &Reading::default(), self.max_length));
+            (self.files().template(&[])?, text_options(self.files(), &Reading::default(), self.max_length));
         let raw = RawText::of_rows(SplitName::Dev, rows)?;
         self.pool.install(|| {
             let encoder = TextEncoder::new(&self.tokens, template.as_ref(), &options)?;
-            Ok(SplitRows::Text(TextSplit::encode(raw, &encoder, &options)?.0))
+            Ok(SplitRows::Text(Box::new(TextSplit::encode(raw, &encoder, &options)?.0)))
         })
     }
 

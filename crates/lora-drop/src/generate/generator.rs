@@ -63,7 +63,7 @@ impl Generator {
         if loaded.model.outputs.is_some() {
             return refuse(format!("{what} has a head for labels"));
         }
-        let (tokens, template) = (loaded.files.tokens()?, loaded.files.template()?);
+        let (tokens, template) = (loaded.files.tokens()?, loaded.files.template(&reading.template_vars)?);
         Ok(Generator { loaded, tokens, template, reading, pool: thread_pool(threads)? })
     }
 
@@ -93,7 +93,7 @@ impl Generator {
         let name: SplitName = split.parse().map_err(Error::Usage)?;
         let options = self.options();
         let (split, warnings) = TextSplit::load(data, name, &self.tokens, self.template.as_ref(), &options)?;
-        self.reading.check_texts(split.columns.kind)?;
+        self.reading.check_texts(split.kind)?;
         Ok((split.rows, warnings))
     }
 

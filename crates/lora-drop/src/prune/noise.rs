@@ -18,6 +18,8 @@ pub struct DevAnswers<'a> {
     pub tokens: Vec<usize>,
     /// Number of classes; 0 without classes.
     pub classes: usize,
+    /// Of two classes, the one whose F1 is measured.
+    pub positive: usize,
 }
 
 impl DevAnswers<'_> {
@@ -45,7 +47,7 @@ impl DevAnswers<'_> {
             Answers::Classes(of) => {
                 let predicted: Vec<usize> = drawn.iter().map(|&row| of[row].predicted as usize).collect();
                 let labels: Vec<usize> = drawn.iter().map(|&row| of[row].label as usize).collect();
-                metrics::classification(&predicted, &labels, self.classes)
+                metrics::classification(&predicted, &labels, self.classes, self.positive)
             }
             Answers::Values(of) => {
                 let predicted: Vec<f32> = drawn.iter().map(|&row| of[row].predicted).collect();
@@ -77,7 +79,7 @@ mod tests {
         let answer =
             |row: u32| ClassAnswer { predicted: u32::from(row.is_multiple_of(5)), confidence: 1.0, label: 0 };
         let answers = Answers::Classes((0..500).map(answer).collect());
-        let outcomes = DevAnswers { answers: &answers, tokens: Vec::new(), classes: 2 };
+        let outcomes = DevAnswers { answers: &answers, tokens: Vec::new(), classes: 2, positive: 1 };
         near(outcomes.standard_error(Metric::Accuracy), (0.8 * 0.2 / 500f64).sqrt());
     }
 
@@ -95,14 +97,14 @@ mod tests {
         let (x, y): (Vec<f64>, Vec<f64>) =
             of.iter().map(|answer| (f64::from(answer.predicted), f64::from(answer.label))).unzip();
         let answers = Answers::Values(of);
-        let outcomes = DevAnswers { answers: &answers, tokens: Vec::new(), classes: 0 };
+        let outcomes = DevAnswers { answers: &answers, tokens: Vec::new(), classes: 0, positive: 1 };
         near(outcomes.standard_error(Metric::Pearson), (1.0 - metrics::pearson(&x, &y).powi(2)) / 20.0);
     }
 
     #[test]
     fn a_perplexity_has_that_of_its_mean_loss_times_itself() {
         let answers = Answers::Losses((0..300).map(|row| (row % 3) as f32 / 2.0).collect());
-        let outcomes = DevAnswers { answers: &answers, tokens: vec![4; 300], classes: 0 };
+        let outcomes = DevAnswers { answers: &answers, tokens: vec![4; 300], classes: 0, positive: 1 };
         let deviation = (1.0f64 / 6.0).sqrt();
         near(outcomes.standard_error(Metric::Perplexity), 0.5f64.exp() * deviation / 300f64.sqrt());
     }

@@ -254,8 +254,10 @@ impl<'a> Pruner<'a> {
                     TaskRows::Text(rows) => rows.iter().map(|row| row.learned()).collect(),
                     TaskRows::Labelled(_) => Vec::new(),
                 };
-                let classes = self.predictor.labels().map_or(0, |labels| labels.outputs());
-                let outcomes = DevAnswers { answers: &found.answers, tokens, classes };
+                let labels = self.predictor.labels();
+                let classes = labels.map_or(0, |labels| labels.outputs());
+                let positive = labels.map_or(1, |labels| labels.positive_index());
+                let outcomes = DevAnswers { answers: &found.answers, tokens, classes, positive };
                 Some(self.predictor.pool().install(|| outcomes.standard_error(metric)))
             }
             _ => None,

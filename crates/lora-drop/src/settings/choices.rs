@@ -17,6 +17,18 @@ choices! {
 }
 
 choices! {
+    /// What happens to a row that is wrong: without a text or a label, or that cannot be read.
+    #[derive(Default)]
+    BadRows {
+        /// It is an error.
+        #[default]
+        Error = "error",
+        /// It is left out; a warning says how many are, and shows the first.
+        Skip = "skip",
+    }
+}
+
+choices! {
     /// Which modules are ranked together.
     #[derive(Default)]
     Scope {

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use super::definition::{Definition, Range, Setting, kebab_case, settings};
 use super::situation::Need;
 use super::{
-    Budget, CriterionName, Dtype, Method, OverLength, Quantize, Restart, SampleEpochs, Schedule, Scope, Size,
-    SparseBy, Task, Unselected,
+    BadRows, Budget, CriterionName, Dtype, Method, OverLength, Quantize, Restart, SampleEpochs, Schedule,
+    Scope, Size, SparseBy, Task, Unselected,
 };
 use crate::evaluate::metrics::Metric;
 
@@ -177,6 +177,9 @@ settings! {
         pair_column: Option<String> = None, "NAME", reads [Labels], or "found by the usual names";
         /// Column of the label
         label_column: Option<String> = None, "NAME", reads [Labels], or "label";
+        /// Of two classes, the one whose F1 is measured
+        positive_class: Option<String> = None, "CLASS", reads [FineTunes, Classes],
+            or "the second, in the order of their names";
         /// Decoders: column of the prompt
         prompt_column: Option<String> = None, "NAME", reads [Texts], or "found by the usual names";
         /// Decoders: column of the completion
@@ -186,6 +189,12 @@ settings! {
         /// Decoders: write prompts and completions as turns of user and assistant, with the model's
         /// chat template
         chat: bool = false, "", reads [Texts, Prompts];
+        /// Decoders: a value for the model's chat template, such as enable_thinking=false; can be given
+        /// several times. What is JSON is read as such (true, 3), all else is a text
+        template_var: Vec<String> = Vec::new(), "NAME=VALUE", reads [Texts, Template], or "none";
+        /// What happens to rows that are wrong, such as those without a text or a label. Those that are
+        /// skipped are counted and reported. Blank rows of plain text are always passed over
+        bad_rows: BadRows = BadRows::default(), "WAY";
         /// Most tokens of a row, special tokens included
         max_length: Option<usize> = None, "TOKENS" in Range::Whole(SHORTEST_ROW, MAX_COUNT),
             or "256, or the model's limit if that is lower", also ["max-seq-length", "max-seq-len", "cutoff-len"];

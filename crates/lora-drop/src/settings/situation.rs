@@ -60,6 +60,8 @@ pub enum Need {
     Texts,
     /// Rows have a prompt and a completion.
     Prompts,
+    /// The model's chat template writes the rows.
+    Template,
     /// A row that is too long is not split into several.
     OneSequence,
 }
@@ -100,6 +102,8 @@ pub struct Situation {
     pub task: Option<Task>,
     /// What rows of texts are.
     pub rows: Option<TextKind>,
+    /// Whether prompts and completions are written as turns.
+    pub chat: Option<bool>,
     /// Whether blocks have dropout.
     pub block_dropout: Option<bool>,
 }
@@ -122,6 +126,7 @@ impl Situation {
             decoder: None,
             task: settings.rows.task,
             rows: None,
+            chat: Some(settings.rows.chat),
             block_dropout: None,
         }
     }
@@ -130,7 +135,8 @@ impl Situation {
     /// texts and known.
     pub fn of_model(decoder: bool, task: Task, rows: Option<TextKind>) -> Self {
         let settings = RunSettings::default();
-        Situation { decoder: Some(decoder), task: Some(task), rows, ..Situation::new(&settings, Reader::Use) }
+        let settings = Situation::new(&settings, Reader::Use);
+        Situation { decoder: Some(decoder), task: Some(task), rows, chat: None, ..settings }
     }
 
     /// Why nothing reads the setting of this name; None if something does or may.
@@ -251,6 +257,16 @@ impl Situation {
                     "for conversations, which the model's chat template writes as they are".to_string(),
                 ),
                 Some(TextKind::Completion) | None => (false, String::new()),
+            },
+            Need::Template => match (self.rows, self.chat) {
+                (Some(TextKind::Text), _) => {
+                    (true, "for rows of plain text, which no template writes".to_string())
+                }
+                (Some(TextKind::Completion), Some(false)) => (
+                    true,
+                    "without `chat`: prompts and completions are written as they are".to_string(),
+                ),
+                _ => (false, String::new()),
             },
             Need::OneSequence => (
                 self.rows == Some(TextKind::Text),
@@ -388,6 +404,9 @@ mod tests {
             ("chat", rows(TextKind::Messages), "conversations"),
             ("prompt-template", rows(TextKind::Text), "plain text"),
             ("over-length", rows(TextKind::Text), "several sequences"),
+            ("template-var", rows(TextKind::Text), "no template"),
+            ("template-var", rows(TextKind::Completion), "without `chat`"),
+            ("template-var", task(Task::Regression), "labels"),
         ] {
             let found = situation.unread(name).unwrap_or_else(|| panic!("--{name} is read"));
             assert!(found.contains(reason), "{name}: {found}");

@@ -4,6 +4,7 @@ use super::situation::{Reader, Situation};
 use super::{
     AdapterSettings, Basis, Budget, Method, RunSettings, SelectionSettings, TrainSettings, definitions,
 };
+use crate::data::text::template_variables;
 use crate::error::{Error, Result};
 
 impl RunSettings {
@@ -64,7 +65,7 @@ impl RunSettings {
                 )
             })?;
         }
-        Ok(())
+        template_variables(&self.rows.template_var).map(drop)
     }
 }
 

@@ -75,7 +75,8 @@ impl Prepared {
             let options = DataOptions::new(&settings.rows, &model.config);
             TaskData::Labelled(Box::new(Dataset::load(&settings.place.data, &tokens, &options)?))
         } else {
-            let (template, options) = (model.template()?, text_options(&settings.rows, &model.config));
+            let template = model.template(&settings.rows.template_var)?;
+            let options = text_options(&settings.rows, &model.config);
             let texts = TextDataset::load(&settings.place.data, &tokens, template.as_ref(), &options)?;
             TaskData::Text(Box::new(texts))
         };
@@ -135,7 +136,8 @@ impl Prepared {
         }
         let run = RunSettings { rows: rows.clone(), train: settings.clone(), ..RunSettings::default() };
         Self::in_memory(model, &run, false, |tokens| {
-            let (template, options) = (model.template()?, text_options(rows, &model.config));
+            let template = model.template(&rows.template_var)?;
+            let options = text_options(rows, &model.config);
             let texts = TextDataset::new(train, dev, tokens, template.as_ref(), &options)?;
             Ok(TaskData::Text(Box::new(texts)))
         })
@@ -166,9 +168,15 @@ impl Prepared {
     /// # Errors
     /// `Error::Input` with both lists of labels.
     pub(super) fn check_labels(&self, adapter: &AdapterFile, rows: &dyn std::fmt::Display) -> Result<()> {
-        let of_data = self.data.labels().and_then(|labels| serde_json::to_value(labels).ok());
-        match (&adapter.labels, of_data) {
-            (Some(own), Some(of_data)) if *own != of_data => Err(Error::Input(format!(
+        // Whose F1 is measured does not matter to the head.
+        let names = |labels: serde_json::Value| {
+            let mut labels = labels;
+            labels.as_object_mut().map(|labels| labels.remove("positive"));
+            labels
+        };
+        let of_data = self.data.labels().and_then(|labels| serde_json::to_value(labels).ok()).map(names);
+        match (adapter.labels.clone().map(names), of_data) {
+            (Some(own), Some(of_data)) if own != of_data => Err(Error::Input(format!(
                 "{rows}: its labels are {of_data}, but the adapter's are {own}; an adapter can only be trained further with \
                  the same labels"
             ))),

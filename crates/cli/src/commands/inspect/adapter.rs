@@ -113,7 +113,7 @@ impl Adapter {
 fn described(labels: &serde_json::Value) -> String {
     match serde_json::from_value(labels.clone()) {
         Ok(Labels::Regression) => "a number (regression)".to_string(),
-        Ok(Labels::Classification { names }) => {
+        Ok(Labels::Classification { names, .. }) => {
             format!("{} classes: {}", grouped(names.len()), names.join(", "))
         }
         Err(_) => labels.to_string(),

@@ -78,12 +78,14 @@ pub fn data() -> DataFacts {
         median_length: 52,
         longest: 103,
         over_long,
+        unknown: 0,
         uncounted: 0,
         per_class: per_class.to_vec(),
         cached: false,
         label_range: None,
     };
     DataFacts {
+        positive_class: None,
         splits: vec![
             split("train", 3668, 194_012, 12, [1194, 2474]),
             split("dev", 408, 21_600, 0, [129, 279]),

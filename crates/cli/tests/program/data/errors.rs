@@ -1,7 +1,7 @@
 //! Odd data is refused with its file and line, what was seen, and the way out.
 
 use lora_drop::data::{DataOptions, Dataset};
-use lora_drop::settings::OverLength;
+use lora_drop::settings::{BadRows, OverLength};
 
 use super::fixture::*;
 
@@ -80,6 +80,11 @@ fn bad_tables() {
     check("train.tsv", "text\tlabel\na\tb\t0\n", &["line 2: 3 fields, but the header names 2"]);
     check("train.csv", "text,label,text\na,0,b\n", &["header on line 1 names the column \"text\" twice"]);
     check("train.csv", "text,label\na,0\n\"b,1\nc,0\n", &["line 3: a quote is opened here and never closed"]);
+    check(
+        "train.csv",
+        "text,label\na,0\n\"the film\" is good,1\n",
+        &["line 3: a quote stands inside a field"],
+    );
     check("train.csv", "text,label\n5\" disk,0\n6\" disk,1\n", &["line 2: a quote stands inside a field"]);
 }
 
@@ -167,6 +172,26 @@ fn labels_that_are_odd() {
     check("train.parquet", parquet(&rows), &["row 3: label NaN is not a finite number"]);
     check("train.csv", "text,label\na,0\nb,0\n", &["every row has the label 0", "two classes"]);
     check("train.csv", "text,label\na,0.5\nb,0.5\n", &["every row has the label 0.5"]);
+}
+
+#[test]
+fn rows_without_text_or_label_can_be_left_out() {
+    let folder = Folder::new();
+    folder.write("train.csv", "text, label \na,0\n,1\nb,\nc,1\nd\n");
+    folder.write("dev.csv", "text,label\na,0\n");
+    let options = DataOptions { bad_rows: BadRows::Skip, ..options() };
+    let data = Dataset::load(folder.path(), &folder.tokens(), &options).unwrap();
+    assert_eq!(data.train.examples.iter().map(|example| example.line).collect::<Vec<_>>(), [2, 5]);
+    let warning = &data.warnings[0];
+    for part in [
+        "train: 3 rows are left out",
+        "line 3: \"text\" has no text",
+        "line 4: \"label\" has no label",
+        "line 6: 1 fields",
+    ] {
+        assert!(warning.contains(part), "{warning}");
+    }
+    check("train.csv", "text,label\na,0\n,1\n", &["line 3: \"text\" has no text", "`bad_rows = skip`"]);
 }
 
 #[test]

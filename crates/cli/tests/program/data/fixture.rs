@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use lora_drop::data::{ColumnNames, DataOptions, Dataset, Error, Tokens};
-use lora_drop::settings::OverLength;
+use lora_drop::settings::{BadRows, OverLength};
 use parquet::data_type::{ByteArray, ByteArrayType, DoubleType, Int64Type};
 use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::parser::parse_message_type;
@@ -52,10 +52,12 @@ pub fn options() -> DataOptions {
         columns: ColumnNames::default(),
         max_length: 64,
         trained_on: None,
+        bad_rows: BadRows::Error,
         over_length: OverLength::Truncate,
         vocabulary: WORDS,
         token_types: None,
         task: None,
+        positive_class: None,
         reads_first: true,
         cache: None,
     }

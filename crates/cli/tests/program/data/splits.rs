@@ -37,6 +37,11 @@ fn kinds_of_labels() {
         // One writer's float among integers.
         ("train.jsonl", jsonl(&["1.0", "0", "1"]), &["0", "1"], class(&[1, 0, 1])),
         ("train.csv", csv(&[" pos ", "neg"]), &["neg", "pos"], class(&[1, 0])),
+        // White space does not count, in any format.
+        ("train.jsonl", jsonl(&["\" pos\"", "\"neg\"", "\"pos \""]), &["neg", "pos"], class(&[1, 0, 1])),
+        // Whole numbers as pandas writes them beside a missing value.
+        ("train.csv", csv(&["1.0", "0.0", "1.0"]), &["0", "1"], class(&[1, 0, 1])),
+        ("train.jsonl", jsonl(&["2.0", "0.0", "1.0"]), &["0", "1", "2"], class(&[2, 0, 1])),
     ] {
         let (labels, found) = train_labels(name, content);
         assert_eq!(labels.names(), names);
@@ -119,9 +124,40 @@ fn without_dev_a_tenth_is_held_out() {
 fn labels_of_training_serve_other_data() {
     let folder = Folder::new();
     let file = folder.write("other.csv", csv(&["pos", "0", "1"]));
-    let labels = Labels::Classification { names: vec!["neg".into(), "pos".into()] };
+    let labels = Labels::classes(vec!["neg".into(), "pos".into()]);
     let (split, _) = Split::load(&file, SplitName::Test, &folder.tokens(), &options(), &labels).unwrap();
     assert_eq!(split.labels().unwrap(), class(&[1, 0, 1]));
+}
+
+#[test]
+fn names_match_in_any_case_and_numbers_by_index_are_told() {
+    let folder = Folder::new();
+    let labels = Labels::classes(vec!["ENTAILMENT".into(), "Neutral".into()]);
+    let load = |content: String| {
+        let file = folder.write("other.csv", content);
+        let (split, warnings) =
+            Split::load(&file, SplitName::Dev, &folder.tokens(), &options(), &labels).unwrap();
+        (split.labels().unwrap(), warnings.join("\n"))
+    };
+    assert_eq!(load(csv(&["neutral", "Entailment"])), (class(&[1, 0]), String::new()));
+    let (found, warning) = load(csv(&["1", "0"]));
+    assert_eq!(found, class(&[1, 0]));
+    assert!(warning.contains("in their order: 0 is ENTAILMENT, 1 is Neutral"), "{warning}");
+    // Dev follows train.
+    folder.write("train.csv", csv(&["pos", "neg"]));
+    folder.write("dev.csv", csv(&["Pos"]));
+    assert_eq!(folder.load().unwrap().dev.labels().unwrap(), class(&[1]));
+}
+
+#[test]
+fn unknown_tokens_are_counted() {
+    let folder = Folder::new();
+    folder.write("train.csv", "text,label\nzebra yak,0\na,1\n");
+    folder.write("dev.csv", "text,label\na b,0\n");
+    let data = folder.load().unwrap();
+    assert_eq!(data.facts.splits.iter().map(|split| split.unknown).collect::<Vec<_>>(), [2, 0]);
+    let warning = data.warnings.join("\n");
+    assert!(warning.contains("train: 29 % of the tokens are unknown to the tokenizer"), "{warning}");
 }
 
 #[test]
@@ -135,6 +171,16 @@ fn suspicious_labels_are_told() {
     assert!(
         folder.load().unwrap().warnings[0].contains("30 classes in 30 rows: is \"label\" the label column?")
     );
+    for (labels, parts) in [
+        (&["positive", "Positive", "bad"][..], ["differ only in case", "\"Positive\", \"positive\""]),
+        (&["0.0", "1.0"], ["are taken for classes", "`task = regression`"]),
+        (&["0.0", "5.0"], ["are taken for numbers to predict", "`task = classification`"]),
+    ] {
+        folder.write("train.csv", csv(labels));
+        folder.write("dev.csv", csv(&labels[..1]));
+        let warnings = folder.load().unwrap().warnings.join("\n");
+        assert!(parts.iter().all(|part| warnings.contains(part)), "{warnings}");
+    }
 }
 
 #[test]

@@ -17,7 +17,7 @@ fn one(row: &str, template: Option<&str>, options: &TextOptions) -> String {
     marked(&data.train.examples[0])
 }
 
-fn marked(example: &TextExample) -> String {
+pub fn marked(example: &TextExample) -> String {
     assert_eq!(example.ids.len(), example.learn.len());
     let mut text = String::new();
     let mut learning = false;

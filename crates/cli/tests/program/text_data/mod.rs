@@ -3,5 +3,6 @@
 
 mod encoding;
 mod fixture;
+mod layouts;
 mod odd;
 mod templates;

@@ -1,7 +1,9 @@
 //! Chat templates: rendered as transformers renders them, read from a model's files, and held to
 //! their limits.
 
-use lora_drop::data::text::{ChatTemplate, Message, SpecialTokens, TextRow};
+use lora_drop::data::text::{
+    ChatTemplate, Message, SpecialTokens, Targets, TextColumns, TextContent, TextKind, TextRow,
+};
 use serde_json::{Value, json};
 
 use super::fixture::*;
@@ -10,16 +12,10 @@ use super::fixture::*;
 fn conversation(value: &Value) -> Vec<Message> {
     let row = json!({ "messages": value });
     let row = lora_drop::data::Row { line: 1, fields: row.as_object().unwrap().clone() };
-    let columns = lora_drop::data::text::TextColumns {
-        kind: lora_drop::data::text::TextKind::Messages,
-        text: "messages".into(),
-        completion: None,
-        input: None,
-        references: None,
-    };
-    let row = TextRow::read(&row, &columns, lora_drop::data::text::Targets::Optional, 0).unwrap();
+    let columns = TextColumns::new(TextKind::Messages, "messages");
+    let row = TextRow::read(&row, &columns, Targets::Optional, 0).unwrap();
     match row.content {
-        lora_drop::data::text::TextContent::Messages(turns) => turns,
+        TextContent::Messages(conversation) => conversation.turns,
         other => panic!("{other:?}"),
     }
 }
@@ -43,7 +39,7 @@ fn renders_as_transformers() {
         let template = ChatTemplate::parse(source, special.clone()).unwrap_or_else(|e| panic!("{name}: {e}"));
         let template = template.at_time(fixture["time"].as_i64().unwrap());
         let turns = conversation(&fixture["conversations"][case["conversation"].as_str().unwrap()]);
-        let rendered = template.render_marked(&turns, case["ask"].as_bool().unwrap());
+        let rendered = template.render_marked(&turns, None, case["ask"].as_bool().unwrap());
         let expected = &case["expected"];
         let place = format!("{name}, {}", case["conversation"]);
         if expected.is_null() {
@@ -65,7 +61,8 @@ fn renders_as_transformers() {
 fn is_found_in_a_models_folder() {
     let folder = Folder::new();
     assert!(ChatTemplate::read(folder.path()).unwrap().is_none());
-    let render = || ChatTemplate::read(folder.path()).unwrap().unwrap().render(&user("x"), false).unwrap();
+    let render =
+        || ChatTemplate::read(folder.path()).unwrap().unwrap().render(&user("x"), None, false).unwrap();
     let config = |template: Value| {
         let config = json!({"eos_token": {"content": "</s>"}, "bos_token": "<s>", "chat_template": template});
         folder.write("tokenizer_config.json", config.to_string());
@@ -118,10 +115,46 @@ fn failures_name_the_line() {
         ("\n{% set x %}{% generation %}a{% endgeneration %}{% endset %}{{ x[:1] }}", &["generation blocks"]),
     ] {
         let message = match ChatTemplate::parse(source, SpecialTokens::default()) {
-            Ok(template) => template.render(&user("x"), false).expect_err(source).to_string(),
+            Ok(template) => template.render(&user("x"), None, false).expect_err(source).to_string(),
             Err(e) => e.to_string(),
         };
         assert!(parts.iter().all(|part| message.contains(part)), "{source}: {message}");
+    }
+}
+
+#[test]
+fn methods_as_pythons() {
+    for (expression, expected) in [
+        ("'a b  c '.rsplit()", "['a', 'b', 'c']"),
+        ("'a b  c '.rsplit(none, 1)", "['a b', 'c']"),
+        ("'a,b,c'.rsplit(',', 1)", "['a,b', 'c']"),
+        ("'a,b,c'.rsplit(',', maxsplit=1)[-1]", "c"),
+        ("' a b'.rsplit(' ')", "['', 'a', 'b']"),
+        ("'x</think>y</think>z'.rsplit('</think>', 1)[0]", "x</think>y"),
+        ("'k=v=w'.partition('=')[2]", "v=w"),
+        ("'k=v=w'.rpartition('=')[0]", "k=v"),
+        ("'kv'.rpartition('=')[2]", "kv"),
+        ("'<s>a'.removeprefix('<s>')", "a"),
+        ("'a</s>'.removesuffix('</s>')", "a"),
+        ("'äbc'.index('b')", "1"),
+        ("'abcb'.rindex('b')", "3"),
+        ("['a', 'b'].index('b')", "1"),
+        ("'aBc'.swapcase()", "AbC"),
+        ("'ABC'.casefold()", "abc"),
+        ("'-7'.zfill(4)", "-007"),
+        ("'ab'.ljust(4, '.') + 'ab'.rjust(4)", "ab..  ab"),
+        ("'ab'.center(5, '.') + 'abc'.center(6, '.')", "..ab..abc.."),
+        ("'abc'[::-1] + 'abc'[-2:]", "cbabc"),
+    ] {
+        let template = chat(&format!("{{{{ {expression} }}}}"));
+        let text = template.render(&user("x"), None, false).unwrap_or_else(|e| panic!("{expression}: {e}"));
+        assert_eq!(text.replace('"', "'"), expected, "{expression}");
+    }
+    for (expression, part) in
+        [("'a'.index('b')", "not there"), ("'a'.ljust(100000000)", "a width of 100000000")]
+    {
+        let message = chat(&format!("{{{{ {expression} }}}}")).render(&user("x"), None, false).unwrap_err();
+        assert!(message.to_string().contains(part), "{message}");
     }
 }
 
@@ -150,7 +183,7 @@ fn templates_that_loop_end() {
         // The threads of the pool, in which rows are rendered, have small stacks.
         let ended = std::thread::Builder::new().stack_size(2 << 20).spawn(move || {
             let template = ChatTemplate::parse(&source, SpecialTokens::default()).unwrap();
-            (template.render(&user(&"long text ".repeat(100_000)), false).expect_err(&source), source)
+            (template.render(&user(&"long text ".repeat(100_000)), None, false).expect_err(&source), source)
         });
         let (error, source) = ended.unwrap().join().unwrap();
         let message = error.to_string();
@@ -173,15 +206,15 @@ fn lists_within_lists_do_not_overflow_the_stack() {
         // That it comes back at all is what is tested; whether within its limits is the engine's
         // affair.
         let template = ChatTemplate::parse(&source, SpecialTokens::default()).unwrap();
-        let _ = template.render(&user(&"long text ".repeat(100_000)), false);
+        let _ = template.render(&user(&"long text ".repeat(100_000)), None, false);
     }
 }
 
 #[test]
 fn conversations_cannot_forge_marks() {
     let template = chat("{% generation %}{{ messages[0].content }}{% endgeneration %}");
-    let (text, places) = template.render_marked(&user("xü"), false).unwrap();
+    let (text, places) = template.render_marked(&user("xü"), None, false).unwrap();
     assert_eq!((text.as_str(), places.len(), &places[0]), ("xü", 1, &(0..3)));
-    let message = template.render(&user("a\u{10fffe}b"), false).unwrap_err().to_string();
+    let message = template.render(&user("a\u{10fffe}b"), None, false).unwrap_err().to_string();
     assert!(message.contains("U+10FFFE"), "{message}");
 }

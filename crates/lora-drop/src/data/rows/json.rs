@@ -71,7 +71,7 @@ pub(super) fn lines(lines: Lines) -> impl Iterator<Item = Result<Row, Error>> + 
     let file = lines.file.clone();
     lines.filter(|line| !matches!(line, Ok((_, text)) if text.trim().is_empty())).map(move |line| {
         let (line, text) = line?;
-        let fields = fields(&text).map_err(|(_, problem)| Error::row(&file, line, problem))?;
+        let fields = fields(&text).map_err(|(_, problem)| Error::bad_row(&file, line, problem))?;
         Ok(Row { line, fields })
     })
 }
@@ -117,7 +117,7 @@ pub(super) fn array(
         counted = start;
         match fields(&text[start..start + length]) {
             Ok(fields) => Ok(Row { line, fields }),
-            Err((below, problem)) => Err(Error::row(&file, line + below, problem)),
+            Err((below, problem)) => Err(Error::bad_row(&file, line + below, problem)),
         }
     }))
 }

@@ -52,6 +52,11 @@ impl Rows {
         Ok(Rows { file: path.to_path_buf(), rows })
     }
 
+    /// Whether a file's ending says its format.
+    pub fn is_known(path: &Path) -> bool {
+        Format::of(path).is_some()
+    }
+
     /// JSON Lines from any reader, such as standard input; `name` is its name in errors. A row is
     /// read when it is asked for, and reading can continue after a wrong row.
     pub fn json_lines(reader: impl BufRead + Send + 'static, name: &Path) -> Self {

@@ -26,7 +26,8 @@ fn table(
     file: PathBuf,
     mut records: impl Iterator<Item = Result<(usize, Vec<String>), Error>> + Send,
 ) -> Result<impl Iterator<Item = Result<Row, Error>> + Send, Error> {
-    let (line, header) = records.next().unwrap_or_else(|| Err(Error::NoRows { path: file.clone() }))?;
+    let (line, mut header) = records.next().unwrap_or_else(|| Err(Error::NoRows { path: file.clone() }))?;
+    header.iter_mut().for_each(|name| *name = name.trim().to_string());
     let mut seen = HashSet::new();
     if let Some(name) = header.iter().find(|name| !seen.insert(*name)) {
         let message = format!("the header on line {line} names the column {name:?} twice");
@@ -36,7 +37,7 @@ fn table(
         let (line, values) = record?;
         if values.len() != header.len() {
             let problem = Problem::Fields { seen: values.len(), expected: header.len() };
-            return Err(Error::row(&file, line, problem));
+            return Err(Error::bad_row(&file, line, problem));
         }
         let fields: Map<String, Value> =
             header.iter().cloned().zip(values.into_iter().map(Value::String)).collect();
@@ -83,15 +84,21 @@ impl Iterator for Records {
     }
 }
 
-/// The fields of one record's text. None if a line ends outside of quotes or the last quote is
-/// not closed: then the quotes that joined the lines were not around a field.
+/// The fields of one record's text. None if a line ends outside of quotes, the last quote is not
+/// closed, or text follows a closing quote: then the quotes were not around a field, but a part of
+/// its text.
 fn fields(text: &str) -> Option<Vec<String>> {
     let (mut fields, mut field) = (Vec::new(), String::new());
     let (mut starts, mut quoted) = (true, false);
     let mut characters = text.trim_end_matches('\r').chars().peekable();
     while let Some(character) = characters.next() {
         match character {
-            '"' if quoted && characters.next_if_eq(&'"').is_none() => quoted = false,
+            '"' if quoted && characters.next_if_eq(&'"').is_none() => {
+                quoted = false;
+                if characters.peek().is_some_and(|&next| next != ',') {
+                    return None;
+                }
+            }
             _ if quoted => field.push(character),
             '"' if starts => quoted = true,
             ',' => fields.push(std::mem::take(&mut field)),
@@ -115,7 +122,10 @@ mod tests {
         let read = |text| fields(text).map(|fields| fields.join("|"));
         assert_eq!(read("a,b c,"), Some("a|b c|".into()));
         assert_eq!(read("\"a, \"\"b\"\"\n\",\"\",c\r"), Some("a, \"b\"\n||c".into()));
-        assert_eq!(read("\"a\"b\"c\",d\"\"e"), Some("ab\"c\"|d\"\"e".into()));
+        assert_eq!(read("a,d\"\"e\"f\""), Some("a|d\"\"e\"f\"".into()));
+        // A text that begins with a quoted word.
+        assert_eq!(read("\"a\" b,1"), None);
+        assert_eq!(read("\"a\"b\"c\",d"), None);
         assert_eq!(read("a\"\nb\""), None);
         assert_eq!(read("a\rb"), None);
         assert_eq!(read("a\",\"b"), None);
@@ -133,6 +143,26 @@ mod tests {
         }
     }
 
+    /// Whether a quote that closes a field is followed by more of it.
+    fn text_after_quote(text: &str) -> bool {
+        let mut rest = text;
+        loop {
+            let field = rest.strip_prefix('"');
+            if let Some(quoted) = field {
+                let ends = quoted.replace("\"\"", "  ").find('"');
+                let Some(end) = ends else { return false };
+                rest = &quoted[end + 1..];
+                if !rest.is_empty() && !rest.starts_with(',') {
+                    return !rest.trim_end_matches('\r').is_empty();
+                }
+            }
+            match rest.find(',') {
+                Some(comma) => rest = &rest[comma + 1..],
+                None => return false,
+            }
+        }
+    }
+
     proptest! {
         /// Blank lines, which the reference passes over, come to no record's text.
         #[test]
@@ -140,7 +170,8 @@ mod tests {
             let (expected, closed) = (reference(&text), reference(&format!("{text}\"")));
             match fields(&text) {
                 Some(fields) => prop_assert_eq!(Some(fields), expected),
-                None => prop_assert!(expected.is_none() || expected == closed),
+                // The reference drops a closing quote before more text.
+                None => prop_assert!(expected.is_none() || expected == closed || text_after_quote(&text)),
             }
         }
     }

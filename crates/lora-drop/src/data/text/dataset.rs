@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::TextOptions;
 use super::encode::{EncodedRow, TextEncoder, TextExample};
+use super::error::TextProblem;
 use super::rows::{RawText, Targets, TextColumns, TextContent, TextKind, TextRow};
 use super::template::ChatTemplate;
 use crate::data::cache::{self, TokenCache};
@@ -18,6 +19,8 @@ use crate::summary::{DataFacts, SplitFacts};
 pub struct TextSplit {
     pub name: SplitName,
     pub files: Vec<PathBuf>,
+    /// What the rows are: conversations also where prompts and completions are turns.
+    pub kind: TextKind,
     pub columns: TextColumns,
     /// The sequences to learn from or measure. A row without anything to learn has none, a long
     /// text several.
@@ -62,10 +65,11 @@ impl TextDataset {
     ) -> Result<Self, Error> {
         let found = SplitFiles::find(path)?;
         let files = found.of(SplitName::Train)?;
-        let train = RawText::read(SplitName::Train, files, &options.columns, Targets::Required)?;
+        let train =
+            RawText::read(SplitName::Train, files, &options.columns, Targets::Required, options.bad_rows)?;
         let names = train.columns.names();
         let read = |name, targets| match found.files.get(&name) {
-            Some(files) => RawText::read(name, files, &names, targets).map(Some),
+            Some(files) => RawText::read(name, files, &names, targets, options.bad_rows).map(Some),
             None => Ok(None),
         };
         let dev = read(SplitName::Dev, Targets::Required)?;
@@ -100,12 +104,16 @@ impl TextDataset {
         options: &TextOptions,
     ) -> Result<Self, Error> {
         let encoder = TextEncoder::new(tokens, template, options)?;
-        let columns = train.columns.clone();
-        let mut warnings = Vec::new();
+        let (kind, columns) = (train.kind(), train.columns.clone());
+        let mut warnings = train.warnings.clone();
         let dev = match dev {
-            Some(dev) => dev,
+            Some(dev) => {
+                warnings.extend(dev.warnings.iter().cloned());
+                dev
+            }
             None => hold_out(&mut train, &mut warnings)?,
         };
+        warnings.extend(test.iter().flat_map(|test| test.warnings.clone()));
         let mut encode = |raw| -> Result<TextSplit, Error> {
             let (split, found) = TextSplit::encode(raw, &encoder, options)?;
             warnings.extend(found);
@@ -116,7 +124,7 @@ impl TextDataset {
         train.rows = Vec::new();
         let test = test.map(encode).transpose()?;
         warnings.extend(options.cache.as_ref().and_then(TokenCache::stopped));
-        let chat = options.chat || columns.kind == TextKind::Messages;
+        let chat = options.chat || kind == TextKind::Messages;
         if chat && template.is_some_and(ChatTemplate::writes_date) {
             warnings.push("the chat template writes the date, so the data differs from day to day".into());
         }
@@ -127,13 +135,14 @@ impl TextDataset {
         let facts = DataFacts {
             splits: splits.into_iter().flatten().map(|split| split.facts.clone()).collect(),
             classes: Vec::new(),
+            positive_class: None,
             text_column: columns.text,
             pair_column: columns.completion,
             label_column: columns.references.unwrap_or_default(),
             max_length: options.max_length,
             over_length: options.over_length.name().into(),
         };
-        Ok(TextDataset { train, dev, test, kind: columns.kind, facts, warnings })
+        Ok(TextDataset { train, dev, test, kind, facts, warnings })
     }
 }
 
@@ -154,12 +163,16 @@ impl TextSplit {
         let encoder = TextEncoder::new(tokens, template, options)?;
         let found = SplitFiles::find(path)?;
         let (files, part) = found.part(name, options.trained_on.as_deref())?;
-        let read = |name, files, targets| RawText::read(name, files, &options.columns, targets);
+        let read =
+            |name, files, targets| RawText::read(name, files, &options.columns, targets, options.bad_rows);
         let mut warnings = Vec::new();
         let raw = if part == Part::All {
-            read(name, files, Targets::Optional)?
+            let raw = read(name, files, Targets::Optional)?;
+            warnings.extend(raw.warnings.iter().cloned());
+            raw
         } else {
             let mut train = read(SplitName::Train, files, Targets::Required)?;
+            warnings.extend(train.warnings.iter().cloned());
             let dev = hold_out(&mut train, &mut warnings)?;
             if part == Part::HeldOut { dev } else { train }
         };
@@ -181,6 +194,20 @@ impl TextSplit {
     ) -> Result<(Self, Vec<String>), Error> {
         let (name, limit) = (raw.name, options.max_length);
         let place = |row: &TextRow| Place::new(&raw.files[row.file], row.line);
+        let kind = raw.kind();
+        // Rows of one split are written in one way.
+        let turns = raw.rows.iter().find(|row| matches!(row.content, TextContent::Messages(_)));
+        if raw.columns.kind == TextKind::Completion
+            && let Some(row) = turns
+        {
+            let refused = match (kind, options.chat, &options.prompt_template) {
+                (TextKind::Completion, false, _) => Some(TextProblem::NotChat),
+                (TextKind::Completion, true, Some(_)) => Some(TextProblem::PromptTemplate),
+                _ => None,
+            };
+            refused
+                .map_or(Ok(()), |problem| Err(Error::Row { place: place(row), problem: problem.into() }))?;
+        }
         let encode =
             |row: &TextRow| encoder.encode(row).map_err(|problem| Error::Row { place: place(row), problem });
         let fingerprint = || encoder.fingerprint(&raw.rows);
@@ -192,6 +219,7 @@ impl TextSplit {
         let count = |is: fn(&EncodedRow) -> bool| encoded.iter().filter(|row| is(row)).count();
         let (uncounted, joined, endless) =
             (count(|row| !row.counted), count(|row| row.joined), count(|row| row.endless));
+        let (unprompted, thoughtless) = (count(|row| row.unprompted), count(|row| row.thoughtless));
         let (mut examples, mut unlearned) = (Vec::with_capacity(encoded.len()), Vec::new());
         let mut dropped = 0;
         for (row, encoded) in raw.rows.iter().zip(encoded) {
@@ -222,10 +250,23 @@ impl TextSplit {
                 "{name}: in {endless} rows an answer ends without a special token, so the model does not learn to stop there"
             ));
         }
+        if unprompted > 0 {
+            warnings.push(format!(
+                "{name}: in {unprompted} rows the template's generation prompt, such as the start of thoughts, is not before \
+                 every answer, so generation starts with other text than these answers"
+            ));
+        }
+        if thoughtless > 0 {
+            warnings.push(format!(
+                "{name}: in {thoughtless} rows the template leaves out thoughts of an answer, so they are not learned"
+            ));
+        }
         let tokens = examples.iter().map(|example: &TextExample| example.ids.len());
-        let facts = SplitFacts { uncounted, cached, ..raw.facts(tokens, lengths, limit) };
+        let unknown = examples.iter().map(|example| encoder.count_unknown(&example.ids)).sum();
+        let facts = SplitFacts { uncounted, unknown, cached, ..raw.facts(tokens, lengths, limit) };
+        warnings.extend(encoder.unknown_warning(&facts));
         let RawText { files, columns, rows, .. } = raw;
-        Ok((TextSplit { name, files, columns, examples, rows, facts, unlearned }, warnings))
+        Ok((TextSplit { name, files, kind, columns, examples, rows, facts, unlearned }, warnings))
     }
 
     /// The file and line of an example.

@@ -9,13 +9,14 @@ use tokenizers::{Encoding, Token};
 
 use super::TextOptions;
 use super::error::TextProblem;
-use super::messages::{Message, Role};
+use super::messages::{Conversation, Message, Role};
 use super::rows::{TextContent, TextRow};
-use super::template::ChatTemplate;
+use super::template::{Answer, ChatTemplate};
 use crate::data::cache::Fingerprint;
 use crate::data::error::{Error, Problem};
 use crate::data::tokens::Tokens;
 use crate::settings::OverLength;
+use crate::summary::SplitFacts;
 
 /// One sequence to learn from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,6 +60,11 @@ pub(in crate::data) struct EncodedRow {
     pub joined: bool,
     /// Whether an answer ends without a special token, so that the model does not learn to stop.
     pub endless: bool,
+    /// Whether generation would start with more than what is before an answer, such as the start of
+    /// thoughts.
+    pub unprompted: bool,
+    /// Whether the template leaves out an answer's thoughts.
+    pub thoughtless: bool,
 }
 
 /// A row's tokens before they are cut.
@@ -74,6 +80,8 @@ struct Whole {
     fixed: usize,
     joined: bool,
     endless: bool,
+    unprompted: bool,
+    thoughtless: bool,
 }
 
 /// Turns rows into tokens.
@@ -141,21 +149,19 @@ impl<'a> TextEncoder<'a> {
     /// The template or the tokenizer fails; the prompt has no token, one that the model does not
     /// have, or far more than `context`.
     pub fn encode_prompt(&self, row: &TextRow, context: usize) -> Result<Vec<u32>, Problem> {
-        let rendered = |turns: &[Message]| -> Result<String, Problem> {
-            Ok(self.template()?.render(turns, true).map_err(TextProblem::from)?)
+        let rendered = |turns: &[Message], tools: Option<&Value>| -> Result<String, Problem> {
+            Ok(self.template()?.render(turns, tools, true).map_err(TextProblem::from)?)
         };
         let mut made = Whole::default();
         match &row.content {
             TextContent::Completion { prompt, .. } if self.options.chat => {
-                self.add(&mut made, &rendered(&[Message::new(Role::User, self.wrap(prompt))])?, context)?;
+                let user = [Message::new(Role::User, self.wrap(prompt))];
+                self.add(&mut made, &rendered(&user, None)?, context)?;
             }
             TextContent::Completion { prompt, .. } => made = self.with_prefix(&self.wrap(prompt), context)?,
-            TextContent::Messages(turns) => {
-                let asked = match turns.split_last() {
-                    Some((last, before)) if last.role == Role::Assistant => before,
-                    _ => turns,
-                };
-                self.add(&mut made, &rendered(asked)?, context)?;
+            TextContent::Messages(conversation) => {
+                let asked = rendered(conversation.asked(), conversation.tools.as_ref())?;
+                self.add(&mut made, &asked, context)?;
             }
             TextContent::Text(text) => made = self.with_prefix(text, context)?,
         }
@@ -177,7 +183,7 @@ impl<'a> TextEncoder<'a> {
             TextContent::Completion { completion: None, .. } => Whole::default(),
             TextContent::Completion { prompt, completion: Some(completion) } if self.options.chat => {
                 let user = Message::new(Role::User, self.wrap(prompt));
-                self.turns(&[user, Message::new(Role::Assistant, completion.as_str())])?
+                self.turns(&vec![user, Message::new(Role::Assistant, completion.as_str())].into())?
             }
             TextContent::Completion { prompt, completion: Some(completion) } => {
                 let mut whole = self.with_prefix(&self.wrap(prompt), limit)?;
@@ -186,14 +192,15 @@ impl<'a> TextEncoder<'a> {
                 whole.ids.push(self.options.end.ok_or(TextProblem::NoEnd)?);
                 Whole { learn: (0..whole.ids.len()).map(|i| i >= asked).collect(), ..whole }
             }
-            TextContent::Messages(turns) => self.turns(turns)?,
+            TextContent::Messages(conversation) => self.turns(conversation)?,
             TextContent::Text(text) => {
                 let whole = self.with_prefix(text, usize::MAX)?;
                 Whole { learn: vec![true; whole.ids.len()], ..whole }
             }
         };
         let length = whole.ids.len();
-        let (counted, joined, endless) = (!whole.partial, whole.joined, whole.endless);
+        let Whole { partial, joined, endless, unprompted, thoughtless, .. } = whole;
+        let counted = !partial;
         let pieces = match (&row.content, self.options.over_length) {
             _ if length <= limit => vec![(whole.ids, whole.learn)],
             (TextContent::Text(_), _) => chunks(&whole, limit),
@@ -212,7 +219,7 @@ impl<'a> TextEncoder<'a> {
             learn.contains(&true).then_some((ids, learn))
         };
         let sequences = pieces.into_iter().filter_map(sequence).collect();
-        Ok(EncodedRow { sequences, length, counted, joined, endless })
+        Ok(EncodedRow { sequences, length, counted, joined, endless, unprompted, thoughtless })
     }
 
     /// The fingerprint of rows and of everything that `encode` makes their tokens from. None where
@@ -233,7 +240,7 @@ impl<'a> TextEncoder<'a> {
             if rendered && template.reads_clock() {
                 return None;
             }
-            fingerprint.text(template.text());
+            template.rendered_by().iter().for_each(|text| fingerprint.text(text));
             for (name, token) in &template.special_tokens().0 {
                 fingerprint.text(name);
                 fingerprint.text(token);
@@ -246,9 +253,11 @@ impl<'a> TextEncoder<'a> {
                     fingerprint.text(prompt);
                     fingerprint.maybe(completion.as_deref());
                 }
-                TextContent::Messages(turns) => {
+                TextContent::Messages(Conversation { turns, tools }) => {
                     fingerprint.number(1);
                     fingerprint.text(&Value::from_iter(turns.iter().map(Message::to_json)).to_string());
+                    turns.iter().for_each(|turn| fingerprint.number(u64::from(turn.learned)));
+                    fingerprint.maybe(tools.as_ref().map(Value::to_string).as_deref());
                 }
                 TextContent::Text(text) => {
                     fingerprint.number(2);
@@ -271,17 +280,43 @@ impl<'a> TextEncoder<'a> {
     /// A conversation's tokens, of which the assistant's turns are learned. For a conversation that
     /// is far longer than a sequence these are the tokens at its start; turns after them are
     /// ignored.
-    fn turns(&self, turns: &[Message]) -> Result<Whole, Problem> {
+    fn turns(&self, conversation: &Conversation) -> Result<Whole, Problem> {
         let template = self.template()?;
-        let (text, marked) = template.render_marked(turns, false).map_err(TextProblem::from)?;
-        let by_prefix = !template.marks_turns();
-        let places = if by_prefix { answers(template, turns, &text)? } else { marked };
+        let Conversation { turns, tools } = conversation;
+        let (text, marked) =
+            template.render_marked(turns, tools.as_ref(), false).map_err(TextProblem::from)?;
+        let by_turn = !template.marks_turns();
+        let find = |learned: bool| {
+            let found = template.answers(conversation, &text, |turn| turn.learned == learned);
+            found.map_err(TextProblem::from)
+        };
+        let answers: Vec<Answer> = if by_turn {
+            find(true)?
+        } else {
+            // Blocks do not say whose turn they are in.
+            let unlearned = find(false)?;
+            let is_learned = |block: &Range<usize>| {
+                !unlearned
+                    .iter()
+                    .any(|Answer { place, .. }| block.start < place.end && block.end > place.start)
+            };
+            let answer = |place| Answer { turn: None, place, prompted: true };
+            marked.into_iter().filter(is_learned).map(answer).collect()
+        };
+        let left_out = |(i, turn): (usize, &Message)| {
+            let thoughts = turn.thoughts().filter(|_| turn.role == Role::Assistant && turn.learned);
+            let of_turn = |answer: &&Answer| answer.turn.is_none_or(|turn| turn == i);
+            let mut of_turn = answers.iter().filter(of_turn);
+            thoughts.is_some_and(|own| !of_turn.any(|answer| text[answer.place.clone()].contains(own)))
+        };
+        let thoughtless = turns.iter().enumerate().any(left_out);
         let made = self.tokens.start_with_offsets(&text, self.options.max_length)?;
         let ids = made.encoding.get_ids().to_vec();
         let spans = spans(made.encoding.get_offsets());
         let end = if made.whole { text.len() } else { spans.last().map_or(0, |span| span.end) };
-        let mut whole = Whole { learn: vec![false; ids.len()], partial: !made.whole, ..Default::default() };
-        for place in places {
+        let mut whole =
+            Whole { learn: vec![false; ids.len()], partial: !made.whole, thoughtless, ..Default::default() };
+        for Answer { place, prompted, .. } in answers {
             let inside = |span: &Range<usize>| span.start < place.end && span.end > place.start;
             let Some(first) = spans.iter().position(inside) else { continue };
             let count = spans[first..].iter().take_while(|span| inside(span)).count();
@@ -289,14 +324,15 @@ impl<'a> TextEncoder<'a> {
             let last_special = learned.clone().rev().find(|&i| self.special.contains(&ids[i]));
             // What a template writes between two turns is never generated.
             if let Some(last) = last_special
-                && by_prefix
+                && by_turn
                 && text.get(spans[last].end..place.end).is_some_and(|rest| rest.trim().is_empty())
             {
                 learned.end = last + 1;
             }
             whole.endless |= place.end <= end && !self.special.contains(&ids[learned.end - 1]);
             let before = self.tokens.part(&text[..place.start], usize::MAX)?;
-            whole.joined |= *before.encoding.get_ids() != ids[..first];
+            whole.unprompted |= !prompted;
+            whole.joined |= prompted && *before.encoding.get_ids() != ids[..first];
             whole.learn[learned].fill(true);
         }
         Ok(Whole { ids, ..whole })
@@ -313,6 +349,16 @@ impl<'a> TextEncoder<'a> {
         ids.drain(lost.clone());
         learn.drain(lost);
         (ids, learn)
+    }
+
+    /// See [`Tokens::count_unknown`].
+    pub(super) fn count_unknown(&self, ids: &[u32]) -> usize {
+        self.tokens.count_unknown(ids)
+    }
+
+    /// See [`Tokens::unknown_warning`].
+    pub(super) fn unknown_warning(&self, facts: &SplitFacts) -> Option<String> {
+        self.tokens.unknown_warning(facts)
     }
 
     /// Whether this row is left out if it has more tokens than fit.
@@ -342,21 +388,6 @@ impl<'a> TextEncoder<'a> {
         self.add(&mut whole, text, most)?;
         Ok(whole)
     }
-}
-
-/// The places of the assistant's turns in a conversation's text: each from where the template asks
-/// for the turn to the end of the conversation's text up to that turn.
-fn answers(template: &ChatTemplate, turns: &[Message], whole: &str) -> Result<Vec<Range<usize>>, Problem> {
-    let mut places = Vec::new();
-    for (i, _) in turns.iter().enumerate().filter(|(_, turn)| turn.role == Role::Assistant) {
-        let render = |turns, ask| template.render(turns, ask).map_err(TextProblem::from);
-        let (asked, answered) = (render(&turns[..i], true)?, render(&turns[..=i], false)?);
-        if !answered.starts_with(&asked) || !whole.starts_with(&answered) {
-            return Err(TextProblem::Prefix { turn: i + 1 }.into());
-        }
-        places.push(asked.len()..answered.len());
-    }
-    Ok(places)
 }
 
 /// The bytes that each token stands for. Some tokenizers leave white space out of a token's

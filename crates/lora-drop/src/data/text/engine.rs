@@ -12,7 +12,7 @@ use serde_json::{Map, json};
 
 use super::error::TemplateError;
 use super::python;
-use super::renderer::{Conversation, Source};
+use super::renderer::{Rendering, Source};
 use super::template::MARKS;
 
 /// The name of the one template.
@@ -32,6 +32,7 @@ const RECURSION: usize = 50;
 pub(super) struct Engine {
     environment: Environment<'static>,
     special: Vec<(String, String)>,
+    variables: Map<String, serde_json::Value>,
 }
 
 impl Engine {
@@ -49,18 +50,19 @@ impl Engine {
             python::fix_time(&mut environment, time);
         }
         environment.add_template_owned(NAME, source.text).map_err(|e| template_error(&e))?;
-        Ok(Engine { environment, special: source.special })
+        Ok(Engine { environment, special: source.special, variables: source.variables })
     }
 
     /// # Errors
     /// The template fails or refuses the conversation, or needs more time or memory than a
     /// conversation can need.
-    pub fn render(&self, conversation: Conversation) -> Result<String, TemplateError> {
-        let Conversation { messages, add_generation_prompt, length } = conversation;
+    pub fn render(&self, conversation: Rendering) -> Result<String, TemplateError> {
+        let Rendering { messages, tools, add_generation_prompt, length } = conversation;
         let mut context: Map<String, serde_json::Value> =
             self.special.iter().map(|(name, text)| (name.clone(), text.as_str().into())).collect();
+        context.extend(self.variables.clone());
         context.insert("messages".into(), messages);
-        context.insert("tools".into(), json!(null));
+        context.insert("tools".into(), tools);
         context.insert("documents".into(), json!(null));
         context.insert("add_generation_prompt".into(), add_generation_prompt.into());
         let fuel = FUEL_PER_BYTE.saturating_mul(length as u64).saturating_add(FUEL).min(MOST_FUEL);

@@ -22,11 +22,26 @@ pub enum TextProblem {
     NoKey { turn: usize, key: &'static str, keys: Vec<String> },
     #[error("turn {turn}: {key:?} is {seen}, expected text")]
     KeyType { turn: usize, key: &'static str, seen: &'static str },
+    #[error(
+        "turn {turn}: part {part} of the content is {seen}, expected {{\"type\": \"text\", \"text\": ...}}"
+    )]
+    Part { turn: usize, part: usize, seen: String },
+    #[error("turn {turn}: \"weight\" is {seen}, expected 0 or 1")]
+    Weight { turn: usize, seen: String },
+    #[error("turn {turn}: a function_call is JSON with `name` and `arguments`, and this one is not")]
+    Call { turn: usize },
+    #[error(
+        "a conversation (a system text, a history, tools or turns) among prompts and completions; give `chat`, which \
+         writes all rows by the model's chat template"
+    )]
+    NotChat,
+    #[error("a conversation, in which `prompt_template` has no place; leave it out")]
+    PromptTemplate,
     #[error("turn {turn}: the role {role:?} is not known; expected {}", ROLES)]
     Role { turn: usize, role: String },
     #[error("turn {turn} ({role}) has no text: {seen}; remove the row or fill it in")]
     NoContent { turn: usize, role: String, seen: &'static str },
-    #[error("no assistant turn, so there is nothing to learn from; remove the row")]
+    #[error("no assistant turn that is learned, so there is nothing to learn from; remove the row")]
     NoAssistant,
     #[error("no user turn to answer")]
     NoUser,
@@ -36,11 +51,6 @@ pub enum TextProblem {
     NoTemplate,
     #[error("the chat template fails: {0}")]
     Template(#[from] TemplateError),
-    #[error(
-        "the chat template writes the turns before the assistant's turn {turn} differently once that turn follows, so the \
-         assistant's tokens are unknown; mark them in the template with {{% generation %}} ... {{% endgeneration %}}"
-    )]
-    Prefix { turn: usize },
     #[error("no completion; the row has only a prompt")]
     NoCompletion,
     #[error("the row's kind is {seen}, but the first row's is {expected}; all rows are of one kind")]

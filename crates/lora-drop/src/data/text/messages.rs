@@ -1,8 +1,8 @@
-//! Conversations as rows hold them: `messages` with role and content, or ShareGPT's `conversations`
-//! with from and value.
+//! Conversations as rows hold them: turns with role and content, or ShareGPT's with from and value;
+//! turns before them, and tools.
 
 use lora_drop_transformer::json;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::error::TextProblem;
 use crate::data::columns::{blank, type_name};
@@ -24,34 +24,98 @@ impl Role {
     fn of_speaker(name: &str) -> Option<Self> {
         match name {
             "human" => Some(Role::User),
-            "gpt" | "chatgpt" | "bot" | "model" => Some(Role::Assistant),
-            "observation" => Some(Role::Tool),
-            other => Role::from_name(other),
+            "gpt" | "chatgpt" | "bot" | "model" | FUNCTION_CALL => Some(Role::Assistant),
+            "observation" | "tool_response" => Some(Role::Tool),
+            other => Role::of_name(other),
         }
     }
+
+    /// The role of this name; tools had the role `function` once.
+    fn of_name(name: &str) -> Option<Self> {
+        if name == "function" { Some(Role::Tool) } else { Role::from_name(name) }
+    }
 }
+
+/// The speaker of a turn that is a call of a tool, in ShareGPT's files.
+const FUNCTION_CALL: &str = "function_call";
 
 /// One turn of a conversation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Message {
     /// Who speaks.
     pub role: Role,
-    /// What is said.
-    pub content: String,
-    /// The turn's other keys, which templates may read (`name`, `reasoning_content`, ...).
+    /// What is said; None if nothing is, as beside a call of a tool.
+    pub content: Option<String>,
+    /// The turn's other keys, which templates may read (`name`, `reasoning_content`, `tool_calls`,
+    /// ...), and a `content` that is null.
     pub others: Map<String, Value>,
+    /// Whether an assistant's turn is learned.
+    pub learned: bool,
 }
+
+/// The turns of a conversation and what goes with them.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Conversation {
+    pub turns: Vec<Message>,
+    /// The tools that the assistant may call, a list, for the template.
+    pub tools: Option<Value>,
+}
+
+impl From<Vec<Message>> for Conversation {
+    fn from(turns: Vec<Message>) -> Self {
+        Conversation { turns, tools: None }
+    }
+}
+
+impl Conversation {
+    /// The turns up to the assistant's last one, if that ends the conversation.
+    pub fn asked(&self) -> &[Message] {
+        match self.turns.split_last() {
+            Some((last, before)) if last.role == Role::Assistant => before,
+            _ => &self.turns,
+        }
+    }
+}
+
+/// The names under which templates and data have an assistant's thoughts.
+const THOUGHTS: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
 impl Message {
     /// A turn without other keys.
     pub fn new(role: Role, content: impl Into<String>) -> Self {
-        Message { role, content: content.into(), others: Map::new() }
+        Message { role, content: Some(content.into()), others: Map::new(), learned: true }
     }
 
-    /// Checks that turn number `turn` (from 1) is not blank.
+    /// What is said; empty if nothing is.
+    pub fn text(&self) -> &str {
+        self.content.as_deref().unwrap_or_default()
+    }
+
+    /// The assistant's thoughts, if the turn has any: those of a key of their own, else what the
+    /// content has before `</think>`. None if they are blank.
+    pub(super) fn thoughts(&self) -> Option<&str> {
+        let own = THOUGHTS.into_iter().find_map(|key| self.others.get(key)?.as_str());
+        let thoughts = own.or_else(|| {
+            let (thoughts, _) = self.text().split_once("</think>")?;
+            Some(thoughts.split_once("<think>").map_or(thoughts, |(_, thoughts)| thoughts))
+        });
+        thoughts.map(str::trim).filter(|thoughts| !thoughts.is_empty())
+    }
+
+    /// Checks that turn number `turn` (from 1) has something to learn, if it is learned.
     fn check(&self, turn: usize) -> Result<(), TextProblem> {
+        let has = |key: &str| self.others.get(key).is_some_and(|value| !value.is_null());
+        let more = has("tool_calls") || has("function_call") || self.thoughts().is_some();
+        if self.role != Role::Assistant || !self.learned || more {
+            return Ok(());
+        }
+        let seen = match &self.content {
+            Some(text) => blank(text),
+            None if self.others.contains_key("content") => Some("null"),
+            None => Some("no content"),
+        };
         let problem = |seen| TextProblem::NoContent { turn, role: self.role.name().into(), seen };
-        blank(&self.content).map_or(Ok(()), |seen| Err(problem(seen)))
+        seen.map_or(Ok(()), |seen| Err(problem(seen)))
     }
 
     /// Reads turn number `turn` (from 1).
@@ -59,37 +123,57 @@ impl Message {
         let Value::Object(object) = value else {
             return Err(TextProblem::Turn { turn, seen: type_name(value) });
         };
+        let mut others = object.clone();
+        remove_nulls(&mut others);
         // ShareGPT's names count only where the turn has neither of the others.
         let shared =
-            !object.contains_key("role") && !object.contains_key("content") && object.contains_key("from");
+            !others.contains_key("role") && !others.contains_key("content") && others.contains_key("from");
         let (role_key, content_key) = if shared { ("from", "value") } else { ("role", "content") };
-        let text = |key: &'static str| match object.get(key) {
-            Some(Value::String(text)) => Ok(text.as_str()),
-            Some(other) => Err(TextProblem::KeyType { turn, key, seen: type_name(other) }),
-            None => Err(TextProblem::NoKey { turn, key, keys: object.keys().cloned().collect() }),
+        let name = match others.remove(role_key) {
+            Some(Value::String(name)) => name,
+            Some(other) => return Err(TextProblem::KeyType { turn, key: role_key, seen: type_name(&other) }),
+            None => {
+                let keys = others.keys().cloned().collect();
+                return Err(TextProblem::NoKey { turn, key: role_key, keys });
+            }
         };
-        let name = text(role_key)?;
-        let role = if shared { Role::of_speaker(name) } else { Role::from_name(name) };
-        let role = role.ok_or_else(|| TextProblem::Role { turn, role: name.into() })?;
-        let content = text(content_key)?;
-        let others = object.iter().filter(|(key, _)| ![role_key, content_key].contains(&key.as_str()));
-        let others = others.map(|(key, value)| (key.clone(), value.clone())).collect();
-        let read = Message { role, content: content.into(), others };
-        read.check(turn).map(|()| read)
+        let role = if shared { Role::of_speaker(&name) } else { Role::of_name(&name) };
+        let role = role.ok_or_else(|| TextProblem::Role { turn, role: name.clone() })?;
+        let mut content = match others.remove(content_key) {
+            Some(Value::String(text)) => Some(text),
+            Some(Value::Array(parts)) => Some(joined(&parts, turn)?),
+            Some(other) => {
+                return Err(TextProblem::KeyType { turn, key: content_key, seen: type_name(&other) });
+            }
+            None => None,
+        };
+        if content.is_none() && object.get(content_key).is_some_and(Value::is_null) {
+            others.insert("content".into(), Value::Null);
+        }
+        if shared && name == FUNCTION_CALL {
+            others.insert("tool_calls".into(), tool_calls(content.take().unwrap_or_default(), turn)?);
+            others.insert("content".into(), Value::Null);
+        }
+        let learned = match others.get("weight").map(|weight| (weight, weight.as_f64())) {
+            None | Some((Value::Bool(true), _) | (_, Some(1.0))) => true,
+            Some((Value::Bool(false), _) | (_, Some(0.0))) => false,
+            Some((weight, _)) => return Err(TextProblem::Weight { turn, seen: weight.to_string() }),
+        };
+        Ok(Message { role, content, others, learned })
     }
 
     /// The turn as chat templates see it. As in transformers, reasoning has all the names under
     /// which templates read it.
     pub(super) fn to_json(&self) -> Value {
         let mut object = Map::new();
-        let reasoning = ["reasoning_content", "thinking", "reasoning"]
-            .into_iter()
-            .find_map(|key| self.others.get(key).filter(|value| !value.is_null()));
+        let reasoning = THOUGHTS.into_iter().find_map(|key| self.others.get(key));
         if let Some(reasoning) = reasoning {
             object.insert("thinking".into(), reasoning.clone());
         }
         object.insert("role".into(), self.role.name().into());
-        object.insert("content".into(), self.content.as_str().into());
+        if let Some(content) = &self.content {
+            object.insert("content".into(), content.as_str().into());
+        }
         object.extend(self.others.clone());
         if let Some(reasoning) = reasoning {
             object.insert("reasoning_content".into(), reasoning.clone());
@@ -98,15 +182,96 @@ impl Message {
     }
 }
 
+/// Removes the keys that are null, at any depth: Parquet and Arrow give every turn the keys of all,
+/// and a template may ask whether a key is there.
+fn remove_nulls(object: &mut Map<String, Value>) {
+    fn inside(value: &mut Value) {
+        match value {
+            Value::Object(object) => remove_nulls(object),
+            Value::Array(list) => list.iter_mut().for_each(inside),
+            _ => {}
+        }
+    }
+    object.retain(|_, value| !value.is_null());
+    object.values_mut().for_each(inside);
+}
+
+/// The text of a content that is a list of parts.
+fn joined(parts: &[Value], turn: usize) -> Result<String, TextProblem> {
+    let text = |(part, number): (&Value, usize)| {
+        let kind = part.get("type").and_then(Value::as_str);
+        match (kind, part.get("text").and_then(Value::as_str)) {
+            (Some("text" | "input_text" | "output_text") | None, Some(text)) => Ok(text.to_string()),
+            (kind, _) => {
+                let seen = kind.map_or_else(|| type_name(part).into(), |kind| format!("of type {kind:?}"));
+                Err(TextProblem::Part { turn, part: number, seen })
+            }
+        }
+    };
+    parts.iter().zip(1..).map(text).collect()
+}
+
+/// The calls that ShareGPT's `function_call` has as JSON: one, or a list of them, each with `name`
+/// and `arguments`.
+fn tool_calls(text: String, turn: usize) -> Result<Value, TextProblem> {
+    let calls = match json::from_str::<Value>(&text) {
+        Ok(Value::Array(calls)) => calls,
+        Ok(call) => vec![call],
+        Err(_) => Vec::new(),
+    };
+    let is_call = |call: &Value| call.get("name").is_some_and(Value::is_string);
+    if calls.is_empty() || !calls.iter().all(is_call) {
+        return Err(TextProblem::Call { turn });
+    }
+    let call = |function| json!({ "type": "function", "function": function });
+    Ok(calls.into_iter().map(call).collect())
+}
+
 const EXPECTED: &str = "a list of turns, {\"role\": ..., \"content\": ...}";
 
-/// Reads a conversation from a column's value, at least one turn.
-pub(super) fn conversation(value: &Value, column: &str) -> Result<Vec<Message>, TextProblem> {
+/// Reads turns from a column's value, at least one.
+pub(super) fn turns(value: &Value, column: &str) -> Result<Vec<Message>, TextProblem> {
     let turns = json_list(value, column, EXPECTED)?;
+    if turns.is_empty() {
+        return Err(TextProblem::Empty { column: column.into(), expected: EXPECTED });
+    }
     turns.iter().zip(1..).map(|(turn, number)| Message::of(turn, number)).collect()
 }
 
-/// Checks that a conversation in memory has turns, and that none of them is blank.
+/// Reads the turns before a prompt: pairs of a question and an answer, or turns.
+pub(super) fn history(value: &Value, column: &str) -> Result<Vec<Message>, TextProblem> {
+    const EXPECTED: &str = "a list of pairs, [question, answer], or of turns";
+    let mut turns = Vec::new();
+    for entry in json_list(value, column, EXPECTED)?.iter() {
+        match entry.as_array().map(Vec::as_slice) {
+            Some([Value::String(question), Value::String(answer)]) => {
+                turns.extend([
+                    Message::new(Role::User, question.as_str()),
+                    Message::new(Role::Assistant, answer.as_str()),
+                ]);
+            }
+            Some(_) => {
+                let seen = "a list that holds something else";
+                return Err(TextProblem::Type { column: column.into(), seen, expected: EXPECTED });
+            }
+            None => turns.push(Message::of(entry, turns.len() + 1)?),
+        }
+    }
+    Ok(turns)
+}
+
+/// Reads the tools of a conversation; None if the list is empty.
+pub(super) fn tools(value: &Value, column: &str) -> Result<Option<Value>, TextProblem> {
+    let tools = json_list(value, column, "a list of tools")?;
+    if tools.is_empty() {
+        return Ok(None);
+    }
+    let mut object = Map::from_iter([("tools".to_string(), Value::Array(tools.into_owned()))]);
+    remove_nulls(&mut object);
+    Ok(object.remove("tools"))
+}
+
+/// Checks that a conversation has turns, and that none that is learned is blank.
 pub(super) fn check_turns(turns: &[Message]) -> Result<(), TextProblem> {
     if turns.is_empty() {
         return Err(TextProblem::Empty { column: "messages".into(), expected: EXPECTED });
@@ -114,8 +279,7 @@ pub(super) fn check_turns(turns: &[Message]) -> Result<(), TextProblem> {
     turns.iter().zip(1..).try_for_each(|(turn, number)| turn.check(number))
 }
 
-/// A list that is not empty, from JSON or, where the file's format has no lists, from text that
-/// holds JSON.
+/// A list, from JSON or, where the file's format has no lists, from text that holds JSON.
 pub(super) fn json_list<'a>(
     value: &'a Value,
     column: &str,
@@ -136,8 +300,5 @@ pub(super) fn json_list<'a>(
         },
         other => return Err(wrong_type(other)),
     };
-    if list.is_empty() {
-        return Err(TextProblem::Empty { column: column.into(), expected });
-    }
     Ok(list)
 }

@@ -22,15 +22,16 @@ pub use batch::PackedTexts;
 pub use dataset::{TextDataset, TextSplit};
 pub use encode::{TextEncoder, TextExample};
 pub use error::{TemplateError, TextProblem};
-pub use messages::{Message, Role};
+pub use messages::{Conversation, Message, Role};
 pub use renderer::{serve_templates, set_template_worker};
 pub use rows::{RawText, Targets, TextColumnNames, TextColumns, TextContent, TextKind, TextRow};
+pub(crate) use template::template_variables;
 pub use template::{ChatTemplate, SpecialTokens};
 
 use std::path::PathBuf;
 
 use super::TokenCache;
-use crate::settings::{MAX_LENGTH, OverLength};
+use crate::settings::{BadRows, MAX_LENGTH, OverLength};
 
 /// How data for generation is read.
 #[derive(Clone, Debug)]
@@ -45,6 +46,8 @@ pub struct TextOptions {
     pub chat: bool,
     /// Most tokens of a sequence, special tokens included.
     pub max_length: usize,
+    /// What happens to rows that are wrong.
+    pub bad_rows: BadRows,
     /// What happens to longer prompts with completions and conversations. Longer texts become
     /// several sequences.
     pub over_length: OverLength,
@@ -66,6 +69,7 @@ impl TextOptions {
             prompt_template: None,
             chat: false,
             max_length: MAX_LENGTH,
+            bad_rows: BadRows::default(),
             over_length: OverLength::Truncate,
             end,
             vocabulary,

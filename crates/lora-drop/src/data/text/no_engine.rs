@@ -1,7 +1,7 @@
 //! The engine of a build without the feature `chat-templates`, which refuses every template.
 
 use super::error::TemplateError;
-use super::renderer::{Conversation, Source};
+use super::renderer::{Rendering, Source};
 
 /// There is none.
 pub(super) enum Engine {}
@@ -11,7 +11,7 @@ impl Engine {
         Err(TemplateError::new("this build has no chat-templates feature and cannot render templates"))
     }
 
-    pub fn render(&self, _: Conversation) -> Result<String, TemplateError> {
+    pub fn render(&self, _: Rendering) -> Result<String, TemplateError> {
         match *self {}
     }
 }

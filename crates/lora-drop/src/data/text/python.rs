@@ -3,20 +3,135 @@
 
 use std::fmt::Write;
 
-use minijinja::value::{Kwargs, Rest, ValueKind};
-use minijinja::{Environment, Error, ErrorKind, Value};
+use minijinja::value::{Kwargs, Rest, ValueKind, from_args};
+use minijinja::{Environment, Error, ErrorKind, State, Value};
 
 /// Most nested lists and dictionaries in `tojson`.
 const DEPTH: usize = 128;
 
 pub(super) fn add_to(environment: &mut Environment<'static>) {
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.set_unknown_method_callback(method);
     environment.add_filter("tojson", tojson);
     environment.add_function("raise_exception", |message: &str| -> Result<Value, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, format!("it refuses the conversation: {message}")))
     });
     environment
         .add_function("strftime_now", |format: &str| strftime(chrono::Local::now().naive_local(), format));
+}
+
+/// A method that the engine does not have: those below, and the others of the engine's companion.
+fn method(state: &mut State, value: &Value, name: &str, arguments: &[Value]) -> Result<Value, Error> {
+    let found = match (value.as_str(), value.kind()) {
+        (Some(text), _) => string_method(text, name, arguments)?,
+        (None, ValueKind::Seq) if name == "index" => {
+            let (wanted,): (Value,) = from_args(arguments)?;
+            let place = value.try_iter()?.position(|item| item == wanted);
+            Some(Value::from(place.ok_or_else(|| not_found("list.index"))?))
+        }
+        _ => None,
+    };
+    match found {
+        Some(found) => Ok(found),
+        None => minijinja_contrib::pycompat::unknown_method_callback(state, value, name, arguments),
+    }
+}
+
+fn not_found(method: &str) -> Error {
+    Error::new(ErrorKind::InvalidOperation, format!("{method}: it is not there"))
+}
+
+/// A method of Python's strings; None if it is not one of these.
+fn string_method(text: &str, name: &str, arguments: &[Value]) -> Result<Option<Value>, Error> {
+    Ok(Some(match name {
+        "rsplit" => {
+            let (separator, most, named): (Option<&str>, Option<i64>, Kwargs) = from_args(arguments)?;
+            let separator = separator.or(named.get("sep")?);
+            let most: Option<i64> = most.or(named.get("maxsplit")?);
+            named.assert_all_used()?;
+            // A negative number is any.
+            let most = most.and_then(|most| usize::try_from(most).ok()).unwrap_or(usize::MAX);
+            let mut parts = match separator {
+                Some("") => return Err(Error::new(ErrorKind::InvalidOperation, "rsplit: empty separator")),
+                Some(separator) => text.rsplitn(most.saturating_add(1), separator).collect(),
+                None => words_from_the_end(text, most),
+            };
+            parts.reverse();
+            Value::from_iter(parts.into_iter().map(Value::from))
+        }
+        "partition" | "rpartition" => {
+            let (separator,): (&str,) = from_args(arguments)?;
+            let place = if name == "partition" { text.find(separator) } else { text.rfind(separator) };
+            let parts = match place {
+                Some(at) => [&text[..at], separator, &text[at + separator.len()..]],
+                None if name == "partition" => [text, "", ""],
+                None => ["", "", text],
+            };
+            Value::from_iter(parts.map(Value::from))
+        }
+        "removeprefix" => {
+            let (prefix,): (&str,) = from_args(arguments)?;
+            Value::from(text.strip_prefix(prefix).unwrap_or(text))
+        }
+        "removesuffix" => {
+            let (suffix,): (&str,) = from_args(arguments)?;
+            Value::from(text.strip_suffix(suffix).unwrap_or(text))
+        }
+        "index" | "rindex" => {
+            let (part,): (&str,) = from_args(arguments)?;
+            let place = if name == "index" { text.find(part) } else { text.rfind(part) };
+            let place = place.ok_or_else(|| not_found(name))?;
+            Value::from(text[..place].chars().count())
+        }
+        "casefold" => Value::from(text.to_lowercase()),
+        "swapcase" => {
+            let swapped = |c: char| -> String {
+                if c.is_lowercase() { c.to_uppercase().collect() } else { c.to_lowercase().collect() }
+            };
+            Value::from(text.chars().map(swapped).collect::<String>())
+        }
+        "zfill" => {
+            let (width,): (usize,) = from_args(arguments)?;
+            let (sign, digits) = text.split_at(usize::from(text.starts_with(['+', '-'])));
+            Value::from(format!("{sign}{}{digits}", padding(text, width, '0')?))
+        }
+        "ljust" | "rjust" | "center" => {
+            let (width, fill): (usize, Option<char>) = from_args(arguments)?;
+            let padding = padding(text, width, fill.unwrap_or(' '))?;
+            let count = padding.chars().count();
+            // Python has the odd one on the left where the width is odd.
+            let before = match name {
+                "ljust" => 0,
+                "rjust" => count,
+                _ => count / 2 + (count & width & 1),
+            };
+            let before: String = padding.chars().take(before).collect();
+            Value::from(format!("{before}{text}{}", &padding[before.len()..]))
+        }
+        _ => return Ok(None),
+    }))
+}
+
+/// The words of a text from its end, at most `most` of them, and then the text before them.
+fn words_from_the_end(text: &str, most: usize) -> Vec<&str> {
+    let mut words = Vec::new();
+    let mut rest = text.trim_end();
+    while !rest.is_empty() {
+        let start = rest.rfind(char::is_whitespace).filter(|_| words.len() < most);
+        let word = start.map_or(rest, |at| &rest[at..]);
+        words.push(word.trim_start());
+        rest = rest[..rest.len() - word.len()].trim_end();
+    }
+    words
+}
+
+/// What fills a text up to a width in characters.
+fn padding(text: &str, width: usize, fill: char) -> Result<String, Error> {
+    const WIDEST: usize = 1 << 16;
+    if width > WIDEST {
+        let what = format!("a width of {width} is more than {WIDEST}");
+        return Err(Error::new(ErrorKind::InvalidOperation, what));
+    }
+    Ok(fill.to_string().repeat(width.saturating_sub(text.chars().count())))
 }
 
 /// Fixes the time of `strftime_now`, in seconds since 1970.

@@ -13,6 +13,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use super::engine::Engine;
 use super::error::TemplateError;
@@ -44,16 +45,20 @@ pub(super) struct Source {
     pub text: String,
     /// The special tokens by the names that templates know them by.
     pub special: Vec<(String, String)>,
+    /// Values that the user gives the template, by name.
+    pub variables: Map<String, Value>,
     /// What `strftime_now` sees, in seconds since 1970 (UTC); None: the clock.
     pub time: Option<i64>,
 }
 
 /// A conversation to write.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Conversation {
-    pub messages: serde_json::Value,
+pub(super) struct Rendering {
+    pub messages: Value,
+    /// A list, or null.
+    pub tools: Value,
     pub add_generation_prompt: bool,
-    /// Bytes of the messages as JSON.
+    /// Bytes of messages and tools as JSON.
     pub length: usize,
 }
 
@@ -85,7 +90,7 @@ pub fn serve_templates() -> io::Result<()> {
         bounds.lift()?;
         send(&mut output, &engine.as_ref().map(|_| ""))?;
         let Ok(engine) = engine else { return Ok(()) };
-        while let Some(conversation) = receive::<Conversation>(&mut input)? {
+        while let Some(conversation) = receive::<Rendering>(&mut input)? {
             bounds.set(conversation.length)?;
             let answer = render(&engine, conversation);
             bounds.lift()?;
@@ -101,7 +106,7 @@ fn compile(source: Source) -> Result<Engine, TemplateError> {
     caught(|| Engine::compile(source)).unwrap_or_else(|panic| Err(broken(&panic)))
 }
 
-fn render(engine: &Engine, conversation: Conversation) -> Result<String, TemplateError> {
+fn render(engine: &Engine, conversation: Rendering) -> Result<String, TemplateError> {
     caught(|| engine.render(conversation)).unwrap_or_else(|panic| Err(broken(&panic)))
 }
 
@@ -151,6 +156,12 @@ impl Renderers {
         &self.source
     }
 
+    /// Gives the template these values by name.
+    pub fn set_variables(&mut self, variables: Map<String, Value>) {
+        self.source.variables = variables;
+        self.idle().clear();
+    }
+
     /// Fixes the time that the template sees, in seconds since 1970 (UTC).
     pub fn fix_time(&mut self, seconds: i64) {
         self.source.time = Some(seconds);
@@ -159,7 +170,7 @@ impl Renderers {
 
     /// # Errors
     /// The template fails, refuses the conversation, or goes beyond a limit.
-    pub fn render(&self, conversation: Conversation) -> Result<String, TemplateError> {
+    pub fn render(&self, conversation: Rendering) -> Result<String, TemplateError> {
         let idle = self.idle().pop();
         let mut renderer = match idle {
             Some(renderer) => renderer,
@@ -193,7 +204,7 @@ impl Renderer {
     }
 
     /// Writes a conversation, and says whether the renderer can write another.
-    fn render(&mut self, conversation: Conversation) -> (Result<String, TemplateError>, bool) {
+    fn render(&mut self, conversation: Rendering) -> (Result<String, TemplateError>, bool) {
         match self {
             Renderer::Process(worker) => match worker.ask(&conversation, conversation.length) {
                 Ok(answer) => (answer, true),

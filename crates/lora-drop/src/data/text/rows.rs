@@ -6,12 +6,14 @@ use lora_drop_transformer::json;
 use serde_json::Value;
 
 use super::error::TextProblem;
-use super::messages::{self, Message, Role};
-use crate::data::columns::{Choice, describe_pair, field, not_blank, text, type_name};
+use super::messages::{self, Conversation, Message, Role};
+use crate::data::columns::{Choice, blank, describe_pair, field, not_blank, optional, text, type_name};
 use crate::data::error::{Error, Problem};
 use crate::data::files::SplitName;
-use crate::data::raw::RawRows;
+use crate::data::layouts::{HISTORY, Layout, REFERENCES, RowKind, SYSTEM, TOOLS, looks_read};
+use crate::data::raw::{RawRows, ReadRows};
 use crate::data::rows::Row;
+use crate::settings::BadRows;
 use crate::settings::definition::choices;
 
 choices! {
@@ -26,22 +28,6 @@ choices! {
     }
 }
 
-/// Prompt and completion as public data sets name them.
-const PAIRS: [(&str, &str); 10] = [
-    ("prompt", "completion"),
-    ("prompt", "response"),
-    ("instruction", "output"),
-    ("instruction", "response"),
-    ("question", "answer"),
-    ("document", "summary"),
-    ("dialogue", "summary"),
-    ("article", "highlights"),
-    ("source", "target"),
-    ("input", "output"),
-];
-const MESSAGES: [&str; 2] = ["messages", "conversations"];
-/// The column of texts that generated ones are compared with.
-const REFERENCES: &str = "references";
 const OPTIONS: &str = "`prompt_column` and `completion_column`, or `text_column`";
 
 /// Column names that the user gave. A column without a name here is found by its usual names.
@@ -65,9 +51,14 @@ pub struct TextColumns {
     pub text: String,
     /// The completion's column; None for other kinds and in rows to generate for.
     pub completion: Option<String>,
-    /// Alpaca's `input` next to `instruction`: it follows the prompt on a new line where it has
-    /// text.
+    /// What follows the prompt on a new line where it has text, such as Alpaca's `input`.
     pub input: Option<String>,
+    /// The text of a system turn before all others.
+    pub system: Option<String>,
+    /// Turns before the prompt or the conversation.
+    pub history: Option<String>,
+    /// The tools that the assistant may call.
+    pub tools: Option<String>,
     /// The texts that generated ones are compared with.
     pub references: Option<String>,
 }
@@ -91,7 +82,6 @@ impl TextColumns {
     /// the columns and the options.
     pub fn choose(row: &Row, file: &Path, named: &TextColumnNames, targets: Targets) -> Result<Self, Error> {
         let choice = Choice::of(row, file);
-        let find = |name: &str| choice.find(name).cloned();
         let given = [
             (TextKind::Completion, named.prompt.is_some() || named.completion.is_some()),
             (TextKind::Messages, named.messages.is_some()),
@@ -105,31 +95,62 @@ impl TextColumns {
         }
         let is_open = |kind: TextKind| kinds.is_empty() || kinds == [kind.name()];
         let mut found: Vec<(TextKind, String, Option<String>)> = Vec::new();
-        if is_open(TextKind::Messages) {
-            let names = match &named.messages {
-                Some(name) => vec![choice.named(name)?],
-                None => MESSAGES.iter().filter_map(|name| find(name)).collect(),
+        for &kind in TextKind::ALL.iter().filter(|kind| is_open(**kind)) {
+            let columns = match kind {
+                TextKind::Completion => pairs(&choice, named, targets)?,
+                TextKind::Messages => whole(&choice, kind, named.messages.as_deref())?,
+                TextKind::Text => whole(&choice, kind, named.text.as_deref())?,
             };
-            found.extend(names.into_iter().map(|name| (TextKind::Messages, name, None)));
-        }
-        if is_open(TextKind::Completion) {
-            let pairs = pairs(&choice, named, targets)?.into_iter();
-            found.extend(pairs.map(|(prompt, completion)| (TextKind::Completion, prompt, completion)));
-        }
-        if is_open(TextKind::Text) {
-            let text = match &named.text {
-                Some(name) => Some(choice.named(name)?),
-                None => find("text"),
-            };
-            found.extend(text.map(|text| (TextKind::Text, text, None)));
+            found.extend(columns.into_iter().map(|(text, completion)| (kind, text, completion)));
         }
         let none = "no usual columns, such as `prompt` with `completion`, `messages` or `text`".into();
         let describe = |(_, text, completion): &(_, String, Option<String>)| describe_pair(text, completion);
         let (kind, text, completion) = choice.only(found, "what is learned", none, describe, OPTIONS)?;
-        let instruction = kind == TextKind::Completion && text.eq_ignore_ascii_case("instruction");
-        let input = if instruction { find("input") } else { None };
-        let references = if kind == TextKind::Text { None } else { find(REFERENCES) };
-        Ok(TextColumns { kind, text, completion, input, references })
+        let mut columns = TextColumns { completion, ..TextColumns::new(kind, text) };
+        columns.grow(row, file, named);
+        Ok(columns)
+    }
+
+    /// One column of rows of this kind.
+    pub fn new(kind: TextKind, text: impl Into<String>) -> Self {
+        let [completion, input, system, history, tools, references] = [const { None }; 6];
+        TextColumns { kind, text: text.into(), completion, input, system, history, tools, references }
+    }
+
+    /// Adds the columns that the rows before this one lacked.
+    fn grow(&mut self, row: &Row, file: &Path, named: &TextColumnNames) {
+        if self.kind == TextKind::Text {
+            return;
+        }
+        let choice = Choice::of(row, file);
+        let of_prompt = Layout::of(RowKind::Texts(self.kind))
+            .filter(|layout| layout.text.eq_ignore_ascii_case(&self.text));
+        let names =
+            |of: fn(&Layout) -> &'static [&'static str]| of_prompt.clone().flat_map(of).copied().collect();
+        let (seconds, inputs): (Vec<&str>, Vec<&str>) =
+            (names(|layout| layout.second), names(|layout| layout.input));
+        let seconds = named.completion.as_deref().map_or(seconds, |name| vec![name]);
+        let taken = [Some(self.text.clone()), self.completion.clone()];
+        for (column, names) in [
+            (&mut self.completion, &seconds[..]),
+            (&mut self.input, &inputs),
+            (&mut self.system, SYSTEM),
+            (&mut self.history, HISTORY),
+            (&mut self.tools, TOOLS),
+            (&mut self.references, REFERENCES),
+        ] {
+            let mut found = names.iter().filter_map(|name| choice.find(name)).cloned();
+            let found = found.find(|found| !taken.contains(&Some(found.clone())));
+            *column = column.take().or(found);
+        }
+    }
+
+    /// The columns that are read.
+    fn all(&self) -> [Option<&str>; 7] {
+        let TextColumns { text, completion, input, system, history, tools, references, .. } = self;
+        let [a, b, c, d, e, f] =
+            [completion, input, system, history, tools, references].map(Option::as_deref);
+        [Some(text), a, b, c, d, e, f]
     }
 
     /// The names of these columns, to find them in another split's files.
@@ -144,15 +165,21 @@ impl TextColumns {
     }
 }
 
+/// Columns that make up rows of a kind: one, or a prompt and its completion.
+type Found = Vec<(String, Option<String>)>;
+
+/// The columns that could be a text or a conversation.
+fn whole(choice: &Choice, kind: TextKind, named: Option<&str>) -> Result<Found, Error> {
+    match named {
+        Some(name) => Ok(vec![(choice.named(name)?, None)]),
+        None => Ok(choice.layouts(RowKind::Texts(kind), None)),
+    }
+}
+
 /// The columns that could be prompt and completion.
-fn pairs(
-    choice: &Choice,
-    named: &TextColumnNames,
-    targets: Targets,
-) -> Result<Vec<(String, Option<String>)>, Error> {
+fn pairs(choice: &Choice, named: &TextColumnNames, targets: Targets) -> Result<Found, Error> {
     let find = |name: &str| choice.find(name).cloned();
-    let instruction = find("instruction").is_some();
-    let usual = PAIRS.iter().filter(|(prompt, _)| !(instruction && *prompt == "input"));
+    let kind = RowKind::Texts(TextKind::Completion);
     let optional = targets == Targets::Optional;
     Ok(match (&named.prompt, &named.completion) {
         (Some(prompt), Some(completion)) => {
@@ -165,10 +192,9 @@ fn pairs(
         }
         (Some(named), None) => {
             let prompt = choice.named(named)?;
-            let of_prompt = usual.filter(|(usual, _)| prompt.eq_ignore_ascii_case(usual));
-            let found: Vec<_> = of_prompt
-                .filter_map(|(_, completion)| Some((prompt.clone(), Some(find(completion)?))))
-                .collect();
+            let of_prompt = Layout::of(kind).filter(|layout| layout.text.eq_ignore_ascii_case(&prompt));
+            let seconds = of_prompt.flat_map(|layout| layout.second).filter_map(|name| find(name));
+            let found: Found = seconds.map(|completion| (prompt.clone(), Some(completion))).collect();
             match found.is_empty() {
                 true if optional => vec![(prompt, None)],
                 true => {
@@ -179,18 +205,18 @@ fn pairs(
             }
         }
         (None, None) => {
-            let whole: Vec<_> = usual
-                .clone()
-                .filter_map(|(prompt, completion)| Some((find(prompt)?, Some(find(completion)?))))
-                .collect();
+            let whole = choice.layouts(kind, None);
             if !whole.is_empty() || !optional {
                 return Ok(whole);
             }
-            // Rows to generate for may have only the prompt. A name that is in several pairs counts
-            // once.
-            let mut prompts: Vec<String> = usual.filter_map(|(prompt, _)| find(prompt)).collect();
-            prompts.dedup();
-            prompts.into_iter().map(|prompt| (prompt, None)).collect()
+            // Rows to generate for may have only the prompt.
+            let is_input = |prompt: &String| {
+                let mut others =
+                    Layout::of(kind).filter(|layout| find(layout.text).is_some_and(|text| text != *prompt));
+                others.any(|layout| layout.input.iter().any(|name| find(name).as_ref() == Some(prompt)))
+            };
+            let prompts = Layout::of(kind).filter_map(|layout| find(layout.text));
+            prompts.filter(|prompt| !is_input(prompt)).map(|prompt| (prompt, None)).collect()
         }
     })
 }
@@ -203,7 +229,7 @@ pub enum TextContent {
         prompt: String,
         completion: Option<String>,
     },
-    Messages(Vec<Message>),
+    Messages(Conversation),
     Text(String),
 }
 
@@ -228,8 +254,9 @@ impl TextRow {
     }
 
     /// A conversation that was not read from a file.
-    pub fn conversation(messages: Vec<Message>) -> Self {
-        TextRow { content: TextContent::Messages(messages), references: Vec::new(), file: 0, line: 0 }
+    pub fn conversation(turns: Vec<Message>) -> Self {
+        let content = TextContent::Messages(turns.into());
+        TextRow { content, references: Vec::new(), file: 0, line: 0 }
     }
 
     /// Reads a row of the file with this index.
@@ -239,35 +266,92 @@ impl TextRow {
     pub fn read(row: &Row, columns: &TextColumns, targets: Targets, file: usize) -> Result<Self, Problem> {
         let column = &columns.text;
         let content = match columns.kind {
-            TextKind::Completion => {
-                let mut prompt = text(row, column)?.to_string();
-                if let Some(input) = &columns.input
-                    && !matches!(field(row, input)?, Value::Null)
-                    && field(row, input)? != ""
-                {
-                    prompt.push('\n');
-                    prompt.push_str(text(row, input)?);
-                }
-                let completion = match &columns.completion {
-                    Some(column) if targets == Targets::Optional && field(row, column)?.is_null() => None,
-                    Some(column) => Some(text(row, column)?.to_string()),
-                    None => None,
-                };
-                TextContent::Completion { prompt, completion }
+            TextKind::Completion => completion(row, columns, targets)?,
+            TextKind::Messages => {
+                let turns = messages::turns(field(row, column)?, column)?;
+                TextContent::Messages(conversation(row, columns, turns)?)
             }
-            TextKind::Messages => TextContent::Messages(messages::conversation(field(row, column)?, column)?),
             TextKind::Text => TextContent::Text(text(row, column)?.into()),
         };
+        if let TextContent::Messages(Conversation { turns, .. }) = &content {
+            messages::check_turns(turns)?;
+        }
         content.check_targets(targets)?;
-        let mut row_references = match &columns.references {
+        let mut references = match columns.references.as_ref() {
             Some(column) => read_references(row, column)?,
             None => Vec::new(),
         };
-        if row_references.is_empty() {
-            row_references.extend(content.target().map(String::from));
+        if references.is_empty() {
+            references.extend(content.target().map(String::from));
         }
-        Ok(TextRow { content, references: row_references, file, line: row.line })
+        Ok(TextRow { content, references, file, line: row.line })
     }
+}
+
+/// A row's prompt and completion: texts, or a conversation where one of them is a list of turns, or
+/// turns go before them.
+fn completion(row: &Row, columns: &TextColumns, targets: Targets) -> Result<TextContent, Problem> {
+    let value = field(row, &columns.text)?;
+    let second = match &columns.completion {
+        Some(column) if targets == Targets::Required => Some((field(row, column)?, column)),
+        column => optional(row, column.as_ref()).zip(column.as_ref()),
+    };
+    let turns = |value: &Value, column: &String, role: Role| -> Result<Vec<Message>, Problem> {
+        match value {
+            Value::Array(_) => Ok(messages::turns(value, column)?),
+            _ => Ok(vec![Message::new(role, text(row, column)?)]),
+        }
+    };
+    let has_turns = value.is_array() || second.is_some_and(|(value, _)| value.is_array());
+    if has_turns {
+        let mut all = turns(value, &columns.text, Role::User)?;
+        // Only the completion is learned.
+        all.iter_mut().for_each(|turn| turn.learned = false);
+        if let Some((value, column)) = second {
+            all.extend(turns(value, column, Role::Assistant)?);
+        }
+        return Ok(TextContent::Messages(conversation(row, columns, all)?));
+    }
+    let mut prompt = text(row, &columns.text)?.to_string();
+    if let Some((_, column)) = filled(row, columns.input.as_ref()) {
+        prompt.push('\n');
+        prompt.push_str(text(row, column)?);
+    }
+    let completion = second.map(|(_, column)| text(row, column)).transpose()?.map(String::from);
+    let before = conversation(row, columns, Vec::new())?;
+    if before.turns.is_empty() && before.tools.is_none() {
+        return Ok(TextContent::Completion { prompt, completion });
+    }
+    let said = [Some((Role::User, prompt)), completion.map(|text| (Role::Assistant, text))];
+    let said = said.into_iter().flatten().map(|(role, text)| Message::new(role, text));
+    Ok(TextContent::Messages(Conversation {
+        turns: before.turns.into_iter().chain(said).collect(),
+        ..before
+    }))
+}
+
+/// Turns with the system's and those of the history before them, and the row's tools.
+fn conversation(row: &Row, columns: &TextColumns, turns: Vec<Message>) -> Result<Conversation, Problem> {
+    let mut all = Vec::new();
+    if let Some((_, column)) = filled(row, columns.system.as_ref())
+        && turns.first().is_none_or(|first| first.role != Role::System)
+    {
+        all.push(Message::new(Role::System, text(row, column)?));
+    }
+    if let Some((history, column)) = filled(row, columns.history.as_ref()) {
+        all.extend(messages::history(history, column)?);
+    }
+    all.extend(turns);
+    let tools = filled(row, columns.tools.as_ref());
+    let tools = tools.map(|(tools, column)| messages::tools(tools, column)).transpose()?.flatten();
+    Ok(Conversation { turns: all, tools })
+}
+
+/// A value in a column that a row need not have, with the column; None if it is null, absent or a
+/// blank text.
+fn filled<'a>(row: &'a Row, column: Option<&'a String>) -> Option<(&'a Value, &'a String)> {
+    let value = optional(row, column).filter(|value| value.as_str().is_none_or(|text| blank(text).is_none()));
+    value.zip(column)
 }
 
 impl TextContent {
@@ -289,7 +373,7 @@ impl TextContent {
                 not_blank(prompt, "prompt")?;
                 completion.as_deref().map(|text| not_blank(text, "completion")).transpose()?;
             }
-            TextContent::Messages(turns) => messages::check_turns(turns)?,
+            TextContent::Messages(conversation) => messages::check_turns(&conversation.turns)?,
             TextContent::Text(text) => drop(not_blank(text, "text")?),
         }
         Ok(())
@@ -300,12 +384,13 @@ impl TextContent {
         let required = targets == Targets::Required;
         match self {
             TextContent::Completion { completion: None, .. } if required => Err(TextProblem::NoCompletion),
-            TextContent::Messages(turns) => {
+            TextContent::Messages(Conversation { turns, .. }) => {
                 let (role, problem) = match required {
                     true => (Role::Assistant, TextProblem::NoAssistant),
                     false => (Role::User, TextProblem::NoUser),
                 };
-                if turns.iter().any(|turn| turn.role == role) { Ok(()) } else { Err(problem) }
+                let found = turns.iter().any(|turn| turn.role == role && (turn.learned || !required));
+                if found { Ok(()) } else { Err(problem) }
             }
             _ => Ok(()),
         }
@@ -315,8 +400,8 @@ impl TextContent {
     fn target(&self) -> Option<&str> {
         match self {
             TextContent::Completion { completion, .. } => completion.as_deref(),
-            TextContent::Messages(turns) => {
-                turns.last().filter(|turn| turn.role == Role::Assistant).map(|turn| turn.content.as_str())
+            TextContent::Messages(Conversation { turns, .. }) => {
+                turns.last().filter(|turn| turn.role == Role::Assistant)?.content.as_deref()
             }
             TextContent::Text(_) => None,
         }
@@ -327,7 +412,7 @@ impl TextContent {
 /// where the value is null.
 fn read_references(row: &Row, column: &str) -> Result<Vec<String>, Problem> {
     const EXPECTED: &str = "a list of texts";
-    let value = field(row, column)?;
+    let value = row.fields.get(column).unwrap_or(&Value::Null);
     match value {
         Value::Null => return Ok(Vec::new()),
         Value::String(list) if json::from_str::<Vec<Value>>(list).is_err() => {
@@ -336,6 +421,9 @@ fn read_references(row: &Row, column: &str) -> Result<Vec<String>, Problem> {
         _ => {}
     }
     let list = messages::json_list(value, column, EXPECTED)?;
+    if list.is_empty() {
+        return Err(TextProblem::Empty { column: column.into(), expected: EXPECTED }.into());
+    }
     let read = |(i, value): (usize, &Value)| {
         let seen = match value {
             Value::String(text) if !text.trim().is_empty() => return Ok(text.clone()),
@@ -351,6 +439,12 @@ fn read_references(row: &Row, column: &str) -> Result<Vec<String>, Problem> {
 pub type RawText = RawRows<TextColumns, TextRow>;
 
 impl RawText {
+    /// What the rows are: conversations if all prompts and completions are turns.
+    pub fn kind(&self) -> TextKind {
+        let all = self.rows.iter().all(|row| row.content.kind() == TextKind::Messages);
+        if all { TextKind::Messages } else { self.columns.kind }
+    }
+
     /// A split of rows in memory, numbered from 1.
     ///
     /// # Errors
@@ -363,7 +457,7 @@ impl RawText {
             TextKind::Text => "text",
         };
         let completion = (kind == TextKind::Completion).then(|| "completion".to_string());
-        let columns = TextColumns { kind, text: text.into(), completion, input: None, references: None };
+        let columns = TextColumns { completion, ..TextColumns::new(kind, text) };
         RawRows::in_memory(name, columns, rows, |content, line| {
             content.check(kind)?;
             content.check_targets(Targets::Required)?;
@@ -372,21 +466,57 @@ impl RawText {
         })
     }
 
-    /// Reads a split's files (at least one).
+    /// Reads a split's files (at least one). Blank rows of plain text are passed over.
     ///
     /// # Errors
-    /// A file cannot be read or has no rows, or a row is wrong.
+    /// A file cannot be read or has no rows, or a row is wrong and not left out.
     pub fn read(
         name: SplitName,
         files: &[PathBuf],
         named: &TextColumnNames,
         targets: Targets,
+        bad_rows: BadRows,
     ) -> Result<Self, Error> {
-        let choose = |row: &Row, file: &Path, first: Option<&TextColumns>| {
-            let first = first.map(TextColumns::names);
-            TextColumns::choose(row, file, first.as_ref().unwrap_or(named), targets)
-        };
-        let read = |row: &Row, columns: &TextColumns, file| TextRow::read(row, columns, targets, file);
-        RawRows::read_files(name, files, choose, read)
+        RawRows::read_files(name, files, bad_rows, &Texts { named, targets })
+    }
+}
+
+/// Texts, with the columns that the user named.
+struct Texts<'a> {
+    named: &'a TextColumnNames,
+    targets: Targets,
+}
+
+impl ReadRows for Texts<'_> {
+    type Columns = TextColumns;
+    type Row = TextRow;
+
+    fn choose(&self, row: &Row, file: &Path, first: Option<&TextColumns>) -> Result<TextColumns, Error> {
+        let first = first.map(TextColumns::names);
+        TextColumns::choose(row, file, first.as_ref().unwrap_or(self.named), self.targets)
+    }
+
+    fn grow(&self, columns: &mut TextColumns, row: &Row, file: &Path) {
+        columns.grow(row, file, self.named);
+    }
+
+    fn read(&self, row: &Row, columns: &TextColumns, file: usize) -> Result<Option<TextRow>, Problem> {
+        if columns.kind == TextKind::Text {
+            let value = row.fields.get(&columns.text);
+            if value.is_some_and(|value| {
+                value.is_null() || value.as_str().is_some_and(|text| blank(text).is_some())
+            }) {
+                return Ok(None);
+            }
+        }
+        TextRow::read(row, columns, self.targets, file).map(Some)
+    }
+
+    fn reads(&self, columns: &TextColumns, name: &str) -> bool {
+        columns.all().contains(&Some(name))
+    }
+
+    fn looks_read(&self, columns: &TextColumns, name: &str) -> bool {
+        self.named.prompt.is_none() && looks_read(name, RowKind::Texts(columns.kind))
     }
 }

@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
 use regex::Regex;
-use serde_json::Map;
+use serde_json::{Map, Value};
 
 use super::error::TemplateError;
-use super::messages::Message;
-use super::renderer::{Conversation, Renderers, Source};
+use super::messages::{Conversation, Message, Role};
+use super::renderer::{Renderers, Rendering, Source};
 use crate::data::error::Error;
 use crate::files::read_if_there;
 
@@ -91,7 +91,7 @@ impl ChatTemplate {
         }
         let file = folder.join("tokenizer_config.json");
         match json_file(&file)?.map(|mut config| config["chat_template"].take()) {
-            None | Some(serde_json::Value::Null) => Ok(None),
+            None | Some(Value::Null) => Ok(None),
             Some(value) => {
                 let source = choose(value).map_err(|e| Error::file(&file, e))?;
                 Ok(Some((file, source)))
@@ -122,7 +122,12 @@ impl ChatTemplate {
             }
         });
         let writes_date = source.contains("strftime_now");
-        let source = Source { text: source.into_owned(), special: special.0.clone(), time: None };
+        let source = Source {
+            text: source.into_owned(),
+            special: special.0.clone(),
+            variables: Map::new(),
+            time: None,
+        };
         let renderers = Renderers::start(source)?;
         Ok(ChatTemplate { renderers, special, marks_turns, writes_date, file: None })
     }
@@ -137,6 +142,13 @@ impl ChatTemplate {
     /// time of each rendering.
     pub fn at_time(mut self, seconds: i64) -> Self {
         self.renderers.fix_time(seconds);
+        self
+    }
+
+    /// Gives the template values by name, as keyword arguments of transformers'
+    /// `apply_chat_template` do.
+    pub fn with_variables(mut self, variables: Map<String, Value>) -> Self {
+        self.renderers.set_variables(variables);
         self
     }
 
@@ -156,9 +168,11 @@ impl ChatTemplate {
         self.writes_date
     }
 
-    /// The template's text as the engine sees it.
-    pub(super) fn text(&self) -> &str {
-        &self.renderers.source().text
+    /// What a rendering depends on beside the conversation: the template's text as the engine sees
+    /// it, and the values that the user gives.
+    pub(super) fn rendered_by(&self) -> [String; 2] {
+        let Source { text, variables, .. } = self.renderers.source();
+        [text.clone(), Value::from(variables.clone()).to_string()]
     }
 
     /// The special tokens that the template sees.
@@ -166,14 +180,19 @@ impl ChatTemplate {
         &self.special
     }
 
-    /// Writes a conversation; with `add_generation_prompt` up to the start of the assistant's
-    /// answer.
+    /// Writes turns, with the tools that the assistant may call; with `ask` up to the start of the
+    /// assistant's answer.
     ///
     /// # Errors
     /// The template fails or refuses the conversation, or needs more time or memory than a
     /// conversation can need.
-    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, TemplateError> {
-        Ok(self.render_marked(messages, add_generation_prompt)?.0)
+    pub fn render(
+        &self,
+        turns: &[Message],
+        tools: Option<&Value>,
+        ask: bool,
+    ) -> Result<String, TemplateError> {
+        Ok(self.render_marked(turns, tools, ask)?.0)
     }
 
     /// Like [`ChatTemplate::render`], with the places of the `{% generation %}` blocks in the text,
@@ -183,41 +202,181 @@ impl ChatTemplate {
     /// As for [`ChatTemplate::render`].
     pub fn render_marked(
         &self,
-        messages: &[Message],
-        add_generation_prompt: bool,
+        turns: &[Message],
+        tools: Option<&Value>,
+        ask: bool,
     ) -> Result<(String, Vec<Range<usize>>), TemplateError> {
-        let turns: Vec<serde_json::Value> = messages.iter().map(Message::to_json).collect();
-        let turns = serde_json::Value::Array(turns);
-        let written = turns.to_string();
-        if written.contains(MARKS) {
+        let messages: Value = turns.iter().map(Message::to_json).collect();
+        let tools = tools.cloned().unwrap_or_default();
+        let written = [messages.to_string(), tools.to_string()];
+        if written.iter().any(|text| text.contains(MARKS)) {
             return Err(TemplateError::new(
                 "the conversation contains U+10FFFE or U+10FFFF, which are not characters; remove them",
             ));
         }
-        let conversation = Conversation { messages: turns, add_generation_prompt, length: written.len() };
-        let text = self.renderers.render(conversation);
+        let length = written.iter().map(String::len).sum();
+        let text = self.renderers.render(Rendering { messages, tools, add_generation_prompt: ask, length });
         let text =
             text.and_then(|text| if self.marks_turns { take_marks(&text) } else { Ok((text, Vec::new())) });
         text.map_err(|e| TemplateError { file: self.file.clone(), ..e })
     }
+
+    /// The places of the assistant's turns that are `wanted` in the conversation's text `whole`: each
+    /// from where generation would begin to the end of what the template
+    /// writes of the turn.
+    ///
+    /// A place is known where the text up to the turn, and with it, is a part of the whole. A
+    /// template may write a turn differently if others follow, such as without its thoughts, or
+    /// refuse a part of the conversation. There the turn is found by what changes in the whole text
+    /// if the turn says something else.
+    ///
+    /// # Errors
+    /// As for [`ChatTemplate::render`].
+    pub(super) fn answers(
+        &self,
+        conversation: &Conversation,
+        whole: &str,
+        wanted: impl Fn(&Message) -> bool,
+    ) -> Result<Vec<Answer>, TemplateError> {
+        let turns = &conversation.turns;
+        let found = turns.iter().enumerate().filter(|(_, turn)| turn.role == Role::Assistant && wanted(turn));
+        let mut answers = Vec::new();
+        for (i, _) in found {
+            answers.extend(self.answer(conversation, whole, i)?);
+        }
+        Ok(answers)
+    }
+
+    /// The place of one turn; None if nothing of it is written.
+    fn answer(&self, of: &Conversation, whole: &str, turn: usize) -> Result<Option<Answer>, TemplateError> {
+        let Conversation { turns, tools } = of;
+        let render = |turns: &[Message], ask| self.render(turns, tools.as_ref(), ask);
+        // A part of a conversation may be refused that is sound as a whole.
+        let part = |turns: &[Message], ask| render(turns, ask).ok();
+        let asked = part(&turns[..turn], true);
+        let answered = part(&turns[..=turn], false);
+        let start = asked.as_ref().filter(|asked| whole.starts_with(*asked)).map(String::len);
+        let end = answered.as_ref().filter(|answered| whole.starts_with(*answered)).map(String::len);
+        if let (Some(start), Some(end)) = (start, end)
+            && start <= end
+        {
+            return Ok(Some(Answer { turn: Some(turn), place: start..end, prompted: true }));
+        }
+        let other = |said: &str, turns: &[Message], others: &Map<String, Value>| {
+            let mut turns = turns.to_vec();
+            turns[turn] = Message { others: others.clone(), ..Message::new(Role::Assistant, said) };
+            turns
+        };
+        // Beside a call of a tool, a template may not write what is said.
+        let none = Map::new();
+        let mut others = &turns[turn].others;
+        let mut changed = ["x", "y"].map(|said| render(&other(said, turns, others), false));
+        if changed[0] == changed[1] {
+            others = &none;
+            changed = ["x", "y"].map(|said| render(&other(said, turns, others), false));
+        }
+        let [x, y] = changed;
+        let (x, y) = (x?, y?);
+        if x == y {
+            return Ok(None);
+        }
+        let own = common_start(&x, &y).min(common_start(&x, whole)).min(common_start(&y, whole));
+        // What the template writes to ask for an answer, as far as it is before this one.
+        let prompt = || {
+            let before = if turn == 0 { &turns[..=turn] } else { &turns[..turn] };
+            let (with, without) = (part(before, true)?, part(before, false)?);
+            let prompt = with.strip_prefix(&without)?;
+            let mut ends = prompt.char_indices().map(|(at, c)| at + c.len_utf8()).rev();
+            let found =
+                ends.find_map(|end| Some((whole[..own].rfind(&prompt[..end])? + end, end == prompt.len())));
+            found.or(prompt.is_empty().then_some((own, true)))
+        };
+        let (start, prompted) = start.map(|start| (start, true)).or_else(prompt).unwrap_or((own, false));
+        let after = common_end(&x, &y).min(common_end(&x, whole)).min(common_end(&y, whole));
+        let said = start.max(whole.len() - after);
+        // What ends the turn is known from the conversation that ends with it.
+        let closing = answered.and_then(|answered| {
+            let said = |said| part(&other(said, &turns[..=turn], others), false);
+            let (x, y) = (said("x")?, said("y")?);
+            let after = common_end(&x, &y).min(common_end(&x, &answered));
+            Some(answered[answered.len() - after..].to_string())
+        });
+        let closing = closing.map_or(0, |closing| common_start(&closing, &whole[said..]));
+        Ok(Some(Answer { turn: Some(turn), place: start..said + closing, prompted }))
+    }
+}
+
+/// Reads values for a template, each as `NAME=VALUE`: JSON where the value is, Python's True, False
+/// and None, and text.
+///
+/// # Errors
+/// `Error::Usage` for one that has no name, or a name that the conversation itself has.
+pub(crate) fn template_variables(given: &[String]) -> crate::Result<Map<String, Value>> {
+    let mut variables = Map::new();
+    for variable in given {
+        let refuse = |what: &str| Err(crate::Error::Usage(format!("`template_var = {variable}`: {what}")));
+        let Some((name, value)) = variable.split_once('=') else {
+            return refuse("expected NAME=VALUE, such as enable_thinking=false");
+        };
+        let mut letters = name.chars();
+        let starts = letters.next().is_some_and(|c| c.is_alphabetic() || c == '_');
+        if !starts || !letters.all(|c| c.is_alphanumeric() || c == '_') {
+            return refuse("the name is none of a template's variable: letters, digits and _");
+        }
+        if ["messages", "tools", "documents", "add_generation_prompt"].contains(&name) {
+            return refuse("the rows decide this variable");
+        }
+        let value = match value {
+            "True" => true.into(),
+            "False" => false.into(),
+            "None" => Value::Null,
+            other => lora_drop_transformer::json::from_str(other).unwrap_or_else(|_| other.into()),
+        };
+        if variables.insert(name.into(), value).is_some() {
+            return refuse("the variable is given twice");
+        }
+    }
+    Ok(variables)
+}
+
+/// Where an assistant's turn is in a conversation's text.
+pub(super) struct Answer {
+    /// The turn's index; None for a block that the template marks.
+    pub turn: Option<usize>,
+    /// Its bytes in the text.
+    pub place: Range<usize>,
+    /// Whether the whole generation prompt is before it.
+    pub prompted: bool,
+}
+
+/// The number of bytes of the longest common start of two texts, in whole characters.
+fn common_start(a: &str, b: &str) -> usize {
+    let same = a.chars().zip(b.chars()).take_while(|(a, b)| a == b);
+    same.map(|(c, _)| c.len_utf8()).sum()
+}
+
+/// The number of bytes of the longest common end of two texts, in whole characters.
+fn common_end(a: &str, b: &str) -> usize {
+    let same = a.chars().rev().zip(b.chars().rev()).take_while(|(a, b)| a == b);
+    same.map(|(c, _)| c.len_utf8()).sum()
 }
 
 /// A file's JSON object; None if there is no such file.
-fn json_file(file: &Path) -> Result<Option<serde_json::Value>, Error> {
+fn json_file(file: &Path) -> Result<Option<Value>, Error> {
     let Some(bytes) = read_if_there(file).map_err(|e| Error::io(file, e))? else { return Ok(None) };
-    let value: Map<String, serde_json::Value> = lora_drop_transformer::json::from_slice(&bytes)
+    let value: Map<String, Value> = lora_drop_transformer::json::from_slice(&bytes)
         .map_err(|e| Error::file(file, format!("not a JSON object: {e}")))?;
     Ok(Some(value.into()))
 }
 
 /// The template in tokenizer_config.json's value.
-fn choose(value: serde_json::Value) -> Result<String, String> {
+fn choose(value: Value) -> Result<String, String> {
     #[derive(serde::Deserialize)]
     struct Named {
         name: String,
         template: String,
     }
-    if let serde_json::Value::String(source) = value {
+    if let Value::String(source) = value {
         return Ok(source);
     }
     let named: Vec<Named> = serde_json::from_value(value)

@@ -1,0 +1,172 @@
+//! The layouts of rows that are known: the names that public data sets give their columns, and what
+//! they mean. To read a new layout, add its line to [`LAYOUTS`].
+
+use super::text::TextKind;
+
+/// What rows of a layout are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RowKind {
+    /// A text or a pair of texts, with a label.
+    Labelled,
+    /// Rows from which text is learned.
+    Texts(TextKind),
+}
+
+/// The columns by which rows of one kind are known, and those that may stand beside them. Names are
+/// compared without regard to case.
+pub(super) struct Layout {
+    pub rows: RowKind,
+    /// The text, the first text of a pair, the prompt or the conversation.
+    pub text: &'static str,
+    /// The second text of a pair, or the completion, by one of these names; empty if the layout has
+    /// none.
+    pub second: &'static [&'static str],
+    /// What follows the prompt on a new line, where it has text.
+    pub input: &'static [&'static str],
+}
+
+const fn single(text: &'static str) -> Layout {
+    pair(text, &[])
+}
+
+const fn pair(text: &'static str, second: &'static [&'static str]) -> Layout {
+    Layout { rows: RowKind::Labelled, text, second, input: &[] }
+}
+
+const fn completion(prompt: &'static str, second: &'static [&'static str]) -> Layout {
+    Layout { rows: RowKind::Texts(TextKind::Completion), text: prompt, second, input: &[] }
+}
+
+const fn whole(kind: TextKind, text: &'static str) -> Layout {
+    Layout { rows: RowKind::Texts(kind), text, second: &[], input: &[] }
+}
+
+/// The known layouts.
+pub(super) const LAYOUTS: &[Layout] = &[
+    // Pairs of texts with a label.
+    pair("sentence1", &["sentence2"]),
+    pair("text_a", &["text_b"]),
+    pair("text1", &["text2"]),
+    pair("premise", &["hypothesis"]),
+    pair("question", &["passage", "sentence"]),
+    pair("question1", &["question2"]),
+    pair("query", &["passage", "document"]),
+    pair("#1 string", &["#2 string"]),
+    // Texts with a label.
+    single("text"),
+    single("sentence"),
+    single("sentence1"),
+    single("content"),
+    single("review"),
+    single("comment"),
+    single("tweet"),
+    single("document"),
+    single("utterance"),
+    single("question"),
+    single("query"),
+    single("body"),
+    // Prompts with completions, as texts or as turns.
+    completion("prompt", &["completion", "response"]),
+    Layout { input: &["input", "context"], ..completion("instruction", &["output", "response"]) },
+    completion("question", &["answer"]),
+    completion("document", &["summary"]),
+    completion("dialogue", &["summary"]),
+    completion("article", &["highlights"]),
+    completion("source", &["target"]),
+    completion("input", &["output"]),
+    // Conversations.
+    whole(TextKind::Messages, "messages"),
+    whole(TextKind::Messages, "conversations"),
+    // Plain text.
+    whole(TextKind::Text, "text"),
+];
+
+/// Columns of the label.
+pub(super) const LABELS: &[&str] = &[
+    "label",
+    "labels",
+    "gold_label",
+    "score",
+    "target",
+    "class",
+    "category",
+    "rating",
+    "stars",
+    "sentiment",
+    "similarity",
+    "quality",
+];
+/// Columns beside a prompt or a conversation: the text of the system's turn, which comes first.
+pub(super) const SYSTEM: &[&str] = &["system", "system_prompt"];
+/// Columns beside a prompt or a conversation: the turns before it.
+pub(super) const HISTORY: &[&str] = &["history"];
+/// Columns beside a prompt or a conversation: the tools that the assistant may call.
+pub(super) const TOOLS: &[&str] = &["tools"];
+/// Columns of texts that generated ones are compared with.
+pub(super) const REFERENCES: &[&str] = &["references"];
+
+/// Columns that are not read, but that look as if the model should see them.
+const PROMPT_LIKE: &[&str] = &[
+    "context",
+    "instruction",
+    "input",
+    "background",
+    "knowledge",
+    "evidence",
+    "passage",
+    "document",
+    "article",
+    "choices",
+    "options",
+    "persona",
+    "title",
+    "functions",
+    "query",
+    "question",
+];
+
+impl Layout {
+    /// The layouts of rows of this kind.
+    pub fn of(rows: RowKind) -> impl Iterator<Item = &'static Layout> + Clone {
+        LAYOUTS.iter().filter(move |layout| layout.rows == rows)
+    }
+}
+
+/// Whether a column of this name that is not read looks as if it belonged to the prompt, or to the
+/// text that is labelled.
+pub(super) fn looks_read(name: &str, rows: RowKind) -> bool {
+    let is = |names: &[&str]| names.iter().any(|known| known.eq_ignore_ascii_case(name));
+    match rows {
+        RowKind::Labelled => {
+            is(PROMPT_LIKE) || Layout::of(rows).any(|layout| is(layout.second) || is(&[layout.text]))
+        }
+        RowKind::Texts(TextKind::Text) => false,
+        // Beside conversations there is often a copy of the first turn.
+        RowKind::Texts(TextKind::Messages) => {
+            [SYSTEM, HISTORY, TOOLS].into_iter().any(is) || is(&["context", "functions", "knowledge"])
+        }
+        RowKind::Texts(TextKind::Completion) => [PROMPT_LIKE, SYSTEM, HISTORY, TOOLS].into_iter().any(is),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_manual_has_every_layout() {
+        const DATA: &str = include_str!("../../../../docs/data.md");
+        const CHAT: &str = include_str!("../../../../docs/chat.md");
+        for layout in LAYOUTS {
+            let page = if layout.rows == RowKind::Labelled { DATA } else { CHAT }.to_lowercase();
+            let names = [&[layout.text][..], layout.second, layout.input].concat();
+            for name in names {
+                assert!(page.contains(name), "{name} of {}", layout.text);
+            }
+        }
+        for name in [SYSTEM, HISTORY, TOOLS, REFERENCES].concat() {
+            assert!(CHAT.contains(&format!("`{name}`")), "{name}");
+        }
+        assert!(LABELS.iter().all(|name| DATA.contains(name)));
+    }
+}
