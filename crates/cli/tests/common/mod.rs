@@ -44,6 +44,22 @@ impl Fixture {
         fixture
     }
 
+    /// With a model of 24 layers, whose activations take far more memory than what the pages of the
+    /// program vary by from run to run.
+    pub fn deep() -> Self {
+        const LAYERS: usize = 24;
+        let fixture = Fixture::new();
+        let (mut config, mut tensors) = (config(), weights());
+        config["num_hidden_layers"] = LAYERS.into();
+        for (name, tensor) in weights().iter().filter(|(name, _)| name.contains("layer.0.")) {
+            for layer in 1..LAYERS {
+                tensors.insert(name.replace("layer.0.", &format!("layer.{layer}.")), tensor.clone());
+            }
+        }
+        write_model(&fixture.path("model"), &config, &tensors);
+        fixture
+    }
+
     /// A path in the folder.
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)

@@ -1,6 +1,6 @@
 //! The memory of runs of the real binary: estimated, seen, and limited.
 
-use crate::common::{self, Fixture, Outcome};
+use crate::common::{Fixture, Outcome};
 use serde_json::Value;
 
 /// One step an epoch: all rows in a batch, so that there is something to cut.
@@ -73,22 +73,6 @@ fn packed_weights_are_foreseen_as_copies() {
     assert!(single == 2 * half && half > 0 && full == 0, "{single}, {half}, {full}");
 }
 
-/// With a model of 24 layers, whose activations take far more memory than what the pages of the
-/// program vary by from run to run.
-fn deep() -> Fixture {
-    const LAYERS: usize = 24;
-    let fixture = Fixture::new();
-    let (mut config, mut weights) = (common::config(), common::weights());
-    config["num_hidden_layers"] = LAYERS.into();
-    for (name, tensor) in common::weights().iter().filter(|(name, _)| name.contains("layer.0.")) {
-        for layer in 1..LAYERS {
-            weights.insert(name.replace("layer.0.", &format!("layer.{layer}.")), tensor.clone());
-        }
-    }
-    common::write_model(&fixture.path("model"), &config, &weights);
-    fixture
-}
-
 /// A limit of the whole less a part of the activations, in kB.
 fn limit(estimated: &Value, kept: f64) -> String {
     let activations = number(estimated, "activations") as f64;
@@ -97,7 +81,7 @@ fn limit(estimated: &Value, kept: f64) -> String {
 
 #[test]
 fn a_limit_chooses_how_steps_are_cut() {
-    let fixture = deep();
+    let fixture = Fixture::deep();
     let free = plan(&fixture, "--method lora");
     assert_eq!((number(&free, "micro_tokens"), number(&free, "together")), (512, 2));
     let mut most = 0;
@@ -133,7 +117,7 @@ fn a_limit_chooses_how_steps_are_cut() {
 
 #[test]
 fn a_limit_changes_no_bit_of_the_same_cut() {
-    let fixture = deep();
+    let fixture = Fixture::deep();
     for (run, options) in ["", "--dtype bf16"].into_iter().enumerate() {
         let options = format!("{WIDE} --method lora --hidden-dropout 0.1 --micro-tokens 500 {options}");
         let train = |name: &str, limit: &str| {
@@ -159,7 +143,7 @@ fn a_limit_changes_no_bit_of_the_same_cut() {
 
 #[test]
 fn scores_repeat_with_the_cut_that_a_limit_chose() {
-    let fixture = deep();
+    let fixture = Fixture::deep();
     let score = |options: &str| {
         let arguments =
             format!("score --model model --data data --sample-ratio 1 --sample-epochs 2 {options} --json");
