@@ -56,7 +56,7 @@ pub fn on_sources(ranks: &Ranks, prepared: &Prepared, cancel: &Cancel) -> Result
         return Ok(());
     }
     let data = &prepared.data;
-    let mine = digest::of_model(&prepared.model.path, cancel).map(|model| {
+    let mine = prepared.model_hash(cancel).map(|model| {
         vec![
             ("the files of its model".to_string(), hex(model)),
             ("its rows of train, their tokens or labels".to_string(), of_rows(data.train())),
@@ -124,10 +124,7 @@ pub fn on_inputs(ranks: &Ranks, prompts: &[Vec<u32>], options: &GenerationOption
         return Ok(());
     }
     let mut hash = XxHash3_128::new();
-    for prompt in prompts {
-        hash.write(&(prompt.len() as u64).to_le_bytes());
-        prompt.iter().for_each(|id| hash.write(&id.to_le_bytes()));
-    }
+    prompts.iter().for_each(|prompt| add(&mut hash, prompt));
     let mine = vec![
         ("its prompts".to_string(), hex(hash.finish_128())),
         ("its options for generating".to_string(), format!("{options:?}")),
@@ -201,13 +198,16 @@ fn of_parameters(parameters: &Parameters) -> String {
     hex(hash.finish_128())
 }
 
+/// Adds numbers and their count to a hash.
+fn add(hash: &mut XxHash3_128, numbers: &[u32]) {
+    hash.write(&(numbers.len() as u64).to_le_bytes());
+    numbers.iter().for_each(|number| hash.write(&number.to_le_bytes()));
+}
+
 /// A hash of rows' tokens and labels.
 fn of_rows(rows: TaskRows) -> String {
     let mut hash = XxHash3_128::new();
-    let mut numbers = |numbers: &[u32]| {
-        hash.write(&(numbers.len() as u64).to_le_bytes());
-        numbers.iter().for_each(|number| hash.write(&number.to_le_bytes()));
-    };
+    let mut numbers = |numbers: &[u32]| add(&mut hash, numbers);
     match rows {
         TaskRows::Labelled(rows) => rows.iter().for_each(|row| {
             numbers(&row.ids);

@@ -17,6 +17,9 @@ use serde::de::DeserializeOwned;
 
 use crate::{Error, Result};
 
+/// What an exchange gives, or what failed in it.
+pub type Exchanged<T> = std::result::Result<T, String>;
+
 /// How the processes of a job exchange values. All of them call the same functions in the same
 /// order, one at a time; an error, which says what failed, ends the exchange for good.
 pub trait Exchange: Send + Sync {
@@ -30,13 +33,13 @@ pub trait Exchange: Send + Sync {
     ///
     /// # Errors
     /// The exchange has failed.
-    fn gather(&self, mine: Vec<u8>) -> std::result::Result<Vec<Vec<u8>>, String>;
+    fn gather(&self, mine: Vec<u8>) -> Exchanged<Vec<Vec<u8>>>;
 
     /// Returns the values of all ranks, `lengths` of them, in the order of ranks.
     ///
     /// # Errors
     /// The exchange has failed.
-    fn gather_values(&self, mine: Vec<f32>, lengths: Vec<usize>) -> std::result::Result<Vec<f32>, String>;
+    fn gather_values(&self, mine: Vec<f32>, lengths: Vec<usize>) -> Exchanged<Vec<f32>>;
 
     /// Sends each rank its part of `sent`, the first `sent_lengths[0]` values to rank 0, and so on;
     /// returns the parts that the ranks have sent here, in their order, `lengths` of each.
@@ -48,7 +51,7 @@ pub trait Exchange: Send + Sync {
         sent: Vec<f32>,
         sent_lengths: Vec<usize>,
         lengths: Vec<usize>,
-    ) -> std::result::Result<Vec<f32>, String>;
+    ) -> Exchanged<Vec<f32>>;
 }
 
 /// The ranks of a job, of which this process is one; by default it is the only one. A clone is the
@@ -91,8 +94,8 @@ impl Ranks {
         })))
     }
 
-    /// Ranks that are threads of this process, which tries a job without MPI; each computes on
-    /// `threads` threads. All of them have to be used, each by a thread of its own.
+    /// Ranks that are threads of this process, to try a job without MPI. Each computes on `threads`
+    /// threads, and each has to be used by a thread of its own.
     pub fn of_threads(size: usize, threads: usize) -> Vec<Ranks> {
         threads::exchanges(size).map(|exchange| Ranks::new(exchange, threads)).collect()
     }
@@ -205,6 +208,18 @@ impl Ranks {
             Ok(mine) => self.gather(Ok(Vec::new())).map(|_| mine),
             Err(error) => Err(self.gather(Err(error)).err().unwrap_or(Error::Interrupted)),
         }
+    }
+
+    /// Does what the other ranks may do only after the first one, and then on the others.
+    ///
+    /// # Errors
+    /// Those of `agree` for the first rank's work; this rank's own.
+    pub fn first_then_others<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        if self.is_first() {
+            return self.agree(work());
+        }
+        self.agree(Ok(()))?;
+        work()
     }
 
     /// Where each rank's slice of `count` values begins, and where the last ends.

@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use lora_drop::Error;
-use lora_drop::ranks::{Exchange, Ranks};
+use lora_drop::ranks::{Exchange, Exchanged, Ranks};
 use lora_drop_mpi::{Launch, World};
 
 use super::console::complain;
@@ -27,8 +27,6 @@ pub struct Job {
 
 /// The exchange of values over MPI.
 struct Mpi(Arc<World>);
-
-type Exchanged<T> = std::result::Result<T, String>;
 
 impl Exchange for Mpi {
     fn rank(&self) -> usize {

@@ -207,12 +207,7 @@ impl Resolved {
     /// Those of `open` on any rank; ranks differ.
     pub fn open_on(&self, ranks: &Ranks, console: &Console, interrupt: &Interrupt) -> Result<Predictor> {
         let (model, length) = (self.model(), self.settings.rows.max_length);
-        if ranks.is_first() {
-            ranks.agree(console.fetch(model, interrupt))?;
-        } else {
-            ranks.agree(Ok(()))?;
-            console.fetch(model, interrupt)?;
-        }
+        ranks.first_then_others(|| console.fetch(model, interrupt))?;
         let threads = ranks.threads(self.settings.train.compute.threads);
         let mut predictor =
             Predictor::open(model, self.adapter.as_deref(), self.arithmetic(), threads, length)?;

@@ -62,14 +62,10 @@ pub struct Args {
 pub fn run(args: Args, console: &Console, interrupt: &Interrupt, job: Option<&Job>) -> Result<(), Failure> {
     let options = args.options.into_table();
     let ranks = job.map(|job| job.ranks().clone()).unwrap_or_default();
-    let open = || args.resume.as_deref().map(|folder| StoppedRun::open(folder, &options)).transpose();
     // The first rank completes what the stopped run was writing; only then do the others read.
-    let stopped = if ranks.is_first() {
-        ranks.agree(open())?
-    } else {
-        ranks.agree(Ok(()))?;
-        open()?
-    };
+    let stopped = ranks.first_then_others(|| {
+        args.resume.as_deref().map(|folder| StoppedRun::open(folder, &options)).transpose()
+    })?;
     let settings = match &stopped {
         Some(stopped) => stopped.settings.clone(),
         None => settings(args.recipe, options, Reader::Train, console)?,

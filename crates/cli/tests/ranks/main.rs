@@ -96,7 +96,7 @@ fn ranks_of(fixture: &Fixture) -> Vec<u32> {
     found
 }
 
-/// Starts a run of so many epochs, and waits until it has evaluated one.
+/// Starts a run of `epochs` epochs, and waits until it has evaluated the first one.
 fn start(launcher: Launcher, fixture: &Fixture, output: &str, ranks: usize, epochs: usize) -> Child {
     let line = format!(
         "{SETTINGS} {QUICK} --output {output} --threads 1 --checkpoint-minutes 1e-6 --epochs {epochs}"

@@ -2,9 +2,7 @@
 
 use std::sync::{Arc, Barrier, Mutex, PoisonError};
 
-use super::Exchange;
-
-type Exchanged<T> = std::result::Result<T, String>;
+use super::{Exchange, Exchanged};
 
 /// What each rank gives, and where all wait for each other.
 struct Table {

@@ -59,12 +59,9 @@ impl Sources {
     ///
     /// # Errors
     /// `Error::Io`, and `Error::Interrupted` after `cancel` was raised.
-    pub fn of(model: &Path, data: &Path, cancel: &Cancel) -> Result<Self> {
+    fn of(prepared: &Prepared, data: &Path, cancel: &Cancel) -> Result<Self> {
         let hex = |hash: u128| format!("{hash:032x}");
-        Ok(Sources {
-            model: hex(digest::of_model(model, cancel)?),
-            data: hex(digest::of_data(data, cancel)?),
-        })
+        Ok(Sources { model: hex(prepared.model_hash(cancel)?), data: hex(digest::of_data(data, cancel)?) })
     }
 
     /// # Errors
@@ -155,7 +152,7 @@ pub(super) struct Checkpoints {
 }
 
 impl Checkpoints {
-    /// Reads the run's model and data once more for their hashes, which have to be those of the run
+    /// Reads the run's model and data for their hashes, which have to be those of the run
     /// that is continued.
     ///
     /// # Errors
@@ -171,7 +168,7 @@ impl Checkpoints {
         let every = Some(60.0 * place.checkpoint_minutes).filter(|seconds| *seconds > 0.0);
         let kernels = instructions(settings.train.compute.dtype.precision()).to_string();
         let sources = if every.is_some() || stopped.is_some() {
-            Sources::of(&prepared.model.path, &place.data, cancel)?
+            Sources::of(prepared, &place.data, cancel)?
         } else {
             Sources::default()
         };

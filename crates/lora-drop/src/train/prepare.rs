@@ -2,6 +2,7 @@
 //! data.
 
 use std::collections::BTreeSet;
+use std::sync::OnceLock;
 
 use lora_drop_transformer::{ModelConfig, ModuleId, ModuleKind, Parameters};
 
@@ -22,7 +23,7 @@ use crate::settings::{
     Method, Reader, RowSettings, RunSettings, SelectionSettings, Situation, Task, TrainSettings, Unselected,
 };
 use crate::summary::ModelFacts;
-use crate::{Cancel, Error, Result};
+use crate::{Cancel, Error, Result, digest};
 
 /// The inputs of a run.
 pub struct Prepared {
@@ -41,6 +42,8 @@ pub struct Prepared {
     pub(super) scores: Option<Record>,
     /// The processes that train on it together.
     pub(crate) ranks: Ranks,
+    /// The hash of the model's files, once they were read for it.
+    hash: OnceLock<u128>,
 }
 
 impl Prepared {
@@ -92,8 +95,9 @@ impl Prepared {
         for note in settings.check_read(&situation)? {
             listen(&Event::Warning(&note));
         }
-        let ranks = Ranks::default();
-        let prepared = Prepared { model, data, kinds, metric, facts, situation, init, scores: None, ranks };
+        let (ranks, hash) = (Ranks::default(), OnceLock::new());
+        let prepared =
+            Prepared { model, data, kinds, metric, facts, situation, init, scores: None, ranks, hash };
         prepared.with_given(settings)
     }
 
@@ -157,8 +161,9 @@ impl Prepared {
         data.forget_unread();
         let (metric, situation) = of_data(run, &data, situation)?;
         run.check_read(&situation)?;
-        let (model, ranks) = (model.clone(), Ranks::default());
-        let prepared = Prepared { model, data, kinds, metric, facts, situation, init, scores: None, ranks };
+        let (model, ranks, hash) = (model.clone(), Ranks::default(), OnceLock::new());
+        let prepared =
+            Prepared { model, data, kinds, metric, facts, situation, init, scores: None, ranks, hash };
         prepared.with_given(run)
     }
 
@@ -169,8 +174,7 @@ impl Prepared {
     /// `Error::Input` with both lists of labels.
     pub(super) fn check_labels(&self, adapter: &AdapterFile, rows: &dyn std::fmt::Display) -> Result<()> {
         // Whose F1 is measured does not matter to the head.
-        let names = |labels: serde_json::Value| {
-            let mut labels = labels;
+        let names = |mut labels: serde_json::Value| {
             labels.as_object_mut().map(|labels| labels.remove("positive"));
             labels
         };
@@ -191,6 +195,18 @@ impl Prepared {
         }
         self.scores = sample::given(&self, &settings.train)?;
         Ok(self)
+    }
+
+    /// The hash of the model's files, which are read the first time.
+    ///
+    /// # Errors
+    /// Those of `digest::of_model`.
+    pub(crate) fn model_hash(&self, cancel: &Cancel) -> Result<u128> {
+        if let Some(hash) = self.hash.get() {
+            return Ok(*hash);
+        }
+        let hash = digest::of_model(&self.model.path, cancel)?;
+        Ok(*self.hash.get_or_init(|| hash))
     }
 
     /// The scores that these settings name, and the choice by them.

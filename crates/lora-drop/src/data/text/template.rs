@@ -222,8 +222,7 @@ impl ChatTemplate {
     }
 
     /// The places of the assistant's turns that are `wanted` in the conversation's text `whole`: each
-    /// from where generation would begin to the end of what the template
-    /// writes of the turn.
+    /// from where generation would begin to the end of what the template writes of the turn.
     ///
     /// A place is known where the text up to the turn, and with it, is a part of the whole. A
     /// template may write a turn differently if others follow, such as without its thoughts, or
@@ -321,7 +320,7 @@ pub(crate) fn template_variables(given: &[String]) -> crate::Result<Map<String, 
         let mut letters = name.chars();
         let starts = letters.next().is_some_and(|c| c.is_alphabetic() || c == '_');
         if !starts || !letters.all(|c| c.is_alphanumeric() || c == '_') {
-            return refuse("the name is none of a template's variable: letters, digits and _");
+            return refuse("the name of a variable has letters, digits and _, and begins with a letter or _");
         }
         if ["messages", "tools", "documents", "add_generation_prompt"].contains(&name) {
             return refuse("the rows decide this variable");
