@@ -7,6 +7,8 @@ use std::io::{self, BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use lora_drop_transformer::json;
+use serde_json::{Map, Value};
 use tempfile::NamedTempFile;
 
 use crate::{Error, Result};
@@ -52,6 +54,16 @@ pub(crate) fn read_if_there(path: &Path) -> io::Result<Option<Vec<u8>>> {
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
         read => read.map(Some),
     }
+}
+
+/// A file's JSON object; None if there is no such file.
+///
+/// # Errors
+/// The file cannot be read, or is something else (`InvalidData`).
+pub(crate) fn json_object(path: &Path) -> io::Result<Option<Map<String, Value>>> {
+    let Some(bytes) = read_if_there(path)? else { return Ok(None) };
+    let wrong = |e| io::Error::new(ErrorKind::InvalidData, format!("not a JSON object: {e}"));
+    json::from_slice(&bytes).map(Some).map_err(wrong)
 }
 
 /// `write_bytes_atomically` without waiting for the disk: after a power failure the file may be

@@ -98,11 +98,7 @@ impl Loaded {
             None => LoraBank::default(),
         };
         let table = bank.table(config.layers);
-        let mut end_tokens = if outputs.is_none() { files.end_tokens()? } else { Vec::new() };
-        if adapter.is_some() {
-            // The token that training puts after each completion.
-            end_tokens.extend(config.eos_token_ids.first());
-        }
+        let end_tokens = if outputs.is_none() { end_tokens(&files, adapter)? } else { Vec::new() };
         Ok(Loaded {
             files,
             arithmetic,
@@ -115,6 +111,20 @@ impl Loaded {
             memory: Memory::default(),
         })
     }
+}
+
+/// The model's end tokens and those that the adapter has learned. An adapter of another program does
+/// not say; it has probably learned the end-of-sequence token.
+fn end_tokens(files: &ModelFiles, adapter: Option<&AdapterFile>) -> Result<Vec<u32>> {
+    let tokens = files.tokens()?;
+    let mut ends = files.end_tokens(&tokens)?;
+    if let Some(adapter) = adapter {
+        match adapter.end_tokens.is_empty() {
+            true => ends.extend(files.eos_token(&tokens)?),
+            false => ends.extend(&adapter.end_tokens),
+        }
+    }
+    Ok(ends)
 }
 
 /// The number of outputs of the adapter's head, or of the model's own.

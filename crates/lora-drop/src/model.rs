@@ -8,13 +8,12 @@ use lora_drop_compute::blocks::BlockType;
 use lora_drop_compute::random::Key;
 use lora_drop_transformer::gguf::{Gguf, TensorType};
 use lora_drop_transformer::token_ids;
-use lora_drop_transformer::{Checkpoint, Loading, Model, ModelConfig, Parameters, Source, Trained, json};
-use serde_json::Value;
+use lora_drop_transformer::{Checkpoint, Loading, Model, ModelConfig, Parameters, Source, Trained};
 
 use crate::data::Tokens;
 use crate::data::gguf_tokenizer::GgufTokenizer;
 use crate::data::text::{ChatTemplate, SpecialTokens, template_variables};
-use crate::files::read_if_there;
+use crate::files::json_object;
 use crate::folder::recover;
 use crate::hub::{Download, HubOptions};
 use crate::settings::Quantize;
@@ -104,31 +103,55 @@ impl ModelFiles {
         })
     }
 
-    /// The tokens that end a generated text: those of generation_config.json if it names any, as in
-    /// transformers, else those of config.json or the GGUF file.
+    /// The end-of-sequence token, which training puts after completions and texts: the tokenizer's
+    /// (`eos_token` in tokenizer_config.json or special_tokens_map.json), as other trainers do, else
+    /// the first of config.json's or generation_config.json's. A GGUF file's metadata has one.
+    /// None if no file names one that the tokenizer has.
     ///
     /// # Errors
-    /// generation_config.json cannot be read, or names something that is not a token's number.
-    pub fn end_tokens(&self) -> Result<Vec<u32>> {
+    /// A file cannot be read, or names something that is not a token's number.
+    pub fn eos_token(&self, tokens: &Tokens) -> Result<Option<u32>> {
+        let own = self.config.eos_token_ids.first().copied();
+        if !self.path.is_dir() {
+            return Ok(own);
+        }
+        let special = SpecialTokens::read(&self.path)?;
+        let named = special.get("eos_token").and_then(|token| tokens.tokenizer().token_to_id(token));
+        match named.or(own) {
+            Some(id) => Ok(Some(id)),
+            None => Ok(self.generation_ends()?.and_then(|ids| ids.first().copied())),
+        }
+    }
+
+    /// The tokens that end a generated text: those of generation_config.json if it names any, as in
+    /// transformers, else those of config.json or the GGUF file, else the tokenizer's.
+    ///
+    /// # Errors
+    /// As for [`Self::eos_token`].
+    pub fn end_tokens(&self, tokens: &Tokens) -> Result<Vec<u32>> {
         let config = &self.config;
         if !config.architecture.is_decoder() {
             return Ok(Vec::new());
         }
-        let path = self.path.join("generation_config.json");
-        let text = match &*self.weights {
-            WeightFiles::Folder(_) => read_if_there(&path).map_err(|e| Error::io(&path, e))?,
-            WeightFiles::Gguf(_) => None,
-        };
-        let Some(text) = text else { return Ok(config.eos_token_ids.clone()) };
-        let refuse = |problem: String| Error::file(&path, problem);
-        let object: serde_json::Map<String, Value> =
-            json::from_slice(&text).map_err(|e| refuse(format!("not a JSON object: {e}")))?;
-        match object.get("eos_token_id") {
-            None | Some(Value::Null) => Ok(config.eos_token_ids.clone()),
-            Some(value) => token_ids(value).ok_or_else(|| {
-                refuse(format!("eos_token_id is {value}, expected a token's number or a list of them"))
-            }),
+        match self.generation_ends()? {
+            Some(ids) => Ok(ids),
+            None if config.eos_token_ids.is_empty() => Ok(self.eos_token(tokens)?.into_iter().collect()),
+            None => Ok(config.eos_token_ids.clone()),
         }
+    }
+
+    /// `eos_token_id` of generation_config.json.
+    fn generation_ends(&self) -> Result<Option<Vec<u32>>> {
+        let path = self.path.join("generation_config.json");
+        if !self.path.is_dir() {
+            return Ok(None);
+        }
+        let object = json_object(&path).map_err(|e| Error::io(&path, e))?.unwrap_or_default();
+        let Some(value) = object.get("eos_token_id").filter(|value| !value.is_null()) else {
+            return Ok(None);
+        };
+        let wrong = || format!("eos_token_id is {value}, expected a token's number or a list of them");
+        token_ids(value).map(Some).ok_or_else(|| Error::file(&path, wrong()))
     }
 
     /// Opens the tokenizer.

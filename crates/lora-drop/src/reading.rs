@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 
 use crate::Result;
-use crate::data::ColumnNames;
 use crate::data::text::{TextColumnNames, TextKind, TextOptions};
+use crate::data::{ColumnNames, Tokens};
+use crate::model::ModelFiles;
 use crate::settings::{BadRows, RowSettings, Situation, Task};
 
 /// How a split's rows are read.
@@ -22,6 +23,8 @@ pub struct Reading {
     pub template_vars: Vec<String>,
     /// Whether prompts are written as a user's turn by the model's chat template.
     pub chat: bool,
+    /// Whether plain texts do not end with the end-of-sequence token.
+    pub no_eos: bool,
     /// The data that the model was trained on, whose held-out rows are its dev split.
     pub trained_on: Option<PathBuf>,
     /// Names of the settings that were given for these rows; each must be read for them.
@@ -43,6 +46,7 @@ impl Reading {
             bad_rows: rows.bad_rows,
             template_vars: rows.template_var.clone(),
             chat: rows.chat,
+            no_eos: rows.no_eos,
             trained_on,
             given: Vec::new(),
         }
@@ -57,15 +61,19 @@ impl Reading {
         Situation { chat: Some(self.chat), ..situation }.check(self.given.iter().copied())
     }
 
-    /// Returns the options for a decoder with this vocabulary and end-of-sequence token.
-    pub(crate) fn text_options(&self, vocabulary: usize, end: Option<&u32>) -> TextOptions {
-        TextOptions {
+    /// The options for a decoder with this tokenizer.
+    ///
+    /// # Errors
+    /// The files that name the end-of-sequence token cannot be read.
+    pub(crate) fn text_options(&self, files: &ModelFiles, tokens: &Tokens) -> Result<TextOptions> {
+        Ok(TextOptions {
             columns: self.texts.clone(),
             prompt_template: self.prompt_template.clone(),
             bad_rows: self.bad_rows,
             chat: self.chat,
+            text_eos: !self.no_eos,
             trained_on: self.trained_on.clone(),
-            ..TextOptions::new(vocabulary, end.copied())
-        }
+            ..TextOptions::new(files.config.vocab_size, files.eos_token(tokens)?)
+        })
     }
 }

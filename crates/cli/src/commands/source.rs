@@ -20,7 +20,7 @@ use super::interrupt::Interrupt;
 use super::options::{Given, Takes, no_effect};
 
 /// The settings of rows with texts and labels.
-const ROWS: [&str; 10] = [
+const ROWS: [&str; 11] = [
     "text-column",
     "pair-column",
     "label-column",
@@ -28,6 +28,7 @@ const ROWS: [&str; 10] = [
     "completion-column",
     "prompt-template",
     "chat",
+    "no-eos",
     "bad-rows",
     "template-var",
     "positive-class",

@@ -296,6 +296,7 @@ fn a_trained_model_is_written_by_its_weights_names() {
         base.folder.path(),
         folder.path(),
         Some(&labels),
+        &[],
         &|_| FloatType::F32,
         |name, shape| Ok(Cow::Owned(vec![name.len() as f32; shape.iter().product()])),
     )

@@ -277,3 +277,88 @@ fn prompts_are_read_in_bf16_where_that_is_asked_for() {
     let [plain, rounded] = ["f32", "bf16"].map(loss);
     assert!(plain != rounded && (plain / rounded - 1.0).abs() < 0.02, "{plain} and {rounded}");
 }
+
+/// A decoder that ends turns with another token than texts, and conversations with a constant answer.
+fn chat_fixture() -> Fixture {
+    let fixture = Fixture::new();
+    fixture.write_decoder("decoder");
+    let mut tokenizer = fixture.read_json("decoder/tokenizer.json");
+    let mut turn_end = tokenizer["added_tokens"][0].clone();
+    (turn_end["id"], turn_end["content"]) = (json!(95), json!("w95"));
+    tokenizer["added_tokens"].as_array_mut().unwrap().push(turn_end);
+    fixture.write("decoder/tokenizer.json", tokenizer.to_string());
+    let template = "{% for m in messages %}w94 {{ m.content }} w95 {% endfor %}{% if add_generation_prompt %}w94 {% endif %}";
+    fixture.write("decoder/tokenizer_config.json", json!({ "chat_template": template }).to_string());
+    let row = |i: usize| {
+        let turn = |role: &str, content: String| json!({ "role": role, "content": content });
+        let question = format!("w{} w{}", 3 + i % 40, 10 + i % 7);
+        let turns = [turn("user", question), turn("assistant", "w50 w51".into())];
+        format!("{}\n", json!({ "messages": turns }))
+    };
+    fixture.write("chats/train.jsonl", (0..48).map(row).collect::<String>());
+    fixture.write("chats/dev.jsonl", (48..56).map(row).collect::<String>());
+    fixture
+}
+
+const CHATS: &str = "--model decoder --data chats --epochs 4 --batch-size 4 --learning-rate 2e-2";
+
+#[test]
+fn generation_ends_where_the_answers_ended() {
+    let fixture = chat_fixture();
+    fixture.run(&format!("train {CHATS} --method lora --output out")).ok();
+    let finishes = |source: &str| {
+        let words =
+            format!("generate {source} --data chats --max-new-tokens 12 --output texts.jsonl --overwrite");
+        fixture.run(&words).ok();
+        let rows = fixture.read("texts.jsonl");
+        let rows = rows.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        rows.map(|row| format!("{} {}", row["text"], row["finish"])).collect::<Vec<_>>()
+    };
+    let expected = vec!["\"w50 w51\" \"end_of_text\"".to_string(); 8];
+    let compact = "--model decoder --adapter out/adapter_compact.safetensors";
+    for source in ["--adapter out", compact] {
+        assert_eq!(finishes(source), expected, "{source}");
+    }
+    let evaluated = fixture.run("eval --adapter out --data chats --metrics exact_match --json").ok().json();
+    assert_eq!(evaluated["metrics"]["exact_match"], json!(1.0), "{evaluated}");
+    // Where transformers looks for it, and llama.cpp.
+    fixture.run("merge --adapter out --output merged").ok();
+    for file in ["generation_config.json", "config.json"] {
+        assert_eq!(fixture.read_json(&format!("merged/{file}"))["eos_token_id"], json!([2, 95]), "{file}");
+    }
+    assert_eq!(finishes("--model merged"), expected);
+    // The base still ends with its own token alone.
+    assert!(finishes("--model decoder").iter().all(|row| !row.contains("w50 w51\" \"end")));
+}
+
+#[test]
+fn a_trained_model_names_the_end_that_it_has_learned() {
+    let fixture = chat_fixture();
+    fixture.write("decoder/generation_config.json", json!({ "eos_token_id": 2, "top_k": 7 }).to_string());
+    fixture.run(&format!("train {CHATS} --epochs 1 --method full --output whole")).ok();
+    let generation = fixture.read_json("whole/generation_config.json");
+    assert_eq!(generation, json!({ "eos_token_id": [2, 95], "top_k": 7 }));
+}
+
+#[test]
+fn the_end_of_a_text_is_found_in_any_file_that_names_it() {
+    let fixture = fixture();
+    let mut config = fixture.read_json("decoder/config.json");
+    config.as_object_mut().unwrap().remove("eos_token_id");
+    fixture.write("decoder/config.json", config.to_string());
+    let train = "train --model decoder --data texts --epochs 1 --method lora --overwrite --output out";
+    let none = ["no end-of-sequence token", "generation_config.json", "tokenizer_config.json"];
+    fixture.run(train).fails(1, &none);
+    let learned = |file: &str, content: Value| {
+        fixture.write(&format!("decoder/{file}"), content.to_string());
+        fixture.run(train).ok();
+        std::fs::remove_file(fixture.path(&format!("decoder/{file}"))).unwrap();
+        let file = std::fs::read(fixture.path("out/adapter_model.safetensors")).unwrap();
+        let header = String::from_utf8_lossy(&file[8..2000]).into_owned();
+        let at = header.find("end_tokens").expect("end tokens");
+        header[at..].chars().skip("end_tokens\":\"".len()).take_while(|c| *c != '"').collect::<String>()
+    };
+    assert_eq!(learned("generation_config.json", json!({ "eos_token_id": [7, 2] })), "[7]");
+    assert_eq!(learned("tokenizer_config.json", json!({ "eos_token": "</s>" })), "[2]");
+    assert_eq!(learned("special_tokens_map.json", json!({ "eos_token": { "content": "w9" } })), "[9]");
+}

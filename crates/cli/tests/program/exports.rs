@@ -90,6 +90,7 @@ fn write_adapter(fixture: &Fixture, folder: &str, change: impl FnOnce(&mut Adapt
         lora_dropout: 0.0,
         head: BTreeMap::new(),
         labels: None,
+        end_tokens: Vec::new(),
         base: "base".into(),
         metadata: BTreeMap::new(),
     };
@@ -553,4 +554,28 @@ fn what_cannot_be_written_is_refused() {
     merge("--model base --gguf f16 --output m.gguf")
         .fails(1, &["base/tokenizer.json", "smollm", "llama-bpe"]);
     assert!(!fixture.path("m.gguf").exists());
+}
+
+#[test]
+fn a_merged_file_names_the_end_of_a_turn_that_was_learned() {
+    let fixture = fixture();
+    let ids = |path: &str| {
+        let file = Gguf::open(&fixture.path(path)).unwrap();
+        let id =
+            |name: &str| file.value(&format!("tokenizer.ggml.{name}_token_id")).and_then(GgufValue::as_u64);
+        (["eos", "eot", "eom"].map(id), file.config().unwrap()["eos_token_id"].clone())
+    };
+    for (ends, expected, read) in [
+        (vec![2], [Some(2), None, None], json!(2)),
+        (vec![1, 2], [Some(2), Some(1), None], json!([2, 1])),
+        (vec![1, 0], [Some(2), Some(1), Some(0)], json!([2, 1, 0])),
+    ] {
+        write_adapter(&fixture, "ends", |adapter| adapter.end_tokens = ends);
+        fixture.run("merge --model base --adapter ends --gguf f32 --output m.gguf --overwrite").ok();
+        assert_eq!(ids("m.gguf"), (expected, read));
+    }
+    // From a GGUF file too, whose end of a turn is replaced, not kept beside it.
+    write_adapter(&fixture, "ends", |adapter| adapter.end_tokens = vec![3]);
+    fixture.run("merge --model m.gguf --adapter ends --gguf f32 --output n.gguf").ok();
+    assert_eq!(ids("n.gguf"), ([Some(2), Some(3), Some(0)], json!([2, 3, 0])));
 }

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::bank::pair_name;
 use super::file::{
-    AdapterFile, HeadWeight, StoredPair, is_head_tensor, pair_shape, read_metadata, read_tensor, read_vector,
+    AdapterFile, HeadWeight, Said, StoredPair, is_head_tensor, pair_shape, read_tensor, read_vector,
 };
 use super::tensors::{Tensor, write_f32};
 use super::{Vector, form, in_files};
@@ -214,7 +214,7 @@ pub(super) fn read(path: &Path) -> Result<AdapterFile> {
         let (shape, values) = read_tensor(&file, path, name)?;
         head.insert(name.to_string(), HeadWeight { shape, values });
     }
-    let (labels, metadata) = read_metadata(&file, path, MAP_KEY)?;
+    let Said { labels, end_tokens, metadata } = Said::read(&file, path, MAP_KEY)?;
     Ok(AdapterFile {
         architectures,
         method,
@@ -225,6 +225,7 @@ pub(super) fn read(path: &Path) -> Result<AdapterFile> {
         lora_dropout: map.lora_dropout,
         head,
         labels,
+        end_tokens,
         base: map.base,
         metadata,
     })

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use lora_drop_transformer::{
     AdapterMethod, Architecture, Checkpoint, Group, ModelConfig, ModuleId, ModuleKind, Parameter, Parameters,
-    Trained, json,
+    Trained, json, token_ids,
 };
 
 use super::bank::{Half, LoraBank, PairValues, pair_name, scale, transposed};
@@ -18,7 +18,9 @@ use crate::{Error, Result};
 /// The prefix of this program's keys in a file's metadata.
 pub(super) const METADATA_PREFIX: &str = "lora_drop.";
 /// The labels, as JSON, in the metadata of both kinds of files.
-pub(super) const LABELS_KEY: &str = "lora_drop.labels";
+const LABELS_KEY: &str = "lora_drop.labels";
+/// The tokens that end what was learned, as a JSON list, in the metadata of both kinds of files.
+const END_TOKENS_KEY: &str = "lora_drop.end_tokens";
 
 /// One unique LoRA pair.
 #[derive(Clone, Debug, PartialEq)]
@@ -76,6 +78,9 @@ pub struct AdapterFile {
     pub head: BTreeMap<String, HeadWeight>,
     /// What the labels mean: `data::Labels` as JSON.
     pub labels: Option<serde_json::Value>,
+    /// The special tokens that end the texts that it was trained on, the most frequent first; empty
+    /// for an adapter with a head, or of another program.
+    pub end_tokens: Vec<u32>,
     /// The base model as the run named it; may be empty.
     pub base: String,
     /// Its provenance, such as `version`, `method`, `seed`; kept in the file's metadata.
@@ -157,6 +162,7 @@ impl AdapterFile {
             lora_dropout,
             head: head.collect(),
             labels: None,
+            end_tokens: Vec::new(),
             base: String::new(),
             metadata: BTreeMap::new(),
         };
@@ -395,6 +401,7 @@ impl AdapterFile {
             lora_dropout: self.lora_dropout,
             head: self.head.clone(),
             labels: self.labels.clone(),
+            end_tokens: self.end_tokens.clone(),
             base: self.base.clone(),
             metadata: self.metadata.clone(),
         }
@@ -434,12 +441,14 @@ impl AdapterFile {
         layers
     }
 
-    /// Labels and provenance as metadata of a file.
+    /// Labels, end tokens and provenance as metadata of a file.
     pub(super) fn file_metadata(&self) -> BTreeMap<String, String> {
         let own = self.metadata.iter().map(|(k, v)| (format!("{METADATA_PREFIX}{k}"), v.clone()));
         let labels = self.labels.iter().map(|labels| (LABELS_KEY.to_string(), labels.to_string()));
+        let ends = Some(&self.end_tokens).filter(|ends| !ends.is_empty());
+        let ends = ends.map(|ends| (END_TOKENS_KEY.to_string(), serde_json::json!(ends).to_string()));
         // Other readers of safetensors need the framework whose layout the tensors have.
-        own.chain(labels).chain([("format".to_string(), "pt".to_string())]).collect()
+        own.chain(labels).chain(ends).chain([("format".to_string(), "pt".to_string())]).collect()
     }
 }
 
@@ -448,24 +457,33 @@ pub(super) fn same_bits(x: &[f32], y: &[f32]) -> bool {
     x.iter().map(|v| v.to_bits()).eq(y.iter().map(|v| v.to_bits()))
 }
 
-/// Labels and provenance from a file's metadata, without the key `except`, which is neither.
-pub(super) fn read_metadata(
-    checkpoint: &Checkpoint,
-    path: &Path,
-    except: &str,
-) -> Result<(Option<serde_json::Value>, BTreeMap<String, String>)> {
-    let mut labels = None;
-    let mut own = BTreeMap::new();
-    for (key, value) in checkpoint.metadata() {
-        if key == LABELS_KEY {
-            let read = json::from_str(value)
-                .map_err(|e| Error::file(path, format!("metadata {LABELS_KEY}: {e}")))?;
-            labels = Some(read);
-        } else if let Some(name) = key.strip_prefix(METADATA_PREFIX).filter(|_| key != except) {
-            own.insert(name.to_string(), value.clone());
+/// What a file's metadata says beside the pairs.
+pub(super) struct Said {
+    pub labels: Option<serde_json::Value>,
+    pub end_tokens: Vec<u32>,
+    /// Provenance.
+    pub metadata: BTreeMap<String, String>,
+}
+
+impl Said {
+    /// Reads a file's metadata, without the key `except`.
+    pub fn read(checkpoint: &Checkpoint, path: &Path, except: &str) -> Result<Self> {
+        let value = |key: &str, text: &str| -> Result<serde_json::Value> {
+            json::from_str(text).map_err(|e| Error::file(path, format!("metadata {key}: {e}")))
+        };
+        let mut said = Said { labels: None, end_tokens: Vec::new(), metadata: BTreeMap::new() };
+        for (key, text) in checkpoint.metadata() {
+            if key == LABELS_KEY {
+                said.labels = Some(value(key, text)?);
+            } else if key == END_TOKENS_KEY {
+                let wrong = || format!("metadata {key} is {text:?}, expected a list of tokens' numbers");
+                said.end_tokens = token_ids(&value(key, text)?).ok_or_else(|| Error::file(path, wrong()))?;
+            } else if let Some(name) = key.strip_prefix(METADATA_PREFIX).filter(|_| key != except) {
+                said.metadata.insert(name.to_string(), text.clone());
+            }
         }
+        Ok(said)
     }
-    Ok((labels, own))
 }
 
 /// Shape and values of an adapter's tensor, of f16, bf16, f32 or f64.

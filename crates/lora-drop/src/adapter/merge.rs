@@ -8,15 +8,15 @@ use std::io;
 use std::path::Path;
 
 use lora_drop_transformer::gguf::Gguf;
-use lora_drop_transformer::{ModelConfig, ModuleId, Source, Stored, Weights};
-use serde_json::{Map, Value};
+use lora_drop_transformer::{ModelConfig, ModuleId, Source, Stored, Weights, token_ids};
+use serde_json::{Map, Value, json};
 
 use super::file::{AdapterFile, HeadWeight, StoredPair};
 use super::form;
 use super::tensors::{self, FloatType, Outline};
 use crate::data::Labels;
 use crate::data::gguf_tokenizer::{WRITTEN_FILES, write_tokenizer};
-use crate::files::{write_atomically, write_json};
+use crate::files::{json_object, write_atomically, write_json};
 use crate::folder::FILES_KEY;
 use crate::{Cancel, Error, Result};
 
@@ -34,8 +34,11 @@ pub const TOKENIZER_FILES: [&str; 12] = [
     "spiece.model",
     "tokenizer.model",
     "chat_template.jinja",
-    "generation_config.json",
+    GENERATION_FILE,
 ];
+
+const GENERATION_FILE: &str = "generation_config.json";
+const EOS_KEY: &str = "eos_token_id";
 
 /// A base's weights with the adapted weight in place of each adapted W (for LoRA W + s · B A), and
 /// the adapter's head.
@@ -186,7 +189,7 @@ pub fn merge(
     let merged = MergedWeights::new(base, config, adapter, &known)?;
     let main = main_type(&known, |name| merged.storage(name));
     let types = |name: &str| dtype.or_else(|| merged.storage(name)).unwrap_or(main);
-    write_checkpoint(config, base.place(), output, labels, &types, |name, shape| {
+    write_checkpoint(config, base.place(), output, labels, &adapter.end_tokens, &types, |name, shape| {
         cancel.check()?;
         merged.weight(name, shape)
     })
@@ -210,8 +213,10 @@ fn main_type(tensors: &[Outline], of: impl Fn(&str) -> Option<FloatType>) -> Flo
 /// `values` returns each weight by its full name
 /// (`bert.encoder.layer.0.attention.self.query.weight`, `classifier.bias`) and shape, one after the
 /// other, and `types` the type in which it is written. The tokenizer is copied from `model`, a
-/// folder or a GGUF file; `labels` are those of [`merge`]. config.json is written last, so a folder
-/// that has one is complete. It names the type of most values.
+/// folder or a GGUF file; `labels` are those of [`merge`]. The tokens `ends`, which the model has
+/// learned to end a text with, are added to `eos_token_id` of generation_config.json, where
+/// transformers looks for them, and of config.json. The latter is written last, so a folder that has
+/// one is complete. It names the type of most values.
 ///
 /// # Errors
 /// `output` is the model's own folder; those of `values`, of the tokenizer and of the disk.
@@ -220,6 +225,7 @@ pub fn write_checkpoint<'a>(
     model: &Path,
     output: &Path,
     labels: Option<&Labels>,
+    ends: &[u32],
     types: &dyn Fn(&str) -> FloatType,
     values: impl FnMut(&str, &[usize]) -> Result<Cow<'a, [f32]>>,
 ) -> Result<()> {
@@ -235,10 +241,12 @@ pub fn write_checkpoint<'a>(
         true => TOKENIZER_FILES.into_iter().filter(|name| model.join(name).is_file()).collect(),
         false => WRITTEN_FILES.to_vec(),
     };
-    let files: Vec<&str> = tokenizer.iter().copied().chain(["config.json", "model.safetensors"]).collect();
+    let created = Some(GENERATION_FILE).filter(|name| !ends.is_empty() && !tokenizer.contains(name));
+    let files: Vec<&str> =
+        tokenizer.iter().copied().chain(created).chain(["config.json", "model.safetensors"]).collect();
     let metadata = BTreeMap::from([
         ("format".to_string(), "pt".to_string()),
-        (FILES_KEY.to_string(), serde_json::json!(files).to_string()),
+        (FILES_KEY.to_string(), json!(files).to_string()),
     ]);
     let known = outlines(config, labels);
     tensors::write(&output.join("model.safetensors"), &metadata, &known, types, values)?;
@@ -251,9 +259,23 @@ pub fn write_checkpoint<'a>(
     } else {
         write_tokenizer(&Gguf::open(model)?, output)?;
     }
-    let path = output.join("config.json");
-    let dtype = main_type(&known, |name| Some(types(name)));
-    write_json(&path, &merged_config(config, labels, dtype))
+    let mut merged = merged_config(config, labels, main_type(&known, |name| Some(types(name))));
+    if !ends.is_empty() {
+        let path = output.join(GENERATION_FILE);
+        let mut generation = json_object(&path).map_err(|e| Error::io(&path, e))?.unwrap_or_default();
+        let own = [&generation, &merged].into_iter().find_map(|keys| token_ids(keys.get(EOS_KEY)?));
+        let mut all = own.unwrap_or_default();
+        for end in ends {
+            if !all.contains(end) {
+                all.push(*end);
+            }
+        }
+        let value = if let [end] = all[..] { json!(end) } else { json!(all) };
+        merged.insert(EOS_KEY.to_string(), value.clone());
+        generation.insert(EOS_KEY.to_string(), value);
+        write_json(&path, &generation)?;
+    }
+    write_json(&output.join("config.json"), &merged)
 }
 
 /// Every weight of the model for sequence classification, or of the decoder, full names and shapes,

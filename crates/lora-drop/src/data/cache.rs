@@ -249,8 +249,8 @@ impl Stored for Encoded {
 }
 
 impl Stored for EncodedRow {
-    /// Length, flags, sequences; of each its number of tokens, ids, and a byte for each token, 1
-    /// where it is learned.
+    /// Length, flags, sequences, ends. Of each sequence its number of tokens, ids, and a byte for
+    /// each token, 1 where it is learned.
     fn put(&self, out: &mut Vec<u8>) {
         let flags = [self.joined, self.endless, self.unprompted, self.thoughtless, self.counted];
         put(out, &[self.length as u32]);
@@ -261,6 +261,8 @@ impl Stored for EncodedRow {
             put(out, ids);
             out.extend(learn.iter().map(|&learn| u8::from(learn)));
         }
+        put(out, &[self.ends.len() as u32]);
+        put(out, &self.ends);
     }
 
     fn take(from: &mut Reader) -> Option<Self> {
@@ -277,7 +279,9 @@ impl Stored for EncodedRow {
             let ids = from.numbers(count)?;
             sequences.push((ids, from.bytes(count)?.iter().map(|&byte| byte == 1).collect()));
         }
-        Some(EncodedRow { sequences, length, counted, joined, endless, unprompted, thoughtless })
+        let count = from.number()?;
+        let ends = from.numbers(count)?;
+        Some(EncodedRow { sequences, length, counted, joined, endless, unprompted, thoughtless, ends })
     }
 }
 
@@ -326,6 +330,7 @@ mod tests {
             endless: true,
             unprompted: false,
             thoughtless: true,
+            ends: vec![8, 2],
         };
         let mut bytes = Vec::new();
         text.put(&mut bytes);

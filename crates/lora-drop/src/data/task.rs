@@ -72,6 +72,14 @@ impl TaskData {
         }
     }
 
+    /// The special tokens that end the texts to learn, the most frequent first; none for labels.
+    pub fn ends(&self) -> &[u32] {
+        match self {
+            TaskData::Labelled(_) => &[],
+            TaskData::Text(data) => &data.train.ends,
+        }
+    }
+
     /// The labels by which the sample of train is stratified; texts all have the same one. None
     /// where rows have no labels.
     pub(crate) fn strata(&self) -> Option<Vec<Label>> {

@@ -94,7 +94,7 @@ impl Predictor {
             let config = &decoder.config;
             let text_options = TextOptions {
                 max_length: self.max_length,
-                ..reading.text_options(config.vocab_size, config.eos_token_ids.first())
+                ..reading.text_options(&self.loaded.files, &self.tokens)?
             };
             let (split, _) =
                 TextSplit::load(data, name, &self.tokens, template.as_ref(), &text_options)?;

@@ -87,9 +87,13 @@ fn labelled_options(files: &ModelFiles, reading: &Reading, max_length: usize) ->
 }
 
 /// The same of texts.
-fn text_options(files: &ModelFiles, reading: &Reading, max_length: usize) -> TextOptions {
-    let config = &files.config;
-    TextOptions { max_length, ..reading.text_options(config.vocab_size, config.eos_token_ids.first()) }
+fn text_options(
+    files: &ModelFiles,
+    tokens: &Tokens,
+    reading: &Reading,
+    max_length: usize,
+) -> Result<TextOptions> {
+    Ok(TextOptions { max_length, ..reading.text_options(files, tokens)? })
 }
 
 impl Predictor {
@@ -223,7 +227,7 @@ impl Predictor {
                 }
                 None => {
                     let template = files.template(&reading.template_vars)?;
-                    let options = text_options(files, reading, *max_length);
+                    let options = text_options(files, tokens, reading, *max_length)?;
                     let (split, warnings) =
                         TextSplit::load(data, split, tokens, template.as_ref(), &options)?;
                     reading.check_texts(split.kind)?;
@@ -258,8 +262,8 @@ impl Predictor {
         if self.labels().is_some() {
             return Err(Error::Usage("the model has a head for labels, and no loss of texts".to_string()));
         }
-        let (template, options) =
-            (self.files().template(&[])?, text_options(self.files(), &Reading::default(), self.max_length));
+        let template = self.files().template(&[])?;
+        let options = text_options(self.files(), &self.tokens, &Reading::default(), self.max_length)?;
         let raw = RawText::of_rows(SplitName::Dev, rows)?;
         self.pool.install(|| {
             let encoder = TextEncoder::new(&self.tokens, template.as_ref(), &options)?;

@@ -91,7 +91,7 @@ impl Generator {
     /// Whatever is wrong with a file or a row, with its place.
     pub fn rows(&self, data: &Path, split: &str) -> Result<(Vec<TextRow>, Vec<String>)> {
         let name: SplitName = split.parse().map_err(Error::Usage)?;
-        let options = self.options();
+        let options = self.options()?;
         let (split, warnings) = TextSplit::load(data, name, &self.tokens, self.template.as_ref(), &options)?;
         self.reading.check_texts(split.kind)?;
         Ok((split.rows, warnings))
@@ -109,7 +109,7 @@ impl Generator {
         cancel: &Cancel,
         on_text: &mut (dyn FnMut(usize, &str) + Send),
     ) -> Result<Vec<Generated>> {
-        let text_options = self.options();
+        let text_options = self.options()?;
         let Generator { loaded, tokens, template, pool, .. } = self;
         let decoder = &loaded.model;
         let encoder = TextEncoder::new(tokens, template.as_ref(), &text_options)?;
@@ -147,11 +147,9 @@ impl Generator {
         Ok(found)
     }
 
-    fn options(&self) -> TextOptions {
-        let config = &self.loaded.model.config;
-        TextOptions {
-            max_length: config.max_tokens(),
-            ..self.reading.text_options(config.vocab_size, config.eos_token_ids.first())
-        }
+    fn options(&self) -> Result<TextOptions> {
+        let Loaded { files, model, .. } = &self.loaded;
+        let max_length = model.config.max_tokens();
+        Ok(TextOptions { max_length, ..self.reading.text_options(files, &self.tokens)? })
     }
 }

@@ -35,7 +35,8 @@ pub(super) fn merge(
     }
     let known = outlines(config, None);
     let merged = MergedWeights::new(files.source(), config, adapter, &known)?;
-    let metadata = metadata(files)?;
+    let mut metadata = metadata(files)?;
+    end_with(&mut metadata, &adapter.end_tokens);
     write_atomically(output, |out| {
         let mut writer = ModelWriter::new(out, config, &metadata, &known, kind)?;
         for (name, shape) in &known {
@@ -44,6 +45,21 @@ pub(super) fn merge(
         }
         writer.finish().map(drop)
     })
+}
+
+/// Adds the tokens that the adapter has learned to end a text with, where llama.cpp looks for them
+/// beside the end-of-sequence token: the end of a turn and the end of a message.
+fn end_with(metadata: &mut Vec<(String, Value)>, ends: &[u32]) {
+    let key = |name: &str| format!("tokenizer.ggml.{name}_token_id");
+    let known = ["eos", "eot", "eom"].map(key);
+    let is_known = |end: u32, metadata: &[(String, Value)]| {
+        metadata.iter().any(|(key, value)| known.contains(key) && value.as_u64() == Some(end.into()))
+    };
+    let new: Vec<u32> = ends.iter().copied().filter(|&end| !is_known(end, metadata)).collect();
+    for (key, end) in known[1..].iter().zip(new) {
+        metadata.retain(|(known, _)| known != key);
+        metadata.push((key.clone(), Value::U32(end)));
+    }
 }
 
 fn metadata(files: &ModelFiles) -> Result<Vec<(String, Value)>> {

@@ -189,6 +189,8 @@ settings! {
         /// Decoders: write prompts and completions as turns of user and assistant, with the model's
         /// chat template
         chat: bool = false, "", reads [Texts, Prompts];
+        /// Decoders: do not add the end-of-sequence token to plain texts
+        no_eos: bool = false, "", reads [PlainTexts];
         /// Decoders: a value for the model's chat template, such as enable_thinking=false; can be given
         /// several times. What is JSON is read as such (true, 3), all else is a text
         template_var: Vec<String> = Vec::new(), "NAME=VALUE", reads [Texts, Template], or "none";

@@ -58,6 +58,8 @@ pub enum Need {
     Classes,
     /// Rows are texts.
     Texts,
+    /// Rows are plain texts.
+    PlainTexts,
     /// Rows have a prompt and a completion.
     Prompts,
     /// The model's chat template writes the rows.
@@ -250,6 +252,16 @@ impl Situation {
                 "for texts and regressions: it spreads a class's target over all classes".to_string(),
             ),
             Need::Texts => (with_labels, "for rows with labels; see `task`".to_string()),
+            Need::PlainTexts => match self.rows {
+                _ if with_labels => (true, "for rows with labels; see `task`".to_string()),
+                Some(TextKind::Completion) => {
+                    (true, "for prompts with completions, which always end with it".to_string())
+                }
+                Some(TextKind::Messages) => {
+                    (true, "for conversations, which end as the model's chat template writes them".to_string())
+                }
+                Some(TextKind::Text) | None => (false, String::new()),
+            },
             Need::Prompts => match self.rows {
                 Some(TextKind::Text) => (true, "for rows of plain text, which have no prompt".to_string()),
                 Some(TextKind::Messages) => (

@@ -318,7 +318,8 @@ impl Learner {
         let (architecture, dropout) = (prepared.model.config.architecture, settings.adapter.lora_dropout);
         let labels = prepared.data.labels().and_then(|labels| serde_json::to_value(labels).ok());
         let file = AdapterFile::from_bank(&self.bank, &self.state.parameters, architecture, dropout);
-        AdapterFile { labels, base: prepared.model.name.clone(), ..file }
+        let end_tokens = prepared.data.ends().to_vec();
+        AdapterFile { labels, end_tokens, base: prepared.model.name.clone(), ..file }
     }
 
     /// Puts the gradients of the mean loss over the rows of one step into the parameters, and adds

@@ -170,7 +170,8 @@ impl<'a> Output<'a> {
                 Ok(Cow::Borrowed(parameters.value(id)))
             };
             let (model, labels) = (&prepared.model.path, prepared.data.labels());
-            write_checkpoint(config, model, &folder, labels, &|_| FloatType::F32, values)?;
+            let ends = prepared.data.ends();
+            write_checkpoint(config, model, &folder, labels, ends, &|_| FloatType::F32, values)?;
         } else {
             let mut file = learner.adapter(prepared, &settings.train);
             file.base = hub::plain(&self.resolved.place.model).to_string();

@@ -79,7 +79,7 @@ impl Prepared {
             TaskData::Labelled(Box::new(Dataset::load(&settings.place.data, &tokens, &options)?))
         } else {
             let template = model.template(&settings.rows.template_var)?;
-            let options = text_options(&settings.rows, &model.config);
+            let options = text_options(&settings.rows, &model, &tokens)?;
             let texts = TextDataset::load(&settings.place.data, &tokens, template.as_ref(), &options)?;
             TaskData::Text(Box::new(texts))
         };
@@ -141,7 +141,7 @@ impl Prepared {
         let run = RunSettings { rows: rows.clone(), train: settings.clone(), ..RunSettings::default() };
         Self::in_memory(model, &run, false, |tokens| {
             let template = model.template(&rows.template_var)?;
-            let options = text_options(rows, &model.config);
+            let options = text_options(rows, model, tokens)?;
             let texts = TextDataset::new(train, dev, tokens, template.as_ref(), &options)?;
             Ok(TaskData::Text(Box::new(texts)))
         })
@@ -375,13 +375,13 @@ fn situation(settings: &RunSettings, config: &ModelConfig, labelled: bool) -> Si
 }
 
 /// How texts are read for a decoder.
-fn text_options(rows: &RowSettings, config: &ModelConfig) -> TextOptions {
-    TextOptions {
-        max_length: rows.row_tokens(config.max_positions),
+fn text_options(rows: &RowSettings, model: &ModelFiles, tokens: &Tokens) -> Result<TextOptions> {
+    Ok(TextOptions {
+        max_length: rows.row_tokens(model.config.max_positions),
         over_length: rows.over_length,
         cache: TokenCache::of_user(rows.token_cache),
-        ..Reading::of(rows, None).text_options(config.vocab_size, config.eos_token_ids.first())
-    }
+        ..Reading::of(rows, None).text_options(model, tokens)?
+    })
 }
 
 /// Returns the metric `asked`, or the default one: for rows with these labels, or for texts.

@@ -69,12 +69,7 @@ pub fn write(
         found.iter().map(|sample| examples[sample.row].ids[..sample.prompt].to_vec()).collect();
     let options = GenerateOptions {
         max_new_tokens: NEW_TOKENS,
-        end_tokens: prepared
-            .model
-            .end_tokens()?
-            .into_iter()
-            .chain(decoder.config.eos_token_ids.first().copied())
-            .collect(),
+        end_tokens: [&prepared.model.end_tokens(tokens)?, prepared.data.ends()].concat(),
         ..GenerateOptions::default()
     };
     let (began, enough) = (Instant::now(), Cancel::new());

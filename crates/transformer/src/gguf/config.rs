@@ -64,6 +64,16 @@ impl Gguf {
                 set(name, json!(id));
             }
         }
+        // What ends a turn or a message ends a text too, as in llama.cpp.
+        let ends: Vec<Json> = ["eos", "eot", "eom"]
+            .into_iter()
+            .filter_map(|name| {
+                self.value(&format!("tokenizer.ggml.{name}_token_id"))?.as_u64().map(Json::from)
+            })
+            .collect();
+        if ends.len() > 1 {
+            set("eos_token_id", json!(ends));
+        }
         (architecture.read)(&keys, &mut config)?;
         Ok(config)
     }

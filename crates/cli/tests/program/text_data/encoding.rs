@@ -64,7 +64,7 @@ fn named_columns_win() {
     let named = TextColumnNames { prompt: Some("prompt".into()), ..names() };
     assert_eq!(with(named), "<s>p{c</s>}");
     let named = TextColumnNames { text: Some("z".into()), ..names() };
-    assert_eq!(with(named), "<s>{zz}");
+    assert_eq!(with(named), "<s>{zz</s>}");
 }
 
 #[test]
@@ -130,7 +130,36 @@ fn prompts_can_be_turns() {
 #[test]
 fn texts_are_learned_but_for_their_first_token() {
     let row = r#"{"text": "a b b"}"#;
-    assert_eq!(one(row, None, &options()), "<s>{a b b}");
+    assert_eq!(one(row, None, &options()), "<s>{a b b</s>}");
+    assert_eq!(one(row, None, &TextOptions { text_eos: false, ..options() }), "<s>{a b b}");
+    // It is not doubled, and a model may have none.
+    assert_eq!(one(r#"{"text": "a</s>"}"#, None, &options()), "<s>{a</s>}");
+    let none = TextOptions { end: None, ..options() };
+    assert_eq!(one(row, None, &none), "<s>{a b b}");
+    let data = Folder::with("train.jsonl", row, row).load(None, &none).unwrap();
+    assert!(data.warnings.iter().any(|w| w.contains("no end-of-sequence token")), "{:?}", data.warnings);
+}
+
+#[test]
+fn what_ends_the_answers_is_known() {
+    let ends = |row: &str, template: Option<&str>| {
+        Folder::with("train.jsonl", row, row).load(template, &options()).unwrap().train.ends
+    };
+    assert_eq!(ends(r#"{"prompt": "p", "completion": "c"}"#, None), [EOS]);
+    assert_eq!(ends(r#"{"text": "t"}"#, None), [EOS]);
+    let turns = r#"{"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]}"#;
+    assert_eq!(ends(turns, Some(CHATML)), [303]);
+    // A block may have the line feed after the turn's end too.
+    let marks = "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}<|im_end|>{{ '\n' }}\
+                 {% endgeneration %}{% else %}{{ m.content }}{% endif %}{% endfor %}";
+    assert_eq!(ends(turns, Some(marks)), [303]);
+    let plain = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ '\n' }}{% endfor %}";
+    assert_eq!(ends(turns, Some(plain)), [0; 0]);
+    // Of several the most frequent is first.
+    let both = "{% for m in messages %}{% if m.role == 'assistant' %}{{ m.content }}{% if m.content == 'a' %}<|im_end|>\
+                {% else %}</s>{% endif %}{% else %}{{ m.content }}<s>{% endif %}{% endfor %}";
+    let rows = [turns.replace("\"a\"", "\"b\""), turns.into(), turns.into()].join("\n");
+    assert_eq!(ends(&rows, Some(both)), [303, EOS]);
 }
 
 #[test]
@@ -139,9 +168,9 @@ fn long_texts_become_several_sequences() {
     let folder = Folder::with("train.jsonl", row, row);
     let data = folder.load(None, &TextOptions { max_length: 4, ..options() }).unwrap();
     let parts: Vec<String> = data.train.examples.iter().map(marked).collect();
-    assert_eq!(parts, ["<s>{abc}", "c{def}", "f{gh}"]);
-    assert_eq!((data.train.facts.rows, data.train.facts.over_long, data.train.facts.longest), (3, 1, 9));
-    assert_eq!(data.train.examples.iter().map(TextExample::learned).sum::<usize>(), 8);
+    assert_eq!(parts, ["<s>{abc}", "c{def}", "f{gh</s>}"]);
+    assert_eq!((data.train.facts.rows, data.train.facts.over_long, data.train.facts.longest), (3, 1, 10));
+    assert_eq!(data.train.examples.iter().map(TextExample::learned).sum::<usize>(), 9);
 }
 
 #[test]

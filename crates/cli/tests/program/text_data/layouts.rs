@@ -285,6 +285,20 @@ fn tools_and_calls_reach_the_template() {
         let row = json!({"messages": turns, "tools": none});
         assert_eq!(texts(&[row], Some(TOOLS), &options()), [expected]);
     }
+    // A null content is left out as in transformers 5, and given where a template fails without it.
+    for (template, expected) in [
+        (
+            "{% for m in messages %}{{ m.role }}{{ m.content }}{% for c in m.tool_calls %}!{% endfor %}</s>{% endfor %}",
+            "assistant{!</s>}",
+        ),
+        (
+            "{% for m in messages %}{{ m.role }}{% if m.content is none %}!{% else %}{{ m.content + '' }}{% endif %}</s>{% endfor %}",
+            "assistant{!</s>}",
+        ),
+    ] {
+        let row = json!({ "messages": [user, call(Value::Null)] });
+        assert_eq!(texts(&[row], Some(template), &options()), [format!("useru</s>{expected}")]);
+    }
     // ShareGPT's names for the same.
     let shared = json!([
         {"from": "human", "value": "u"},

@@ -2,6 +2,7 @@
 //! each kind of row, lengths, splits, and every odd row.
 
 mod encoding;
+mod families;
 mod fixture;
 mod layouts;
 mod odd;

@@ -16,7 +16,7 @@ use serde_json::{Map, Value, json};
 
 use self::config::Config;
 use super::file::{
-    AdapterFile, HeadWeight, StoredPair, is_head_tensor, pair_shape, read_metadata, read_tensor, read_vector,
+    AdapterFile, HeadWeight, Said, StoredPair, is_head_tensor, pair_shape, read_tensor, read_vector,
     same_bits,
 };
 use super::tensors::{Tensor, write_f32};
@@ -190,7 +190,7 @@ pub(super) fn read(folder: &Path) -> Result<AdapterFile> {
         let (shape, values) = read_tensor(&file, &path, tensor)?;
         head.insert(name.clone(), HeadWeight { shape, values });
     }
-    let (labels, metadata) = read_metadata(&file, &path, "")?;
+    let Said { labels, end_tokens, metadata } = Said::read(&file, &path, "")?;
     Ok(AdapterFile {
         architectures: tensors.architectures,
         method: config.method,
@@ -201,6 +201,7 @@ pub(super) fn read(folder: &Path) -> Result<AdapterFile> {
         lora_dropout: config.lora_dropout,
         head,
         labels,
+        end_tokens,
         base: config.base,
         metadata,
     })

@@ -1,5 +1,7 @@
 //! A data set for generation, tokenised: what training and evaluation read.
 
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::TextOptions;
@@ -30,6 +32,8 @@ pub struct TextSplit {
     pub facts: SplitFacts,
     /// Rows that nothing is learned from: they have no target, or truncation left none.
     pub unlearned: Vec<Place>,
+    /// The special tokens that end what is learned, the most frequent first.
+    pub ends: Vec<u32>,
 }
 
 /// A data set to train on.
@@ -125,6 +129,11 @@ impl TextDataset {
         let test = test.map(encode).transpose()?;
         warnings.extend(options.cache.as_ref().and_then(TokenCache::stopped));
         let chat = options.chat || kind == TextKind::Messages;
+        if kind == TextKind::Text && options.text_eos && options.end.is_none() {
+            warnings.push(
+                "the model's files name no end-of-sequence token, so the model does not learn where texts end".into(),
+            );
+        }
         if chat && template.is_some_and(ChatTemplate::writes_date) {
             warnings.push("the chat template writes the date, so the data differs from day to day".into());
         }
@@ -220,6 +229,13 @@ impl TextSplit {
         let (uncounted, joined, endless) =
             (count(|row| !row.counted), count(|row| row.joined), count(|row| row.endless));
         let (unprompted, thoughtless) = (count(|row| row.unprompted), count(|row| row.thoughtless));
+        let mut ends = BTreeMap::new();
+        for &end in encoded.iter().flat_map(|row| &row.ends) {
+            *ends.entry(end).or_insert(0) += 1;
+        }
+        let mut ends: Vec<(u32, usize)> = ends.into_iter().collect();
+        ends.sort_by_key(|&(_, rows)| Reverse(rows));
+        let ends = ends.into_iter().map(|(end, _)| end).collect();
         let (mut examples, mut unlearned) = (Vec::with_capacity(encoded.len()), Vec::new());
         let mut dropped = 0;
         for (row, encoded) in raw.rows.iter().zip(encoded) {
@@ -266,7 +282,7 @@ impl TextSplit {
         let facts = SplitFacts { uncounted, unknown, cached, ..raw.facts(tokens, lengths, limit) };
         warnings.extend(encoder.unknown_warning(&facts));
         let RawText { files, columns, rows, .. } = raw;
-        Ok((TextSplit { name, files, kind, columns, examples, rows, facts, unlearned }, warnings))
+        Ok((TextSplit { name, files, kind, columns, examples, rows, facts, unlearned, ends }, warnings))
     }
 
     /// The file and line of an example.

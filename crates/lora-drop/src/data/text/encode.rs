@@ -65,6 +65,8 @@ pub(in crate::data) struct EncodedRow {
     pub unprompted: bool,
     /// Whether the template leaves out an answer's thoughts.
     pub thoughtless: bool,
+    /// The special tokens that end its answers, each once.
+    pub ends: Vec<u32>,
 }
 
 /// A row's tokens before they are cut.
@@ -82,6 +84,7 @@ struct Whole {
     endless: bool,
     unprompted: bool,
     thoughtless: bool,
+    ends: Vec<u32>,
 }
 
 /// Turns rows into tokens.
@@ -189,18 +192,26 @@ impl<'a> TextEncoder<'a> {
                 let mut whole = self.with_prefix(&self.wrap(prompt), limit)?;
                 let asked = whole.ids.len();
                 self.add(&mut whole, completion, limit)?;
-                whole.ids.push(self.options.end.ok_or(TextProblem::NoEnd)?);
-                Whole { learn: (0..whole.ids.len()).map(|i| i >= asked).collect(), ..whole }
+                let end = self.options.end.ok_or(TextProblem::NoEnd)?;
+                whole.ids.push(end);
+                Whole { learn: (0..whole.ids.len()).map(|i| i >= asked).collect(), ends: vec![end], ..whole }
             }
             TextContent::Messages(conversation) => self.turns(conversation)?,
             TextContent::Text(text) => {
-                let whole = self.with_prefix(text, usize::MAX)?;
+                let mut whole = self.with_prefix(text, usize::MAX)?;
+                if let Some(end) = self.options.end.filter(|_| self.options.text_eos) {
+                    // A text may have it already.
+                    if whole.ids.last() != Some(&end) {
+                        whole.ids.push(end);
+                    }
+                    whole.ends.push(end);
+                }
                 Whole { learn: vec![true; whole.ids.len()], ..whole }
             }
         };
         let length = whole.ids.len();
         let Whole { partial, joined, endless, unprompted, thoughtless, .. } = whole;
-        let counted = !partial;
+        let (counted, ends) = (!partial, whole.ends.clone());
         let pieces = match (&row.content, self.options.over_length) {
             _ if length <= limit => vec![(whole.ids, whole.learn)],
             (TextContent::Text(_), _) => chunks(&whole, limit),
@@ -219,7 +230,7 @@ impl<'a> TextEncoder<'a> {
             learn.contains(&true).then_some((ids, learn))
         };
         let sequences = pieces.into_iter().filter_map(sequence).collect();
-        Ok(EncodedRow { sequences, length, counted, joined, endless, unprompted, thoughtless })
+        Ok(EncodedRow { sequences, length, counted, joined, endless, unprompted, thoughtless, ends })
     }
 
     /// The fingerprint of rows and of everything that `encode` makes their tokens from. None where
@@ -229,10 +240,12 @@ impl<'a> TextEncoder<'a> {
         let mut fingerprint = self.tokens.fingerprint("texts");
         fingerprint.maybe(options.prompt_template.as_deref());
         fingerprint.text(options.over_length.name());
-        let (chat, ends) = (u64::from(options.chat), u64::from(options.end.is_some()));
-        let (end, most) = (u64::from(options.end.unwrap_or(0)), options.max_length as u64);
-        for number in [chat, ends, end, most, options.vocabulary as u64] {
-            fingerprint.number(number);
+        for flag in [options.chat, options.end.is_some(), options.text_eos] {
+            fingerprint.number(u64::from(flag));
+        }
+        let end = options.end.unwrap_or(0) as usize;
+        for number in [end, options.max_length, options.vocabulary] {
+            fingerprint.number(number as u64);
         }
         if let Some(template) = self.template {
             let rendered =
@@ -321,15 +334,30 @@ impl<'a> TextEncoder<'a> {
             let Some(first) = spans.iter().position(inside) else { continue };
             let count = spans[first..].iter().take_while(|span| inside(span)).count();
             let mut learned = first..first + count;
-            let last_special = learned.clone().rev().find(|&i| self.special.contains(&ids[i]));
-            // What a template writes between two turns is never generated.
-            if let Some(last) = last_special
-                && by_turn
-                && text.get(spans[last].end..place.end).is_some_and(|rest| rest.trim().is_empty())
-            {
-                learned.end = last + 1;
+            let mut place = place;
+            // A special token that is only partly inside belongs to what follows.
+            if spans[learned.end - 1].end > place.end && self.special.contains(&ids[learned.end - 1]) {
+                learned.end -= 1;
+                place.end = spans[learned.end].start;
             }
-            whole.endless |= place.end <= end && !self.special.contains(&ids[learned.end - 1]);
+            if learned.is_empty() {
+                continue;
+            }
+            let last_special = learned.clone().rev().find(|&i| self.special.contains(&ids[i]));
+            let only_blank =
+                |from: usize| text.get(from..place.end).is_some_and(|rest| rest.trim().is_empty());
+            let ending = last_special.filter(|&last| only_blank(spans[last].end));
+            if let Some(last) = ending {
+                // What a template writes between two turns is never generated. A block says itself
+                // what is learned.
+                if by_turn {
+                    learned.end = last + 1;
+                }
+                if !whole.ends.contains(&ids[last]) {
+                    whole.ends.push(ids[last]);
+                }
+            }
+            whole.endless |= place.end <= end && ending.is_none();
             let before = self.tokens.part(&text[..place.start], usize::MAX)?;
             whole.unprompted |= !prompted;
             whole.joined |= prompted && *before.encoding.get_ids() != ids[..first];

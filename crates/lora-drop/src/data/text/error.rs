@@ -56,8 +56,8 @@ pub enum TextProblem {
     #[error("the row's kind is {seen}, but the first row's is {expected}; all rows are of one kind")]
     OtherKind { seen: TextKind, expected: TextKind },
     #[error(
-        "the model has no end-of-sequence token to put after the completion; name one in its config.json or \
-         tokenizer_config.json, or use its chat template"
+        "the model has no end-of-sequence token to put after the completion; name one in its tokenizer_config.json \
+         (`eos_token`), config.json or generation_config.json (`eos_token_id`), or use its chat template"
     )]
     NoEnd,
     #[error(

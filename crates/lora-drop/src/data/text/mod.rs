@@ -53,6 +53,8 @@ pub struct TextOptions {
     pub over_length: OverLength,
     /// The end-of-sequence token, which follows every completion. Chat templates write their own.
     pub end: Option<u32>,
+    /// Whether it also follows every plain text.
+    pub text_eos: bool,
     /// Tokens that the model has an embedding for.
     pub vocabulary: usize,
     /// The data that the model was trained on; see `SplitFiles::part`.
@@ -72,6 +74,7 @@ impl TextOptions {
             bad_rows: BadRows::default(),
             over_length: OverLength::Truncate,
             end,
+            text_eos: true,
             vocabulary,
             trained_on: None,
             cache: None,

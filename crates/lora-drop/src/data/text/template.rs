@@ -13,7 +13,7 @@ use super::error::TemplateError;
 use super::messages::{Conversation, Message, Role};
 use super::renderer::{Renderers, Rendering, Source};
 use crate::data::error::Error;
-use crate::files::read_if_there;
+use crate::files::{json_object, read_if_there};
 
 /// The marks of the ends of a `{% generation %}` block in the output: two code points that are
 /// never characters in Unicode, so no text has them.
@@ -45,7 +45,9 @@ impl SpecialTokens {
     pub fn read(folder: &Path) -> Result<Self, Error> {
         let mut tokens = SpecialTokens::default();
         for file in ["tokenizer_config.json", "special_tokens_map.json"] {
-            let Some(config) = json_file(&folder.join(file))? else { continue };
+            let path = folder.join(file);
+            let config = json_object(&path).map_err(|e| Error::io(&path, e))?;
+            let Some(config) = config else { continue };
             for name in SpecialTokens::NAMES {
                 // A token is a text, or an object with the text under `content`.
                 let value = config.get(name);
@@ -90,7 +92,8 @@ impl ChatTemplate {
             return Ok(Some((own, source)));
         }
         let file = folder.join("tokenizer_config.json");
-        match json_file(&file)?.map(|mut config| config["chat_template"].take()) {
+        let config = json_object(&file).map_err(|e| Error::io(&file, e))?;
+        match config.and_then(|mut config| config.remove("chat_template")) {
             None | Some(Value::Null) => Ok(None),
             Some(value) => {
                 let source = choose(value).map_err(|e| Error::file(&file, e))?;
@@ -206,8 +209,28 @@ impl ChatTemplate {
         tools: Option<&Value>,
         ask: bool,
     ) -> Result<(String, Vec<Range<usize>>), TemplateError> {
-        let messages: Value = turns.iter().map(Message::to_json).collect();
         let tools = tools.cloned().unwrap_or_default();
+        let mut messages: Vec<Value> = turns.iter().map(Message::to_json).collect();
+        let with_nulls = messages.clone();
+        for turn in messages.iter_mut().filter_map(Value::as_object_mut) {
+            turn.retain(|_, value| !value.is_null());
+        }
+        let rendered = self.render_values(messages.clone(), tools.clone(), ask);
+        // transformers 5 leaves out contents that are null, and earlier versions did not: some
+        // templates ask for one and fail without it.
+        if rendered.is_err() && messages != with_nulls {
+            return self.render_values(with_nulls, tools, ask).or(rendered);
+        }
+        rendered
+    }
+
+    fn render_values(
+        &self,
+        messages: Vec<Value>,
+        tools: Value,
+        ask: bool,
+    ) -> Result<(String, Vec<Range<usize>>), TemplateError> {
+        let messages = Value::from(messages);
         let written = [messages.to_string(), tools.to_string()];
         if written.iter().any(|text| text.contains(MARKS)) {
             return Err(TemplateError::new(
@@ -243,7 +266,18 @@ impl ChatTemplate {
         for (i, _) in found {
             answers.extend(self.answer(conversation, whole, i)?);
         }
+        if let Some(last) = answers.last_mut().filter(|last| last.turn == Some(turns.len() - 1)) {
+            last.place.end = self.end_of_last(conversation, whole, &last.place);
+        }
         Ok(answers)
+    }
+
+    /// The end of a conversation's last turn at `place`, without what the template writes behind the
+    /// whole conversation: what is not there if another answer is asked for.
+    fn end_of_last(&self, of: &Conversation, whole: &str, place: &Range<usize>) -> usize {
+        let asking = self.render(&of.turns, of.tools.as_ref(), true);
+        let end = asking.map_or(place.end, |asking| common_start(&asking, whole).min(place.end));
+        if end > place.start { end } else { place.end }
     }
 
     /// The place of one turn; None if nothing of it is written.
@@ -285,10 +319,16 @@ impl ChatTemplate {
             let before = if turn == 0 { &turns[..=turn] } else { &turns[..turn] };
             let (with, without) = (part(before, true)?, part(before, false)?);
             let prompt = with.strip_prefix(&without)?;
+            if prompt.is_empty() {
+                // Generation begins where the text before the answer ends, which may be before a
+                // space that the template writes.
+                let starts = whole[..own].char_indices().map(|(at, _)| at).rev().take(LONGEST_LEAD);
+                let same = |at: &usize| common_end(&whole[..*at], &with);
+                let start = starts.chain([own]).max_by_key(|at| (same(at), *at));
+                return Some((start?, true));
+            }
             let mut ends = prompt.char_indices().map(|(at, c)| at + c.len_utf8()).rev();
-            let found =
-                ends.find_map(|end| Some((whole[..own].rfind(&prompt[..end])? + end, end == prompt.len())));
-            found.or(prompt.is_empty().then_some((own, true)))
+            ends.find_map(|end| Some((whole[..own].rfind(&prompt[..end])? + end, end == prompt.len())))
         };
         let (start, prompted) = start.map(|start| (start, true)).or_else(prompt).unwrap_or((own, false));
         let after = common_end(&x, &y).min(common_end(&x, whole)).min(common_end(&y, whole));
@@ -338,6 +378,9 @@ pub(crate) fn template_variables(given: &[String]) -> crate::Result<Map<String, 
     Ok(variables)
 }
 
+/// Most characters that a template without a generation prompt writes before an answer.
+const LONGEST_LEAD: usize = 64;
+
 /// Where an assistant's turn is in a conversation's text.
 pub(super) struct Answer {
     /// The turn's index; None for a block that the template marks.
@@ -358,14 +401,6 @@ fn common_start(a: &str, b: &str) -> usize {
 fn common_end(a: &str, b: &str) -> usize {
     let same = a.chars().rev().zip(b.chars().rev()).take_while(|(a, b)| a == b);
     same.map(|(c, _)| c.len_utf8()).sum()
-}
-
-/// A file's JSON object; None if there is no such file.
-fn json_file(file: &Path) -> Result<Option<Value>, Error> {
-    let Some(bytes) = read_if_there(file).map_err(|e| Error::io(file, e))? else { return Ok(None) };
-    let value: Map<String, Value> = lora_drop_transformer::json::from_slice(&bytes)
-        .map_err(|e| Error::file(file, format!("not a JSON object: {e}")))?;
-    Ok(Some(value.into()))
 }
 
 /// The template in tokenizer_config.json's value.
