@@ -352,6 +352,7 @@ fn situations() -> Vec<Situation> {
         train("decoder regression lora", "--model ../../decoder --data ../../rated --task regression"),
         score("encoder classification", encoder),
         score("decoder text", text),
+        score("decoder text plain", "--model ../../decoder --data ../../plain"),
         new(
             "encoder classification adapter",
             "score",
@@ -662,7 +663,8 @@ fn a_changed_value_changes_something_or_is_refused() {
         .collect();
     let expected = [
         // Impossible limits, no beams, a folder that is a run's and not a model's, an adapter's or a
-        // pruning's, no checkpoint (see resume.rs), and no file of scores (see methods.rs).
+        // pruning's, no checkpoint (see resume.rs), no file of scores (see methods.rs), and no
+        // adapter of plain texts.
         ("bench", "memory-limit"),
         ("eval", "early-stopping"),
         ("eval", "length-penalty"),
@@ -670,6 +672,7 @@ fn a_changed_value_changes_something_or_is_refused() {
         ("generate", "early-stopping"),
         ("generate", "length-penalty"),
         ("merge", "overwrite"),
+        ("prune", "no-eos"),
         ("prune", "overwrite"),
         ("score", "keep-layers"),
         ("score", "memory-limit"),

@@ -289,11 +289,11 @@ fn tools_and_calls_reach_the_template() {
     for (template, expected) in [
         (
             "{% for m in messages %}{{ m.role }}{{ m.content }}{% for c in m.tool_calls %}!{% endfor %}</s>{% endfor %}",
-            "assistant{!</s>}",
+            "{assistant!</s>}",
         ),
         (
             "{% for m in messages %}{{ m.role }}{% if m.content is none %}!{% else %}{{ m.content + '' }}{% endif %}</s>{% endfor %}",
-            "assistant{!</s>}",
+            "{assistant!</s>}",
         ),
     ] {
         let row = json!({ "messages": [user, call(Value::Null)] });
