@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 # Type and where in a block the f16 scales are.
 SCALES = {"F16": [0], "BF16": [], "Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q8_0": [0],
-          "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208]}
+          "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208], "Q2_K": [80, 82], "Q3_K": [108], "IQ4_NL": [0], "IQ4_XS": [0]}
 QUANTISED = ["F16", "BF16", "Q8_0", "Q4_0"]
 COLS = 64
 
