@@ -94,6 +94,8 @@ pub struct ModelConfig {
     pub labels: Vec<String>,
     /// The checkpoint's task: `single_label_classification`, `regression`; None without it.
     pub problem_type: Option<String>,
+    /// What is wrong in the file and not needed, for the user.
+    pub warnings: Vec<String>,
     /// The whole file, with transformers' defaults for keys that it leaves out, if it is a
     /// decoder's.
     pub raw: Map<String, Value>,
@@ -148,6 +150,7 @@ impl ModelConfig {
             eos_token_ids: Vec::new(),
             labels: keys.labels()?,
             problem_type: keys.text("problem_type")?.map(str::to_string),
+            warnings: Vec::new(),
             raw: Map::new(),
         })
     }

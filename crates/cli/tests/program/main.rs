@@ -19,6 +19,7 @@ mod example;
 mod exports;
 mod found;
 mod generate;
+mod gguf_files;
 mod gguf_tokenizer;
 mod hidden_states;
 mod hub;

@@ -69,7 +69,7 @@ impl Prepared {
             (facts.head_found, facts.head_from_adapter) = (None, labelled);
         }
         listen(&Event::Model(&facts));
-        if let Some(note) = model.quantize_note(settings.train.compute.quantize) {
+        for note in model.notes(settings.train.compute.quantize) {
             listen(&Event::Warning(&note));
         }
 

@@ -7,7 +7,7 @@ use lora_drop_compute::attention::Sight;
 use lora_drop_compute::device::Relative;
 
 use super::family::{Module, Parts, module};
-use crate::config::{Keys, ModelConfig};
+use crate::config::{Architecture, Keys, ModelConfig};
 use crate::drops::Site;
 use crate::error::Result;
 use crate::module::ModuleKind;
@@ -77,13 +77,16 @@ pub fn config(keys: &Keys, config: ModelConfig, pad: usize) -> Result<ModelConfi
             config.heads, config.hidden_size
         )));
     }
-    if config.pad_token_id >= config.vocab_size {
-        return Err(keys.error(format!(
-            "pad_token_id is {}, outside the vocabulary of {}",
-            config.pad_token_id, config.vocab_size
-        )));
+    if config.pad_token_id < config.vocab_size {
+        return Ok(config);
     }
-    Ok(config)
+    let problem =
+        format!("pad_token_id is {}, outside the vocabulary of {}", config.pad_token_id, config.vocab_size);
+    // Other encoders number positions from it.
+    if config.architecture != Architecture::Bert {
+        return Err(keys.error(problem));
+    }
+    Ok(ModelConfig { warnings: vec![format!("{problem}; it is not used")], ..config })
 }
 
 /// Variants under the same model_type that compute something else: an error, rather than wrong
