@@ -52,7 +52,9 @@ impl ModelFiles {
         let path = locate(name, cancel, progress)?;
         let (config, weights) = if path.is_dir() {
             recover(&path)?;
-            (ModelConfig::read(&path)?, WeightFiles::Folder(Checkpoint::open(&path)?))
+            let (config, checkpoint) = (ModelConfig::read(&path)?, Checkpoint::open(&path)?);
+            checkpoint.check_unquantized()?;
+            (config, WeightFiles::Folder(checkpoint))
         } else {
             let file = Gguf::open(&path)?;
             let config = ModelConfig::from_object(file.config()?, &path)?;

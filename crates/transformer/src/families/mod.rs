@@ -20,6 +20,7 @@ use crate::error::{Error, Result};
 use crate::gguf::architecture::GgufArchitecture;
 use crate::module::{ModuleId, ModuleKind};
 use crate::network::graph::{Graph, Place};
+use crate::quantized;
 use family::{Family, ModelType, Module};
 
 pub use decoder::token_ids;
@@ -231,6 +232,7 @@ impl ModelConfig {
                 format!("model_type {model_type:?} is not supported; {known}")
             })
         })?;
+        quantized::check_config(&keys)?;
         let family = architecture.family();
         for (key, value) in (family.defaults)(&model_type) {
             raw.entry(key).or_insert(value);
