@@ -161,7 +161,7 @@ impl ModelConfig {
         self.max_positions.saturating_sub(self.first_position)
     }
 
-    /// (out, in) of a block's linear layer.
+    /// (out, in) of a linear layer that can have an adapter.
     pub fn linear_shape(&self, kind: ModuleKind) -> (usize, usize) {
         let (queries, pairs) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
         match kind {
@@ -170,6 +170,7 @@ impl ModelConfig {
             ModuleKind::AttentionOutput => (self.hidden_size, queries),
             ModuleKind::Gate | ModuleKind::Intermediate => (self.intermediate_size, self.hidden_size),
             ModuleKind::Output => (self.hidden_size, self.intermediate_size),
+            ModuleKind::LmHead => (self.vocab_size, self.hidden_size),
         }
     }
 

@@ -183,7 +183,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
     let threads = source.settings.train.compute.threads;
     let (arithmetic, adapter) = (source.arithmetic(), adapter.as_deref());
     let generator = Generator::open(source.model(), adapter, arithmetic, reading.clone(), threads)?;
-    console.notes(generator.files().notes(arithmetic.quantize));
+    console.notes(generator.notes().to_vec());
     let mut work = Work { generator, options, console, interrupt, system: args.system };
     match (args.prompt, args.data, split) {
         (None, Some(data), Some(split)) => {

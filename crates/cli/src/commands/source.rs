@@ -225,7 +225,7 @@ impl Resolved {
             predictor.set_positive(class)?;
         }
         predictor.share_with(ranks, &interrupt.cancel)?;
-        console.notes(predictor.files().notes(self.arithmetic().quantize));
+        console.notes(predictor.notes().to_vec());
         Ok(predictor)
     }
 }

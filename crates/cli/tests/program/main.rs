@@ -28,6 +28,7 @@ mod memory;
 mod methods;
 #[cfg(unix)]
 mod mutations;
+mod peft_files;
 mod profile;
 mod prune;
 mod ranks;

@@ -152,6 +152,11 @@ impl Predictor {
         (&mut self.loaded, &self.pool)
     }
 
+    /// Notes for the user about the files of the model and its adapter.
+    pub fn notes(&self) -> &[String] {
+        &self.loaded.notes
+    }
+
     /// The model's files.
     pub fn files(&self) -> &ModelFiles {
         &self.loaded.files

@@ -67,6 +67,11 @@ impl Generator {
         Ok(Generator { loaded, tokens, template, reading, pool: thread_pool(threads)? })
     }
 
+    /// Notes for the user about the files of the model and its adapter.
+    pub fn notes(&self) -> &[String] {
+        &self.loaded.notes
+    }
+
     /// The model's files.
     pub fn files(&self) -> &ModelFiles {
         &self.loaded.files
