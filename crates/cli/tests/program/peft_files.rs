@@ -99,7 +99,7 @@ impl Case {
 #[test]
 fn losses_are_those_under_peft() {
     for case in &CASES {
-        let seen = losses(case, &golden(case.model), Some(&case.adapter()));
+        let seen = losses(case, &case.fixture().path("base"), Some(&case.adapter()));
         close(case.name, &seen, &case.expected(), 2e-5);
     }
 }

@@ -13,8 +13,9 @@ use crate::{Cancel, Error, Result};
 
 /// Files that are fetched where the model has them: settings of the tokenizer, of conversations and
 /// of generation.
-const OPTIONAL: [&str; 5] = [
+const OPTIONAL: [&str; 6] = [
     "tokenizer_config.json",
+    "added_tokens.json",
     "special_tokens_map.json",
     "vocab.txt",
     "chat_template.jinja",

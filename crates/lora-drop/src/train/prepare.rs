@@ -74,6 +74,9 @@ impl Prepared {
         }
 
         let tokens = model.tokens()?;
+        if let Some(note) = tokens.note() {
+            listen(&Event::Warning(note));
+        }
         let mut data = if labelled {
             let options = DataOptions::new(&settings.rows, &model.config);
             TaskData::Labelled(Box::new(Dataset::load(&settings.place.data, &tokens, &options)?))

@@ -6,3 +6,4 @@ mod fixture;
 mod layouts;
 mod odd;
 mod templates;
+mod tokenizer_files;
