@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes tests/golden/blocks.safetensors: blocks of GGUF's types, and what the gguf package makes of them.
 
-`widen.TYPE.blocks` are random bytes with sane scales, `widen.TYPE.values` the float32 that they stand for.
+`widen.TYPE.number` is the type's number in files, `widen.TYPE.blocks` are random bytes with sane scales, `widen.TYPE.values` the float32 that they stand for.
 `quantise.values` (rows, cols) has random rows and such as are hard for a quantiser, and `quantise.TYPE` are its bytes.
 """
 
@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 # Type and where in a block the f16 scales are.
 SCALES = {"F16": [0], "BF16": [], "Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q8_0": [0],
-          "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208]}
+          "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208], "Q2_K": [80, 82], "Q3_K": [108], "IQ4_NL": [0], "IQ4_XS": [0]}
 QUANTISED = ["F16", "BF16", "Q8_0", "Q4_0"]
 COLS = 64
 
@@ -54,6 +54,7 @@ def main():
     tensors = {}
     for kind in SCALES:
         packed = blocks(rng, kind)
+        tensors[f"widen.{kind}.number"] = np.array([GGMLQuantizationType[kind]], dtype=np.int32)
         tensors[f"widen.{kind}.blocks"] = packed
         tensors[f"widen.{kind}.values"] = np.ascontiguousarray(dequantize(packed, GGMLQuantizationType[kind]))
     values = rows(rng)

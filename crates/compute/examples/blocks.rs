@@ -10,11 +10,6 @@ use lora_drop_compute::blocks::{BlockMatrix, BlockType};
 use lora_drop_compute::gemm::{Mat, MatMut, Precision, Start, matmul, matmul_few};
 use rayon::prelude::*;
 
-const KINDS: [BlockType; 10] = {
-    use BlockType::*;
-    [F16, Bf16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4K, Q5K, Q6K]
-};
-
 /// Seconds of one call: the shortest of 9, for on a machine with other work all the others are too
 /// long.
 fn seconds(mut f: impl FnMut()) -> f64 {
@@ -54,7 +49,7 @@ fn matrix(kind: BlockType, rows: usize, cols: usize) -> BlockMatrix {
 fn main() {
     let threads = rayon::current_num_threads();
     println!("{threads} threads\n\nwidening 16 rows of 4096 on one thread, values a nanosecond");
-    for kind in KINDS {
+    for kind in BlockType::ALL {
         let matrix = matrix(kind, 16, 4096);
         let mut out = vec![0.0; 16 * 4096];
         let took = seconds(|| kind.widen(matrix.bytes(), &mut out));
@@ -79,7 +74,7 @@ fn main() {
                 })
         };
         let f32s = Mat::new(&floats, out, input);
-        for kind in KINDS {
+        for kind in BlockType::ALL {
             let matrix = matrix(kind, out, input);
             let blocks = Mat::blocks(&matrix);
             let mut pair = |blocks: Mat, f32s: Mat| {
@@ -105,7 +100,7 @@ fn main() {
         }
         println!();
     };
-    for kind in KINDS {
+    for kind in BlockType::ALL {
         let matrix = matrix(kind, out, input);
         line(kind.name(), matrix.bytes(), Mat::blocks(&matrix).t());
     }

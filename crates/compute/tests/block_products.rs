@@ -4,8 +4,6 @@ use lora_drop_compute::blocks::BlockType::*;
 use lora_drop_compute::blocks::{BlockMatrix, BlockType, QuantizeError};
 use lora_drop_compute::gemm::{FEW_ROWS, Mat, MatMut, Precision, Start, matmul, matmul_few};
 
-const ALL: [BlockType; 10] = [F16, Bf16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4K, Q5K, Q6K];
-
 fn words(n: usize, seed: u32) -> impl Iterator<Item = u32> {
     let mut state = seed.wrapping_mul(2_654_435_761) ^ 0x9e37_79b9;
     (0..n).map(move |_| {
@@ -45,7 +43,7 @@ fn bits(values: &[f32]) -> Vec<u32> {
 
 #[test]
 fn products_are_those_of_the_widened_matrix_bit_for_bit() {
-    for kind in ALL {
+    for kind in BlockType::ALL {
         for (out, input) in shapes(kind) {
             let (matrix, wide) = blocks(kind, out, input, 3);
             let cases = [1, 8, 15, 64].map(|rows| [Precision::F32, Precision::Bf16].map(|p| (rows, p)));
@@ -109,7 +107,7 @@ fn denormal_numbers_of_a_file_are_multiplied_as_ever() {
 
 #[test]
 fn few_rows_against_f64() {
-    for kind in ALL {
+    for kind in BlockType::ALL {
         for (out, input) in shapes(kind) {
             let (matrix, wide) = blocks(kind, out, input, 3);
             let (z, b) = (numbers(FEW_ROWS * 3, 7), numbers(3 * out, 8));

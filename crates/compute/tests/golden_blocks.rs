@@ -5,8 +5,6 @@ use lora_drop_compute::blocks::BlockType::*;
 use lora_drop_compute::blocks::{BlockMatrix, BlockType};
 use safetensors::SafeTensors;
 
-const ALL: [BlockType; 10] = [F16, Bf16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4K, Q5K, Q6K];
-
 fn golden(name: &str) -> Vec<u8> {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/blocks.safetensors");
     let file = std::fs::read(path).expect("golden file");
@@ -24,7 +22,7 @@ fn bits(values: &[f32]) -> Vec<u32> {
 
 #[test]
 fn every_type_widens_to_the_same_bits() {
-    for kind in ALL {
+    for kind in BlockType::ALL {
         let blocks = golden(&format!("widen.{}.blocks", kind.name()));
         let want = floats(&golden(&format!("widen.{}.values", kind.name())));
         let mut got = vec![7.0; want.len()];

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use lora_drop_transformer::gguf::part_paths;
 use twox_hash::XxHash3_128;
 
 use crate::data::SplitFiles;
@@ -13,7 +14,7 @@ use crate::{Cancel, Error, Result};
 /// The endings of a model folder's files that a run reads.
 const MODEL_ENDINGS: [&str; 4] = ["safetensors", "json", "jinja", "txt"];
 
-/// The hash of a model: of a GGUF file, or of a folder's files that a run reads.
+/// The hash of a model: of a GGUF file or its parts, or of a folder's files that a run reads.
 ///
 /// # Errors
 /// `Error::Io`, and `Error::Interrupted` after `cancel` was raised.
@@ -33,7 +34,7 @@ pub fn of_data(path: &Path, cancel: &Cancel) -> Result<u128> {
 /// The files that a model consists of, in the order of their names.
 fn model_files(path: &Path) -> Result<Vec<PathBuf>> {
     if path.is_file() {
-        return Ok(vec![path.to_path_buf()]);
+        return Ok(part_paths(path).into_iter().filter(|part| part.is_file()).collect());
     }
     let io = |e| Error::io(path, e);
     let mut files = Vec::new();

@@ -27,10 +27,13 @@ pub struct Exported {
     pub parameters: usize,
     /// Size of the file with the tensors, in bytes.
     pub bytes: u64,
+    /// What was left out of the adapter.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
 }
 
 /// Reads an adapter (a folder or a file) and writes it to `output`, a folder for PEFT's form, else
-/// a file. `model` is its base (a folder, a GGUF file or a hub name), whose weights are not read.
+/// a file. `model` is its base (a folder, a GGUF file or a hub name).
 /// With `overwrite` an adapter that `export` has written there is replaced.
 ///
 /// # Errors
@@ -42,9 +45,10 @@ pub fn export(
     output: &Path,
     overwrite: bool,
 ) -> Result<Exported> {
-    let mut file = AdapterFile::open(path)?;
-    let config = ModelFiles::open(model, &Cancel::new(), &mut |_| {})?.config;
-    file.check_fit(&config)?;
+    let base = ModelFiles::open(model, &Cancel::new(), &mut |_| {})?;
+    let (mut file, note) = AdapterFile::open_for(path, Some(base.source()))?;
+    let config = &base.config;
+    file.check_fit(config)?;
     file.architectures = vec![config.architecture];
     let weights = match form {
         AdapterForm::Peft => {
@@ -62,10 +66,10 @@ pub fn export(
                 let problem = "an encoder, and GGUF adapters are written only for decoders";
                 return Err(Error::Input(format!("{model}: {problem}")));
             }
-            file.write_gguf(output, &config)?;
+            file.write_gguf(output, config)?;
             output.to_path_buf()
         }
     };
     let bytes = std::fs::metadata(&weights).map_err(|e| Error::io(&weights, e))?.len();
-    Ok(Exported { modules: file.modules.len(), parameters: file.unique_parameters(), bytes })
+    Ok(Exported { modules: file.modules.len(), parameters: file.unique_parameters(), bytes, note })
 }

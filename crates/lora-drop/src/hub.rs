@@ -1,4 +1,4 @@
-//! A model given as a hub name (`org/name`): found in the usual cache of Hugging Face's tools, or
+//! A model given as a hub name (`org/name`, `org/name:file.gguf`): found in the usual cache of Hugging Face's tools, or
 //! downloaded into it.
 //!
 //! The one rule that is not obvious: a model whose files are all in the cache is used without
@@ -10,14 +10,18 @@ mod cache;
 mod client;
 #[cfg(feature = "hub")]
 mod fetch;
+mod gguf;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use cache::{PlainName, RepoCache};
+pub(crate) use cache::{INDEX, WEIGHTS};
+use cache::{PlainName, PlainPath, RepoCache};
+pub use gguf::GgufModel;
 
 use crate::files::{set_variable, user_cache};
+use crate::model::is_gguf;
 use crate::{Cancel, Error, Result};
 
 /// The timeout unless HF_HUB_DOWNLOAD_TIMEOUT is set.
@@ -87,8 +91,11 @@ impl HubOptions {
 
     /// The folder of a model: `model` itself if it is a folder, else the hub's model of this name,
     /// downloaded if needed. A name is `org/name` or `org/name@revision` (a branch, a tag or a
-    /// commit). A name that may be meant as a path is refused, unless the cache has it or it begins
-    /// with `hf://`: one without a slash, or one whose first part is an existing folder.
+    /// commit), with `:file.gguf` at its end for one GGUF model of a repository; of a repository
+    /// without safetensors, the name alone means the only one. Of a GGUF model the path is that of
+    /// the file, or of the first part. A name that may be meant as a path is refused, unless the
+    /// cache has it or it begins with `hf://`: one without a slash, or one whose first part is an
+    /// existing folder.
     ///
     /// `progress` is called often. Raising `cancel` ends the download within a tenth of a second,
     /// or, during a connection attempt, within `timeout`; the next download continues from what has
@@ -96,8 +103,9 @@ impl HubOptions {
     ///
     /// # Errors
     /// `model` is neither a folder nor a hub name; the hub does not know it, refuses access or
-    /// cannot be reached; it has no safetensors weights or no tokenizer.json; the hub's answers are
-    /// not valid; the transfer breaks off or makes no progress. Each message says what to do.
+    /// cannot be reached; it has no safetensors weights or no tokenizer.json, nor just one GGUF
+    /// model; the hub's answers are not valid; the transfer breaks off or makes no progress. Each
+    /// message says what to do.
     /// `Error::Interrupted` once `cancel` is raised.
     pub fn resolve(
         &self,
@@ -105,18 +113,53 @@ impl HubOptions {
         cancel: &Cancel,
         progress: &mut dyn FnMut(Download<'_>),
     ) -> Result<PathBuf> {
+        let (name, cache) = match self.find(model)? {
+            Found::Here(path) => return Ok(path),
+            Found::Missing(name, cache) => (name, cache),
+        };
+        #[cfg(feature = "hub")]
+        return fetch::model(self, &name, cache, model, cancel, progress);
+        #[cfg(not(feature = "hub"))]
+        {
+            let _ = (cancel, progress, name, cache);
+            Err(Error::Input(format!(
+                "{model}: not complete in the cache {}, and this build has no hub feature to download it; give a \
+                 folder",
+                self.cache.display()
+            )))
+        }
+    }
+
+    /// The GGUF models from which a hub name has to choose one, by `:file.gguf`: those of a
+    /// repository without safetensors that has several. Empty for every other name.
+    ///
+    /// # Errors
+    /// Those of [`HubOptions::resolve`].
+    pub fn gguf_models(&self, model: &str, cancel: &Cancel) -> Result<Vec<GgufModel>> {
+        #[cfg(feature = "hub")]
+        if let Found::Missing(name, cache) = self.find(model)?
+            && name.file.is_none()
+        {
+            return fetch::gguf_models(self, &name, cache, model, cancel);
+        }
+        let _ = (model, cancel);
+        Ok(Vec::new())
+    }
+
+    /// Finds a model in its folder or in the cache.
+    fn find(&self, model: &str) -> Result<Found> {
         let refuse = |problem: String| Err(Error::Input(format!("{model}: {problem}")));
         let is_name = model.starts_with(PREFIX);
         if !is_name && Path::new(model).is_dir() {
-            return Ok(PathBuf::from(model));
+            return Ok(Found::Here(PathBuf::from(model)));
         }
         if !is_name && Path::new(model).exists() {
             return refuse("not a folder; a model is a folder with config.json and model.safetensors".into());
         }
         let name = HubName::parse(model)?;
         let cache = RepoCache::new(&self.cache, &name.id);
-        if let Some(folder) = cache.complete(&name.revision) {
-            return Ok(folder);
+        if let Some(path) = cache.complete(&name.revision, name.file.as_ref()) {
+            return Ok(Found::Here(path));
         }
         if let Some(seen) = name.meant_as_path().filter(|_| !is_name) {
             return refuse(format!(
@@ -126,30 +169,34 @@ impl HubOptions {
         let place = self.cache.display();
         if self.offline {
             return refuse(format!(
-                "not complete in the cache {place}, and HF_HUB_OFFLINE forbids the download; unset it, or give a folder"
+                "not complete in the cache {place}, and HF_HUB_OFFLINE forbids the download; unset it, or give a \
+                 folder{}",
+                cache.hint(&name)
             ));
         }
-        #[cfg(feature = "hub")]
-        return fetch::model(self, &name, cache, model, cancel, progress);
-        #[cfg(not(feature = "hub"))]
-        {
-            let _ = (cancel, progress);
-            refuse(format!(
-                "not complete in the cache {place}, and this build has no hub feature to download it; give a folder"
-            ))
-        }
+        Ok(Found::Missing(name, cache))
     }
 }
 
-/// The parts of `org/name@revision`.
+/// Where a model is.
+enum Found {
+    /// A folder, or a GGUF file in the cache.
+    Here(PathBuf),
+    /// On the hub, if anywhere.
+    Missing(HubName, RepoCache),
+}
+
+/// The parts of `org/name@revision:file.gguf`.
 struct HubName {
     id: String,
     revision: String,
+    file: Option<PlainPath>,
 }
 
 impl HubName {
     fn parse(model: &str) -> Result<Self> {
         let bare = plain(model);
+        let (bare, file) = bare.split_once(':').map_or((bare, None), |(bare, file)| (bare, Some(file)));
         let (id, revision) = bare.split_once('@').unwrap_or((bare, "main"));
         let parts: Vec<&str> = id.split('/').collect();
         let is_name = parts.len() <= 2
@@ -158,10 +205,13 @@ impl HubName {
             && !id.contains("--");
         // A revision becomes a path in the cache.
         let is_revision = revision.split('/').all(|part| PlainName::new(part).is_some());
-        if is_name && is_revision {
-            return Ok(HubName { id: id.to_string(), revision: revision.to_string() });
+        let path = file.map(|file| PlainPath::new(file).filter(|path| is_gguf(path.as_str().as_ref())));
+        if is_name && is_revision && path != Some(None) {
+            return Ok(HubName { id: id.to_string(), revision: revision.to_string(), file: path.flatten() });
         }
-        let problem = if is_name {
+        let problem = if let Some(file) = file.filter(|_| is_name && is_revision) {
+            format!("{file:?} is not a GGUF file's name (org/name:file.gguf, org/name@revision:file.gguf)")
+        } else if is_name {
             format!("{revision:?} cannot be a revision (a branch, a tag or a commit)")
         } else if model.starts_with(PREFIX) {
             format!("not a name on the hub ({PREFIX}org/name)")

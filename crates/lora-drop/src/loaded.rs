@@ -43,6 +43,8 @@ pub struct Loaded {
     pub labels: Option<Labels>,
     /// Tokens that end a generated text.
     pub end_tokens: Vec<u32>,
+    /// Notes for the user about the files.
+    pub notes: Vec<String>,
     pub memory: Memory,
 }
 
@@ -57,8 +59,11 @@ impl Loaded {
     /// Those of the files; the adapter does not fit the model; an encoder has no head.
     pub fn open(model: &str, adapter: Option<&Path>, arithmetic: Arithmetic) -> Result<Self> {
         let files = ModelFiles::open(model, &Cancel::new(), &mut |_| {})?;
-        let adapter = adapter.map(AdapterFile::open).transpose()?;
-        Self::new(&files, adapter.as_ref(), arithmetic)
+        let open = |path| AdapterFile::open_for(path, Some(files.source()));
+        let (adapter, note) = adapter.map(open).transpose()?.unzip();
+        let mut loaded = Self::new(&files, adapter.as_ref(), arithmetic)?;
+        loaded.notes.extend(note.flatten());
+        Ok(loaded)
     }
 
     /// Like [`Self::open`] for a model that is open and an adapter in memory.
@@ -100,6 +105,7 @@ impl Loaded {
         let table = bank.table(config.layers);
         let end_tokens = if outputs.is_none() { end_tokens(&files, adapter)? } else { Vec::new() };
         Ok(Loaded {
+            notes: files.notes(quantize),
             files,
             arithmetic,
             model,

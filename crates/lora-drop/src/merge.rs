@@ -31,6 +31,9 @@ pub struct Merged {
     pub parameters: usize,
     /// Size of the written weights, in bytes.
     pub bytes: u64,
+    /// What was left out of the adapter.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
 }
 
 /// Merges an adapter (a folder or a file) into its base (a folder, a GGUF file or a hub name) and
@@ -50,7 +53,9 @@ pub fn merge(
     cancel: &Cancel,
 ) -> Result<Merged> {
     let files = ModelFiles::open(model, cancel, &mut |_| {})?;
-    merge_adapter(&files, &AdapterFile::open(path)?, form, output, overwrite, cancel)
+    let (adapter, note) = AdapterFile::open_for(path, Some(files.source()))?;
+    let merged = merge_adapter(&files, &adapter, form, output, overwrite, cancel)?;
+    Ok(Merged { note, ..merged })
 }
 
 /// Like [`merge`] for a model that is open and an adapter in memory.
@@ -86,5 +91,5 @@ pub fn merge_adapter(
         }
     };
     let bytes = std::fs::metadata(&weights).map_err(|e| Error::io(&weights, e))?.len();
-    Ok(Merged { modules: file.modules.len(), parameters: file.unique_parameters(), bytes })
+    Ok(Merged { modules: file.modules.len(), parameters: file.unique_parameters(), bytes, note: None })
 }

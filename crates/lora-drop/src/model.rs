@@ -1,5 +1,6 @@
 //! A model's files: a folder as Hugging Face's tools write it, a GGUF file, or a name on the hub.
 
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use crate::data::gguf_tokenizer::GgufTokenizer;
 use crate::data::text::{ChatTemplate, SpecialTokens, template_variables};
 use crate::files::json_object;
 use crate::folder::recover;
-use crate::hub::{Download, HubOptions};
+use crate::hub::{Download, GgufModel, HubOptions, INDEX, WEIGHTS};
 use crate::settings::Quantize;
 use crate::summary::ModelFacts;
 use crate::{Cancel, Error, Result};
@@ -51,7 +52,9 @@ impl ModelFiles {
         let path = locate(name, cancel, progress)?;
         let (config, weights) = if path.is_dir() {
             recover(&path)?;
-            (ModelConfig::read(&path)?, WeightFiles::Folder(Checkpoint::open(&path)?))
+            let (config, checkpoint) = (ModelConfig::read(&path)?, Checkpoint::open(&path)?);
+            checkpoint.check_unquantized()?;
+            (config, WeightFiles::Folder(checkpoint))
         } else {
             let file = Gguf::open(&path)?;
             let config = ModelConfig::from_object(file.config()?, &path)?;
@@ -87,8 +90,27 @@ impl ModelFiles {
         Ok(Model::load(self.source(), &self.config, loading, parameters)?)
     }
 
-    /// Returns a note for the user if `quantize` leaves matrices as they are.
-    pub fn quantize_note(&self, quantize: Option<Quantize>) -> Option<String> {
+    /// Notes for the user: values in the files that are wrong and not needed, and whether `quantize`
+    /// leaves matrices as they are.
+    pub fn notes(&self, quantize: Option<Quantize>) -> Vec<String> {
+        let wrong = |warning: &String| format!("{}: {warning}", self.path.display());
+        self.config.warnings.iter().map(wrong).chain(self.quantize_note(quantize)).collect()
+    }
+
+    /// Number of tensors by the type in which the files store them.
+    pub fn types(&self) -> BTreeMap<String, usize> {
+        let mut types = BTreeMap::new();
+        let mut count = |kind| *types.entry(kind).or_insert(0) += 1;
+        match &*self.weights {
+            WeightFiles::Folder(checkpoint) => checkpoint.types().for_each(&mut count),
+            WeightFiles::Gguf(file) => {
+                file.header().tensors.iter().for_each(|tensor| count(tensor.kind.name().to_string()));
+            }
+        }
+        types
+    }
+
+    fn quantize_note(&self, quantize: Option<Quantize>) -> Option<String> {
         quantize?;
         let path = self.path.display();
         let WeightFiles::Gguf(file) = &*self.weights else { return None };
@@ -233,18 +255,20 @@ impl ModelFiles {
 /// # Errors
 /// See `HubOptions::resolve`.
 pub fn locate(name: &str, cancel: &Cancel, progress: &mut dyn FnMut(Download<'_>)) -> Result<PathBuf> {
-    match gguf_file(Path::new(name)) {
+    match gguf_file(Path::new(name))? {
         Some(file) => Ok(file),
         None => HubOptions::from_env().resolve(name, cancel, progress),
     }
 }
 
-/// The bytes of a GGUF file before its first tensor, which contain the tokenizer.
+/// The bytes of a GGUF file (the first part) before its first tensor, which contain the tokenizer.
 fn metadata(file: &Gguf) -> Result<Vec<u8>> {
     let path = file.path();
-    let end = file.header().tensors.iter().map(|tensor| tensor.start).min().unwrap_or(0);
-    let mut bytes = Vec::with_capacity(end);
-    let opened = std::fs::File::open(path).and_then(|file| file.take(end as u64).read_to_end(&mut bytes));
+    let first = file.header().tensors.iter().filter(|tensor| tensor.part == 0);
+    // The first of several parts may have no tensors.
+    let end = first.map(|tensor| tensor.start as u64).min().unwrap_or(u64::MAX);
+    let mut bytes = Vec::new();
+    let opened = std::fs::File::open(path).and_then(|file| file.take(end).read_to_end(&mut bytes));
     opened.map(|_| bytes).map_err(|e| Error::io(path, e))
 }
 
@@ -260,15 +284,28 @@ pub fn is_gguf(path: &Path) -> bool {
     path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf"))
 }
 
-/// The GGUF file that a path names: itself, or the only one in a folder without config.json.
-pub fn gguf_file(path: &Path) -> Option<PathBuf> {
+/// The GGUF file that a path names: itself, or the only one (in parts: the first part) in a folder
+/// without safetensors; None if it names something else.
+///
+/// # Errors
+/// A folder with several such models and no other; the message lists them.
+pub fn gguf_file(path: &Path) -> Result<Option<PathBuf>> {
     if path.is_file() && is_gguf(path) {
-        return Some(path.to_path_buf());
+        return Ok(Some(path.to_path_buf()));
     }
-    if !path.is_dir() || path.join("config.json").exists() {
-        return None;
+    let other = |name: &str| path.join(name).exists();
+    if !path.is_dir() || [WEIGHTS, INDEX, "adapter_config.json"].into_iter().any(other) {
+        return Ok(None);
     }
-    let files = std::fs::read_dir(path).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
-    let mut found = files.filter(|file| is_gguf(file));
-    found.next().filter(|_| found.next().is_none())
+    let entries = std::fs::read_dir(path).map_err(|e| Error::io(path, e))?;
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    match &GgufModel::list(names.map(|name| (name, None)))[..] {
+        [] => Ok(None),
+        [only] => Ok(Some(path.join(&only.file))),
+        _ if other("config.json") => Ok(None),
+        several => {
+            let names = several.iter().map(|model| model.file.as_str()).collect::<Vec<_>>().join(", ");
+            Err(Error::file(path, format!("it has several GGUF models; give one of these files: {names}")))
+        }
+    }
 }

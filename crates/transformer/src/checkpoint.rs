@@ -21,6 +21,7 @@ use serde::de::{Deserializer, MapAccess, Visitor};
 use crate::config::read_text;
 use crate::error::{Error, Result};
 use crate::json;
+use crate::quantized;
 
 /// The format's own limit on its header.
 const MOST_HEADER_BYTES: u64 = 100_000_000;
@@ -87,6 +88,19 @@ impl Checkpoint {
             Checkpoint { folder, files: Vec::new(), entries: BTreeMap::new(), metadata: BTreeMap::new() };
         checkpoint.add(path)?;
         Ok(checkpoint)
+    }
+
+    /// Refuses weights that another program has quantized, by the names of the tensors.
+    ///
+    /// # Errors
+    /// `Error::Folder` with the method and a tensor.
+    pub fn check_unquantized(&self) -> Result<()> {
+        let Some((method, tensor)) = quantized::by_tensors(self.names()) else { return Ok(()) };
+        let problem = format!(
+            "the weights are quantized by {method} (tensor {tensor}), and such weights are not read; give the \
+             unquantized model"
+        );
+        Err(Error::Folder { folder: self.folder.clone(), problem })
     }
 
     fn open_shards(folder: &Path, index: &Path) -> Result<Self> {
@@ -252,6 +266,11 @@ impl Checkpoint {
             Dtype::BF16 => Some(BlockType::Bf16),
             _ => None,
         }
+    }
+
+    /// Names of the types of all tensors, such as `BF16`.
+    pub fn types(&self) -> impl Iterator<Item = String> {
+        self.entries.values().map(|entry| entry.dtype.to_string())
     }
 
     /// A matrix of f16 or bf16 as in the file; None for anything else.

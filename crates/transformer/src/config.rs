@@ -94,6 +94,8 @@ pub struct ModelConfig {
     pub labels: Vec<String>,
     /// The checkpoint's task: `single_label_classification`, `regression`; None without it.
     pub problem_type: Option<String>,
+    /// What is wrong in the file and not needed, for the user.
+    pub warnings: Vec<String>,
     /// The whole file, with transformers' defaults for keys that it leaves out, if it is a
     /// decoder's.
     pub raw: Map<String, Value>,
@@ -148,6 +150,7 @@ impl ModelConfig {
             eos_token_ids: Vec::new(),
             labels: keys.labels()?,
             problem_type: keys.text("problem_type")?.map(str::to_string),
+            warnings: Vec::new(),
             raw: Map::new(),
         })
     }
@@ -158,7 +161,7 @@ impl ModelConfig {
         self.max_positions.saturating_sub(self.first_position)
     }
 
-    /// (out, in) of a block's linear layer.
+    /// (out, in) of a linear layer that can have an adapter.
     pub fn linear_shape(&self, kind: ModuleKind) -> (usize, usize) {
         let (queries, pairs) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
         match kind {
@@ -167,6 +170,7 @@ impl ModelConfig {
             ModuleKind::AttentionOutput => (self.hidden_size, queries),
             ModuleKind::Gate | ModuleKind::Intermediate => (self.intermediate_size, self.hidden_size),
             ModuleKind::Output => (self.hidden_size, self.intermediate_size),
+            ModuleKind::LmHead => (self.vocab_size, self.hidden_size),
         }
     }
 

@@ -52,6 +52,7 @@ mod network;
 mod observer;
 mod parameters;
 mod quantize;
+mod quantized;
 mod weights;
 
 pub use adapter::{Adapter, AdapterMethod, LoraPair, LoraTable};

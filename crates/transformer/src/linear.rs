@@ -63,8 +63,15 @@ pub struct LinearWeights<D: Device = Cpu> {
     pub output: usize,
     /// The precision of its products in training.
     pub precision: Precision,
-    /// Its module; None for heads and output layers.
+    /// Its module; None for heads for labels.
     pub module: Option<ModuleId>,
+}
+
+impl<D: Device> LinearWeights<D> {
+    /// Whether it is a layer of a block.
+    pub fn in_block(&self) -> bool {
+        self.module.is_some_and(|module| module != ModuleId::LM_HEAD)
+    }
 }
 
 impl LinearWeights {

@@ -40,6 +40,11 @@ impl Model {
         self.net.block_layers().filter_map(|layer| Some((layer.module?, layer))).collect()
     }
 
+    /// The linear layer of a module; None if the model does not have it.
+    pub fn linear(&self, module: ModuleId) -> Option<&LinearWeights> {
+        self.net.layers.iter().find(|layer| layer.module == Some(module))
+    }
+
     /// The layer from the last norm to the logits of tokens; None with a head for labels.
     pub fn output_layer(&self) -> Option<&LinearWeights> {
         if self.outputs.is_none() { self.net.layers.last() } else { None }

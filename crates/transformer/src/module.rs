@@ -1,9 +1,8 @@
-//! The linear layers of a block that can have an adapter, by their role and not by an
-//! architecture's names.
+//! The linear layers that can have an adapter, by their role and not by an architecture's names.
 
 use serde::{Deserialize, Serialize};
 
-/// The role of a linear layer in its transformer block.
+/// The role of a linear layer in its transformer block, or after the blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ModuleKind {
@@ -20,10 +19,13 @@ pub enum ModuleKind {
     Output,
     /// The gate next to the first linear layer, in decoders: `gate_proj`.
     Gate,
+    /// A decoder's layer from the last norm to the logits of tokens, `lm_head`; see
+    /// [`ModuleId::LM_HEAD`].
+    LmHead,
 }
 
 impl ModuleKind {
-    /// Every kind; `Architecture::kinds` has those of one architecture.
+    /// Every kind that blocks have; `Architecture::kinds` has those of one architecture.
     pub const ALL: [ModuleKind; 7] = [
         ModuleKind::Query,
         ModuleKind::Key,
@@ -44,6 +46,7 @@ impl ModuleKind {
             ModuleKind::Intermediate => "intermediate",
             ModuleKind::Output => "output",
             ModuleKind::Gate => "gate",
+            ModuleKind::LmHead => "lm_head",
         }
     }
 }
@@ -54,4 +57,9 @@ pub struct ModuleId {
     /// Block number, from 0 at the input.
     pub layer: usize,
     pub kind: ModuleKind,
+}
+
+impl ModuleId {
+    /// The output layer of a decoder, which is in no block.
+    pub const LM_HEAD: ModuleId = ModuleId { layer: 0, kind: ModuleKind::LmHead };
 }

@@ -45,6 +45,11 @@ impl Console {
         }
     }
 
+    /// Prints notes.
+    pub fn notes(&self, texts: impl IntoIterator<Item = String>) {
+        texts.into_iter().for_each(|text| self.note(Some(text)));
+    }
+
     /// The listener that shows a run's events.
     pub fn terminal(&self) -> Terminal {
         Terminal::new(self.quiet)

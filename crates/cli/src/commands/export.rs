@@ -39,5 +39,6 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
     let Conversion { adapter, output: path, overwrite, .. } = &args.conversion;
     let model = args.conversion.prepare(&output, console, interrupt)?;
     let exported = export::export(adapter, &model, args.to, path, *overwrite)?;
+    console.note(exported.note);
     args.conversion.report(console, "adapted", exported.modules, exported.parameters, exported.bytes)
 }

@@ -183,7 +183,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
     let threads = source.settings.train.compute.threads;
     let (arithmetic, adapter) = (source.arithmetic(), adapter.as_deref());
     let generator = Generator::open(source.model(), adapter, arithmetic, reading.clone(), threads)?;
-    console.note(generator.files().quantize_note(arithmetic.quantize));
+    console.notes(generator.notes().to_vec());
     let mut work = Work { generator, options, console, interrupt, system: args.system };
     match (args.prompt, args.data, split) {
         (None, Some(data), Some(split)) => {
@@ -281,7 +281,7 @@ impl Work<'_> {
     /// A line of JSON for each row.
     fn rows(&mut self, data: &Path, split: &str, limit: Option<usize>, output: Option<&Path>) -> Result<()> {
         let (mut rows, warnings) = self.generator.rows(data, split)?;
-        warnings.into_iter().for_each(|warning| self.console.note(Some(warning)));
+        self.console.notes(warnings);
         rows.truncate(limit.unwrap_or(usize::MAX));
         let began = Instant::now();
         let found = self.generator.write(&rows, &self.options, &self.interrupt.cancel, &mut |_, _| {})?;

@@ -46,5 +46,6 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
     let Conversion { adapter, output: path, overwrite, .. } = &args.conversion;
     let model = args.conversion.prepare(&output, console, interrupt)?;
     let merged = merge::merge(&model, adapter, form, path, *overwrite, &interrupt.cancel)?;
+    console.note(merged.note);
     args.conversion.report(console, "merged", merged.modules, merged.parameters, merged.bytes)
 }

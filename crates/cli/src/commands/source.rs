@@ -226,7 +226,7 @@ impl Resolved {
             predictor.set_positive(class)?;
         }
         predictor.share_with(ranks, &interrupt.cancel)?;
-        console.note(predictor.files().quantize_note(self.arithmetic().quantize));
+        console.notes(predictor.notes().to_vec());
         Ok(predictor)
     }
 }

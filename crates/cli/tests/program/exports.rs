@@ -27,7 +27,8 @@ fn fixture() -> Fixture {
     fixture
 }
 
-fn write_bpe(fixture: &Fixture) {
+/// A byte-level BPE tokenizer and a chat template, in the folder `base`.
+pub fn write_bpe(fixture: &Fixture) {
     let special = ["<pad>", "<s>", "</s>"].map(String::from);
     let letters = "w0123456789Ġ".chars().map(String::from);
     let merged = (0..10).map(|n| format!("w{n}")).chain(["Ġw".into()]);

@@ -256,9 +256,21 @@ fn what_does_not_fit_is_refused() {
     refused(bpe(), "ggml.merges", None, "tokenizer.ggml.merges is missing");
     refused(bpe(), "ggml.merges", Some(strings(&["ab"])), r#"merge 0, "ab", is no pair"#);
     refused(bpe(), "ggml.merges", Some(strings(&["h e", "z q"])), "merge 1");
-    refused(bpe(), "ggml.bos_token_id", Some(Value::U32(264)), "is 264, expected a token's number below 264");
     refused(bpe(), "ggml.add_bos_token", Some(Value::U32(1)), "expected a bool");
     refused(sentence_piece(), "ggml.scores", None, "tokenizer.ggml.scores is missing");
     refused(sentence_piece(), "ggml.scores", Some(Value::Array(Array::F32(vec![0.0]))), "expected 266 f32");
-    refused(sentence_piece(), "ggml.bos_token_id", None, "bos_token_id is missing");
+    let needed = |seen: &str| {
+        format!("the tokenizer adds this token to texts, but tokenizer.ggml.bos_token_id is {seen}")
+    };
+    refused(sentence_piece(), "ggml.bos_token_id", None, &needed("missing"));
+    refused(
+        sentence_piece(),
+        "ggml.bos_token_id",
+        Some(Value::U32(266)),
+        &needed("266, expected a number below 266"),
+    );
+    // No text has this one: the token is not needed.
+    let mut unneeded = bpe();
+    set(&mut unneeded, "ggml.bos_token_id", Value::U32(264));
+    assert_eq!(read(&unneeded).unwrap().bos, None);
 }

@@ -19,6 +19,7 @@ mod example;
 mod exports;
 mod found;
 mod generate;
+mod gguf_files;
 mod gguf_tokenizer;
 mod hidden_states;
 mod hub;
@@ -27,6 +28,7 @@ mod memory;
 mod methods;
 #[cfg(unix)]
 mod mutations;
+mod peft_files;
 mod profile;
 mod prune;
 mod ranks;

@@ -257,9 +257,7 @@ mod tests {
 
     #[test]
     fn every_level_adds_the_same_products() {
-        use BlockType::*;
-        let kinds = [F16, Bf16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4K, Q5K, Q6K].map(Some);
-        for kind in kinds.into_iter().chain([None]) {
+        for kind in BlockType::ALL.map(Some).into_iter().chain([None]) {
             let row_bytes = kind.map_or(4 * 256, |kind| BlockMatrix::size(kind, 1, 256).unwrap());
             // Bytes below 64, so that all scales are finite.
             let bytes: Vec<u8> = (0..7 * row_bytes).map(|i| (i * 37 % 251) as u8 & 63).collect();

@@ -46,7 +46,7 @@ fn half_at<S: Lanes>(s: S, block: &[u8], at: usize) -> S::F {
 /// Runs an expression with the layout of a block type, as the type `$layout`.
 macro_rules! with_layout {
     ($kind:expr, $layout:ident => $body:expr) => {
-        with_layout!($kind, $layout => $body, F16 Bf16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q4K Q5K Q6K)
+        with_layout!($kind, $layout => $body, F16 Bf16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2K Q3K Q4K Q5K Q6K Iq4Nl Iq4Xs)
     };
     ($kind:expr, $layout:ident => $body:expr, $($name:ident)*) => {
         match $kind {
@@ -145,6 +145,104 @@ small_layout!(
 small_layout!(Q8_0, 34, S::F, |s, block| half_at(s, block, 0), |d, run| {
     s.mul(d, s.float(s.signed(run_at(block, 2 + RUN * run))))
 });
+
+/// The sixteen values that IQ4_NL and IQ4_XS have for four bits: closer together around zero.
+const NON_LINEAR: [f32; 16] = [
+    -127.0, -104.0, -83.0, -65.0, -49.0, -35.0, -22.0, -10.0, 1.0, 13.0, 25.0, 38.0, 53.0, 69.0, 89.0, 113.0,
+];
+
+small_layout!(Iq4Nl, 18, S::F, |s, block| s.mul(half_at(s, block, 0), s.load(&NON_LINEAR)), |table, run| {
+    s.lookup(table, run_at(block, 2), 4 * run)
+});
+
+pub struct Iq4Xs;
+
+impl Layout for Iq4Xs {
+    const VALUES: usize = 256;
+    const BYTES: usize = 136;
+    /// One for two runs, of six bits: the lower four in bytes, the upper two in a word.
+    type Scales<S: Lanes> = [f32; 8];
+
+    #[inline(always)]
+    fn scales<S: Lanes>(s: S, block: &[u8]) -> [f32; 8] {
+        let (d, high) = (s.half(u16_at(block, 0)), u16_at(block, 2));
+        std::array::from_fn(|i| {
+            let low = block[4 + i / 2] >> (4 * (i % 2)) & 15;
+            d * (f32::from(u16::from(low) | (high >> (2 * i) & 3) << 4) - 32.0)
+        })
+    }
+
+    #[inline(always)]
+    fn run<S: Lanes>(s: S, block: &[u8], scales: &[f32; 8], run: usize) -> S::F {
+        let values = s.lookup(s.load(&NON_LINEAR), run_at(block, 8 + RUN * (run / 2)), 4 * (run % 2));
+        s.mul(s.splat(scales[run / 2]), values)
+    }
+}
+
+pub struct Q2K;
+
+impl Layout for Q2K {
+    const VALUES: usize = 256;
+    const BYTES: usize = 84;
+    /// A scale and a minimum a run.
+    type Scales<S: Lanes> = [[f32; 16]; 2];
+
+    #[inline(always)]
+    fn scales<S: Lanes>(s: S, block: &[u8]) -> [[f32; 16]; 2] {
+        let mut out = [[0.0; 16]; 2];
+        for (i, out) in out.iter_mut().enumerate() {
+            let d = half_at(s, block, 80 + 2 * i);
+            s.store(s.mul(d, s.float(s.field(run_at(block, 0), 4 * i, 15))), out);
+        }
+        out
+    }
+
+    #[inline(always)]
+    fn run<S: Lanes>(s: S, block: &[u8], scales: &[[f32; 16]; 2], run: usize) -> S::F {
+        let q = s.float(two_bits(s, block, 16, run));
+        s.sub(s.mul(s.splat(scales[0][run]), q), s.splat(scales[1][run]))
+    }
+}
+
+/// The two bits of each value of a run in a block of 256, from byte `at` on: each half of the block
+/// has 32 bytes, with four runs of both parts one above the other.
+#[inline(always)]
+fn two_bits<S: Lanes>(s: S, block: &[u8], at: usize, run: usize) -> S::I {
+    let (half, quarter, part) = (run / 8, run % 8 / 2, run % 2);
+    s.field(run_at(block, at + 32 * half + RUN * part), 2 * quarter, 3)
+}
+
+pub struct Q3K;
+
+impl Layout for Q3K {
+    const VALUES: usize = 256;
+    const BYTES: usize = 110;
+    /// One a run.
+    type Scales<S: Lanes> = [f32; 16];
+
+    #[inline(always)]
+    fn scales<S: Lanes>(s: S, block: &[u8]) -> [f32; 16] {
+        // Six bits each: the lower four in eight bytes, the upper two in four.
+        let [first, second, high] = [96, 100, 104].map(|at| u32_at(block, at));
+        let low = [first, second, first >> 4, second >> 4];
+        let parts: [u32; 4] =
+            std::array::from_fn(|i| low[i] & 0x0f0f0f0f | (high >> (2 * i) & 0x03030303) << 4);
+        let bytes = parts.map(u32::to_le_bytes);
+        let bytes = bytes.as_flattened().try_into().expect("16 bytes");
+        let mut out = [0.0; 16];
+        s.store(s.mul(half_at(s, block, 108), s.sub(s.float(s.signed(bytes)), s.splat(32.0))), &mut out);
+        out
+    }
+
+    #[inline(always)]
+    fn run<S: Lanes>(s: S, block: &[u8], scales: &[f32; 16], run: usize) -> S::F {
+        let low = s.float(two_bits(s, block, 32, run));
+        let high = s.float(s.field(run_at(block, RUN * (run % 2)), run / 2, 1));
+        // Exact, fused or not: whole numbers from -4 to 3.
+        let q = s.mul_add(high, s.splat(4.0), s.sub(low, s.splat(4.0)));
+        s.mul(s.splat(scales[run]), q)
+    }
+}
 
 /// Scales and minima of a Q4_K or Q5_K block, eight each and in this order. They have six bits; the
 /// last four of each have their upper two in the upper bits of the first four.

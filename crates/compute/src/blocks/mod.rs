@@ -19,7 +19,7 @@ use widen::Piece;
 use crate::cpu::fetch_second;
 use crate::mapped::MappedFile;
 
-/// How values are stored: half precision, or GGUF's block types, of 32 values or (`K`) of 256. The
+/// How values are stored: half precision, or GGUF's block types, of 32 values or (`K`, `Xs`) of 256. The
 /// number is that of bits per value; the bit layout is that of GGUF files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum BlockType {
@@ -30,12 +30,22 @@ pub enum BlockType {
     Q5_0,
     Q5_1,
     Q8_0,
+    Q2K,
+    Q3K,
     Q4K,
     Q5K,
     Q6K,
+    Iq4Nl,
+    Iq4Xs,
 }
 
 impl BlockType {
+    /// Every type.
+    pub const ALL: [BlockType; 14] = {
+        use BlockType::*;
+        [F16, Bf16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2K, Q3K, Q4K, Q5K, Q6K, Iq4Nl, Iq4Xs]
+    };
+
     /// Values and bytes of a block, and the name.
     const fn block(self) -> (usize, usize, &'static str) {
         match self {
@@ -46,9 +56,13 @@ impl BlockType {
             BlockType::Q5_0 => (32, 22, "Q5_0"),
             BlockType::Q5_1 => (32, 24, "Q5_1"),
             BlockType::Q8_0 => (32, 34, "Q8_0"),
+            BlockType::Q2K => (256, 84, "Q2_K"),
+            BlockType::Q3K => (256, 110, "Q3_K"),
             BlockType::Q4K => (256, 144, "Q4_K"),
             BlockType::Q5K => (256, 176, "Q5_K"),
             BlockType::Q6K => (256, 210, "Q6_K"),
+            BlockType::Iq4Nl => (32, 18, "IQ4_NL"),
+            BlockType::Iq4Xs => (256, 136, "IQ4_XS"),
         }
     }
 

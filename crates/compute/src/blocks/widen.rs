@@ -119,8 +119,7 @@ mod tests {
 
     #[test]
     fn every_level_widens_to_the_same_bits() {
-        use BlockType::*;
-        for kind in [Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4K, Q5K, Q6K] {
+        for kind in BlockType::ALL {
             let row_bytes = BlockMatrix::size(kind, 1, 512).unwrap();
             // Bytes below 64, so that all scales are finite.
             let bytes: Vec<u8> = (0..2 * row_bytes).map(|i| (i * 37 % 251) as u8 & 63).collect();

@@ -35,8 +35,6 @@ fn norms(
     module: ModuleId,
     pair: Option<LoraPair>,
 ) -> Result<Vec<f32>> {
-    let linears = model.linears();
-    let found = linears.iter().find(|(id, _)| *id == module);
-    let (_, weights) = found.ok_or_else(|| Error::Input(format!("the model has no {module:?}")))?;
+    let weights = model.linear(module).ok_or_else(|| Error::Input(format!("the model has no {module:?}")))?;
     Ok(weight_norms(weights, pair, parameters.read()).map_err(Stopped::Device)?)
 }

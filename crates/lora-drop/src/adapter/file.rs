@@ -1,11 +1,12 @@
 //! An adapter as files have it, in any form: pairs, the pair of each module, head, labels.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use lora_drop_transformer::{
     AdapterMethod, Architecture, Checkpoint, Group, ModelConfig, ModuleId, ModuleKind, Parameter, Parameters,
-    Trained, json, token_ids,
+    Source, Trained, json, token_ids,
 };
 
 use super::bank::{Half, LoraBank, PairValues, pair_name, scale, transposed};
@@ -21,6 +22,10 @@ pub(super) const METADATA_PREFIX: &str = "lora_drop.";
 const LABELS_KEY: &str = "lora_drop.labels";
 /// The tokens that end what was learned, as a JSON list, in the metadata of both kinds of files.
 const END_TOKENS_KEY: &str = "lora_drop.end_tokens";
+
+/// What is said where an adapter with a LoRA on the output layer is given to what changes adapters.
+pub(crate) const LM_HEAD_IS_USED: &str = "it has a LoRA on lm_head; such adapters are evaluated, merged and exported, \
+                                         but not trained further, scored or pruned";
 
 /// One unique LoRA pair.
 #[derive(Clone, Debug, PartialEq)]
@@ -92,8 +97,22 @@ impl AdapterFile {
     /// of these files. Nothing in a file is ignored.
     ///
     /// # Errors
-    /// A key or tensor is missing, unknown or wrong; the message names it and the file.
+    /// A key or tensor is missing, unknown or wrong; the message names it and the file. It has
+    /// whole weights, which only [`Self::open_for`] can compare with the base's.
     pub fn open(path: &Path) -> Result<Self> {
+        match Self::open_for(path, None)? {
+            (file, None) => Ok(file),
+            (_, Some(note)) => Err(Error::file(path, note)),
+        }
+    }
+
+    /// Like [`Self::open`] with the base, whose embeddings and output layer PEFT may have saved with
+    /// the adapter: these are left out if they are the base's. Returns a note that says so, or,
+    /// without a base, that they were not compared.
+    ///
+    /// # Errors
+    /// Those of [`Self::open`]; such weights differ from the base's.
+    pub fn open_for(path: &Path, base: Option<&dyn Source>) -> Result<(Self, Option<String>)> {
         if !path.exists() {
             return Err(Error::file(path, "no such adapter"));
         }
@@ -101,9 +120,9 @@ impl AdapterFile {
             recover(path)?;
             let compact_file = path.join(compact::COMPACT_FILE);
             if path.join(peft::CONFIG_FILE).exists() || !compact_file.exists() {
-                return peft::read(path);
+                return peft::read(path, base);
             }
-            return compact::read(&compact_file);
+            return Ok((compact::read(&compact_file)?, None));
         }
         if is_gguf(path) {
             let problem =
@@ -111,10 +130,10 @@ impl AdapterFile {
             return Err(Error::file(path, problem));
         }
         if Checkpoint::open_file(path)?.metadata().contains_key(compact::MAP_KEY) {
-            return compact::read(path);
+            return Ok((compact::read(path)?, None));
         }
         match path.parent() {
-            Some(folder) if path.ends_with(peft::WEIGHTS_FILE) => peft::read(folder),
+            Some(folder) if path.ends_with(peft::WEIGHTS_FILE) => peft::read(folder, base),
             _ => {
                 let (config, weights) = (peft::CONFIG_FILE, peft::WEIGHTS_FILE);
                 let compact = compact::COMPACT_FILE;
@@ -256,7 +275,13 @@ impl AdapterFile {
         for (id, &pair) in &self.modules {
             let pair = &self.pairs[pair];
             let name = architecture.module_path(*id);
-            if architecture.kinds().all(|kind| kind != id.kind) {
+            let on_output = *id == ModuleId::LM_HEAD && architecture.is_decoder();
+            if let Some(head) = self.head.keys().next().filter(|_| on_output) {
+                return refuse(format!(
+                    "the adapter has a LoRA on {name} and a head for labels ({head}), and a model has only one of the two"
+                ));
+            }
+            if !on_output && architecture.kinds().all(|kind| kind != id.kind) {
                 let (kind, architecture) = (id.kind.name(), architecture.name());
                 return refuse(format!(
                     "the adapter has a LoRA on {kind}, which a {architecture} block does not have"
@@ -450,6 +475,18 @@ impl AdapterFile {
         // Other readers of safetensors need the framework whose layout the tensors have.
         own.chain(labels).chain(ends).chain([("format".to_string(), "pt".to_string())]).collect()
     }
+}
+
+/// The configuration of a base with the adapter merged: an output layer with a LoRA is no longer the
+/// table of embeddings.
+pub(crate) fn untied<'a>(config: &'a ModelConfig, adapter: &AdapterFile) -> Cow<'a, ModelConfig> {
+    if !config.tied || !adapter.modules.contains_key(&ModuleId::LM_HEAD) {
+        return Cow::Borrowed(config);
+    }
+    let mut config = config.clone();
+    config.tied = false;
+    config.raw.insert("tie_word_embeddings".into(), false.into());
+    Cow::Owned(config)
 }
 
 /// Whether values are equal bit for bit.

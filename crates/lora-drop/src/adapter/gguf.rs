@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use lora_drop_transformer::ModelConfig;
 use lora_drop_transformer::gguf::{AdapterPair, GgufArchitecture, write_adapter};
+use lora_drop_transformer::{ModelConfig, ModuleId};
 
 use super::file::AdapterFile;
 use super::form;
@@ -26,6 +26,13 @@ impl AdapterFile {
             return Err(refuse(format!(
                 "the adapter has a head ({name}), which GGUF adapters cannot store; merge it to safetensors instead"
             )));
+        }
+        if config.tied && self.modules.contains_key(&ModuleId::LM_HEAD) {
+            return Err(refuse(
+                "the adapter has a LoRA on lm_head, which is the table of embeddings in this model, and llama.cpp finds \
+                 no such tensor; write its merged model as GGUF instead"
+                    .into(),
+            ));
         }
         let plain = self.folded(Some(config));
         if let Some(vector) = form(plain.method).vectors.first() {

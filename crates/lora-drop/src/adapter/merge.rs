@@ -11,7 +11,7 @@ use lora_drop_transformer::gguf::Gguf;
 use lora_drop_transformer::{ModelConfig, ModuleId, Source, Stored, Weights, token_ids};
 use serde_json::{Map, Value, json};
 
-use super::file::{AdapterFile, HeadWeight, StoredPair};
+use super::file::{AdapterFile, HeadWeight, StoredPair, untied};
 use super::form;
 use super::tensors::{self, FloatType, Outline};
 use crate::data::Labels;
@@ -50,10 +50,16 @@ pub(crate) struct MergedWeights<'a> {
     adapter: Cow<'a, AdapterFile>,
     /// By the full name of the adapted weight.
     modules: BTreeMap<String, ModuleId>,
+    /// Whether the base's output layer is its table of embeddings.
+    tied: bool,
 }
 
+/// A decoder's output layer, and its table of embeddings without the prefix.
+const OUTPUT: &str = "lm_head.weight";
+const WORDS: &str = "embed_tokens.weight";
+
 impl<'a> MergedWeights<'a> {
-    /// `known` are the weights that the merged model has.
+    /// `known` are the weights that the merged model has, `config` is the base's.
     ///
     /// # Errors
     /// The adapter does not fit the model, or has a weight of a head that is not among `known`.
@@ -77,6 +83,7 @@ impl<'a> MergedWeights<'a> {
             prefix: format!("{}.", architecture.prefix()),
             adapter,
             modules,
+            tied: config.tied,
         })
     }
 
@@ -84,6 +91,8 @@ impl<'a> MergedWeights<'a> {
     fn resolve(&self, name: &str) -> Option<String> {
         match name.strip_prefix(&self.prefix) {
             Some(inner) => self.names.resolve(inner),
+            // The table of embeddings was the output layer before.
+            None if self.tied && name == OUTPUT => self.names.resolve(WORDS),
             None => self.base.contains(name).then(|| name.to_string()),
         }
     }
@@ -185,11 +194,12 @@ pub fn merge(
     dtype: Option<FloatType>,
     cancel: &Cancel,
 ) -> Result<()> {
-    let known = outlines(config, labels);
+    let untied = untied(config, adapter);
+    let known = outlines(&untied, labels);
     let merged = MergedWeights::new(base, config, adapter, &known)?;
     let main = main_type(&known, |name| merged.storage(name));
     let types = |name: &str| dtype.or_else(|| merged.storage(name)).unwrap_or(main);
-    write_checkpoint(config, base.place(), output, labels, &adapter.end_tokens, &types, |name, shape| {
+    write_checkpoint(&untied, base.place(), output, labels, &adapter.end_tokens, &types, |name, shape| {
         cancel.check()?;
         merged.weight(name, shape)
     })

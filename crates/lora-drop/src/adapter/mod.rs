@@ -24,6 +24,7 @@ use crate::Result;
 pub use bank::{BankPair, LoraBank, NewPairs};
 pub use compact::COMPACT_FILE;
 pub use file::{AdapterFile, HeadWeight, StoredPair};
+pub(crate) use file::{LM_HEAD_IS_USED, untied};
 pub(crate) use merge::{MergedWeights, outlines};
 pub use merge::{TOKENIZER_FILES, merge, write_checkpoint};
 pub use tensors::FloatType;

@@ -7,6 +7,7 @@
 //! [`text`] does the same for rows from which generation is learned. Whatever is wrong with a row
 //! is an [`Error`] with file and line.
 
+mod added_tokens;
 pub(crate) mod batch;
 pub(crate) mod cache;
 pub(crate) mod columns;

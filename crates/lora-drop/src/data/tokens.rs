@@ -3,6 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
+use lora_drop_transformer::json;
+use serde_json::{Map, Value};
 use tokenizers::models::wordpiece::WordPiece;
 use tokenizers::normalizers::BertNormalizer;
 use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
@@ -12,6 +14,7 @@ use tokenizers::utils::truncation::{
 };
 use tokenizers::{AddedToken, Encoding, PostProcessor, Tokenizer};
 
+use super::added_tokens::{self, TokenFiles};
 use super::cache::Fingerprint;
 use super::error::{Error, Problem};
 use super::tokenizer_rules;
@@ -26,9 +29,13 @@ pub struct Tokens {
     pub(super) side: TruncationDirection,
     /// The token for text that the vocabulary does not have, if there is one.
     unknown: Option<u32>,
+    /// Whether it reads a text as if it began with a space, as SentencePiece does.
+    adds_space: bool,
     file: PathBuf,
     /// The hash of the bytes that it was built from.
     hash: u128,
+    /// What its files say and has no effect, for the user.
+    note: Option<String>,
 }
 
 /// One row's tokens.
@@ -71,21 +78,28 @@ struct TokenizerConfig {
 impl Tokens {
     /// Opens the tokenizer in a model's folder: tokenizer.json, or a BERT model's vocab.txt.
     /// Padding and truncation that tokenizer.json carries are switched off; the caller's limit
-    /// decides.
+    /// decides. Added and special tokens of tokenizer_config.json, added_tokens.json and
+    /// special_tokens_map.json are added as in transformers.
     ///
     /// # Errors
     /// Neither file is there, or one is not valid.
     pub fn open(folder: &Path) -> Result<Self, Error> {
         let config_file = folder.join("tokenizer_config.json");
         let mut source = Fingerprint::new("tokenizer");
-        let config: TokenizerConfig =
-            match read_if_there(&config_file).map_err(|e| Error::io(&config_file, e))? {
-                Some(bytes) => {
-                    source.bytes(&bytes);
-                    serde_json::from_slice(&bytes).map_err(|e| Error::file(&config_file, e.to_string()))?
-                }
-                None => TokenizerConfig::default(),
-            };
+        let mut object = |path: &Path| -> Result<Map<String, Value>, Error> {
+            let bytes = read_if_there(path).map_err(|e| Error::io(path, e))?;
+            let Some(bytes) = bytes else { return Ok(Map::new()) };
+            source.bytes(&bytes);
+            json::from_slice(&bytes).map_err(|e| Error::file(path, e.to_string()))
+        };
+        let files = TokenFiles {
+            config: object(&config_file)?,
+            special_tokens_map: object(&folder.join("special_tokens_map.json"))?,
+            added_tokens: object(&folder.join("added_tokens.json"))?,
+        };
+        let asked = ["add_bos_token", "add_eos_token"].map(|key| files.config.get(key) == Some(&true.into()));
+        let config: TokenizerConfig = serde_json::from_value(files.config.clone().into())
+            .map_err(|e| Error::file(&config_file, e.to_string()))?;
         let (whole, vocabulary) = (folder.join("tokenizer.json"), folder.join("vocab.txt"));
         let (mut tokenizer, file) = if whole.is_file() {
             let bytes = std::fs::read(&whole).map_err(|e| Error::io(&whole, e))?;
@@ -100,6 +114,9 @@ impl Tokens {
         } else {
             return Err(Error::file(&whole, format!("not there; {SAVE_IT}")));
         };
+        let added =
+            caught(|| added_tokens::add(&mut tokenizer, files)).map_err(|panic| broken(&file, panic))?;
+        added.map_err(|problem| Error::file(&config_file, problem))?;
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).map_err(|e| Error::file(&file, e.to_string()))?;
         let special =
@@ -119,7 +136,9 @@ impl Tokens {
             Some("left") => TruncationDirection::Left,
             _ => TruncationDirection::Right,
         };
-        Ok(Tokens { unknown: unknown_token(&tokenizer), tokenizer, side, file, hash: source.finish() })
+        let (unknown, adds_space) = (unknown_token(&tokenizer), adds_space(&tokenizer));
+        let note = unread_note(&tokenizer, asked).map(|note| format!("{}: {note}", config_file.display()));
+        Ok(Tokens { unknown, adds_space, tokenizer, side, file, hash: source.finish(), note })
     }
 
     /// A tokenizer that was built from these bytes of `file`, which is named in messages.
@@ -127,12 +146,24 @@ impl Tokens {
         let mut source = Fingerprint::new("tokenizer");
         source.bytes(built_from);
         let (unknown, side) = (unknown_token(&tokenizer), TruncationDirection::Right);
-        Tokens { tokenizer, side, unknown, file, hash: source.finish() }
+        let adds_space = adds_space(&tokenizer);
+        Tokens { tokenizer, side, unknown, adds_space, file, hash: source.finish(), note: None }
     }
 
     /// The tokenizer itself.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.tokenizer
+    }
+
+    /// Whether it reads a text as if it began with a space, so that the tokens of a text's end are not
+    /// those of the end alone.
+    pub(super) fn adds_space(&self) -> bool {
+        self.adds_space
+    }
+
+    /// A note for the user about settings that have no effect.
+    pub fn note(&self) -> Option<&str> {
+        self.note.as_deref()
     }
 
     /// Where the tokenizer was read from.
@@ -145,6 +176,7 @@ impl Tokens {
         let mut fingerprint = Fingerprint::new(kind);
         fingerprint.bytes(&self.hash.to_le_bytes());
         fingerprint.number(u64::from(self.side == TruncationDirection::Left));
+        fingerprint.number(u64::from(self.adds_space));
         fingerprint
     }
 
@@ -403,6 +435,43 @@ const MANY_UNKNOWN: f64 = 0.2;
 /// not say which one it is.
 fn unknown_token(tokenizer: &Tokenizer) -> Option<u32> {
     ["[UNK]", "<unk>", "<|unk|>", "<UNK>"].into_iter().find_map(|token| tokenizer.token_to_id(token))
+}
+
+/// Whether a tokenizer puts a space before a text: by its normalizer or its pre-tokenizer.
+fn adds_space(tokenizer: &Tokenizer) -> bool {
+    fn puts_one(rule: &Value) -> bool {
+        let is = |key: &str, value: &str| rule.get(key).and_then(Value::as_str) == Some(value);
+        let own = match rule.get("type").and_then(Value::as_str) {
+            Some("Prepend") => true,
+            Some("Metaspace") => !is("prepend_scheme", "never"),
+            Some("ByteLevel") => rule.get("add_prefix_space").and_then(Value::as_bool) == Some(true),
+            _ => false,
+        };
+        let parts = ["normalizers", "pretokenizers"].into_iter().filter_map(|key| rule.get(key)?.as_array());
+        own || parts.flatten().any(puts_one)
+    }
+    let rules = [
+        tokenizer.get_normalizer().and_then(|rule| serde_json::to_value(rule).ok()),
+        tokenizer.get_pre_tokenizer().and_then(|rule| serde_json::to_value(rule).ok()),
+    ];
+    rules.iter().flatten().any(puts_one)
+}
+
+/// What is said of `add_bos_token` and `add_eos_token` where tokenizer.json does not put a token
+/// there: transformers 5 reads only tokenizer.json.
+fn unread_note(tokenizer: &Tokenizer, [begin, end]: [bool; 2]) -> Option<String> {
+    let mask = tokenizer.encode_fast("a", true).ok()?.get_special_tokens_mask().to_vec();
+    let puts = [mask.first(), mask.last()].map(|mask| mask == Some(&1));
+    let keys = [("add_bos_token", begin, puts[0]), ("add_eos_token", end, puts[1])];
+    let unread: Vec<&str> =
+        keys.into_iter().filter(|(_, asked, puts)| *asked && !puts).map(|(key, ..)| key).collect();
+    (!unread.is_empty()).then(|| {
+        format!(
+            "{} has no effect, because tokenizer.json does not put that token into a text (its post_processor); \
+             transformers 5 reads it in the same way, versions before 5 added the token",
+            unread.join(" and ")
+        )
+    })
 }
 
 /// More special tokens than any model's template adds.

@@ -127,8 +127,9 @@ impl Predictor {
         Self::of(Loaded::new(model, adapter, arithmetic)?, threads, max_length)
     }
 
-    fn of(loaded: Loaded, threads: usize, max_length: Option<usize>) -> Result<Self> {
+    fn of(mut loaded: Loaded, threads: usize, max_length: Option<usize>) -> Result<Self> {
         let tokens = loaded.files.tokens()?;
+        loaded.notes.extend(tokens.note().map(str::to_string));
         let most = loaded.files.config.max_tokens();
         let max_length = max_length.unwrap_or(MAX_LENGTH).min(most);
         Ok(Predictor { loaded, tokens, max_length, pool: thread_pool(threads)?, ranks: Ranks::default() })
@@ -154,6 +155,11 @@ impl Predictor {
     /// The model with its adapter, to be changed, and the thread pool.
     pub fn parts(&mut self) -> (&mut Loaded, &rayon::ThreadPool) {
         (&mut self.loaded, &self.pool)
+    }
+
+    /// Notes for the user about the files of the model and its adapter.
+    pub fn notes(&self) -> &[String] {
+        &self.loaded.notes
     }
 
     /// The model's files.

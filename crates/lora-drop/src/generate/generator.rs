@@ -52,7 +52,7 @@ impl Generator {
         Self::of(Loaded::new(model, adapter, arithmetic)?, &model.name, reading, threads)
     }
 
-    fn of(loaded: Loaded, what: &str, reading: Reading, threads: usize) -> Result<Self> {
+    fn of(mut loaded: Loaded, what: &str, reading: Reading, threads: usize) -> Result<Self> {
         let refuse = |what: String| {
             Err(Error::Usage(format!("{what} and writes no text; it labels rows (`predict`)")))
         };
@@ -64,7 +64,13 @@ impl Generator {
             return refuse(format!("{what} has a head for labels"));
         }
         let (tokens, template) = (loaded.files.tokens()?, loaded.files.template(&reading.template_vars)?);
+        loaded.notes.extend(tokens.note().map(str::to_string));
         Ok(Generator { loaded, tokens, template, reading, pool: thread_pool(threads)? })
+    }
+
+    /// Notes for the user about the files of the model and its adapter.
+    pub fn notes(&self) -> &[String] {
+        &self.loaded.notes
     }
 
     /// The model's files.

@@ -9,11 +9,14 @@ use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use lora_drop_transformer::gguf::part_paths;
+
+use super::{GgufModel, HubName};
 use crate::files::write_bytes_atomically;
 use crate::{Error, Result};
 
-pub(super) const WEIGHTS: &str = "model.safetensors";
-pub(super) const INDEX: &str = "model.safetensors.index.json";
+pub(crate) const WEIGHTS: &str = "model.safetensors";
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
 /// The longest name; file systems take 255 bytes, endings included.
 const LONGEST: usize = 200;
@@ -36,6 +39,37 @@ impl PlainName {
 }
 
 impl fmt::Display for PlainName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A file's path in a repository: plain names with slashes between them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct PlainPath(String);
+
+impl PlainPath {
+    pub fn new(path: &str) -> Option<Self> {
+        path.split('/').all(|part| PlainName::new(part).is_some()).then(|| PlainPath(path.to_string()))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The number of folders above the file.
+    fn depth(&self) -> usize {
+        self.0.matches('/').count()
+    }
+
+    /// This file, or all parts of the model of which it is one.
+    pub fn parts(&self) -> Vec<PlainPath> {
+        let paths = part_paths(Path::new(&self.0));
+        paths.iter().map(|path| PlainPath(path.to_string_lossy().into_owned())).collect()
+    }
+}
+
+impl fmt::Display for PlainPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
@@ -71,12 +105,36 @@ impl RepoCache {
         self.root.join("blobs").join(format!("{etag}.incomplete"))
     }
 
-    /// The folder of a revision (a branch, a tag or a commit), if it has all files that are needed.
-    pub fn complete(&self, revision: &str) -> Option<PathBuf> {
+    /// The folder of a revision (a branch, a tag or a commit), or this GGUF file in it (of several
+    /// parts the first), if it has all files that are needed.
+    pub fn complete(&self, revision: &str, file: Option<&PlainPath>) -> Option<PathBuf> {
+        let folder = self.folder(revision)?;
+        match file {
+            Some(file) => whole_gguf(&folder, file),
+            None => is_complete(&folder).then_some(folder),
+        }
+    }
+
+    fn folder(&self, revision: &str) -> Option<PathBuf> {
         // A commit need not be among the refs.
         let commit = fs::read_to_string(self.reference(revision)).unwrap_or_else(|_| revision.to_string());
-        let folder = self.snapshot(&PlainName::new(commit.trim())?);
-        is_complete(&folder).then_some(folder)
+        Some(self.snapshot(&PlainName::new(commit.trim())?))
+    }
+
+    /// The GGUF files of a name's revision that are here, as the end of a message; empty if there
+    /// are none. The hub may have more, so none is taken without its name.
+    pub fn hint(&self, name: &HubName) -> String {
+        let folder = self.folder(&name.revision).filter(|_| name.file.is_none());
+        let entries = folder.into_iter().filter_map(|folder| fs::read_dir(folder).ok()).flatten();
+        let names = entries.filter_map(|entry| Some((entry.ok()?.file_name().into_string().ok()?, None)));
+        let models = GgufModel::list(names);
+        let revision = match name.revision.as_str() {
+            "main" => String::new(),
+            other => format!("@{other}"),
+        };
+        let named = models.iter().map(|model| format!("{}{revision}:{}", name.id, model.file));
+        let named = named.collect::<Vec<_>>().join(" or ");
+        if named.is_empty() { named } else { format!(", or {named}, which is in the cache") }
     }
 
     /// Makes a branch's name refer to a commit.
@@ -123,7 +181,7 @@ impl RepoCache {
     }
 
     /// Puts a blob into a commit's folder under a file's name.
-    pub fn link(&self, etag: &PlainName, commit: &PlainName, file: &PlainName) -> io::Result<()> {
+    pub fn link(&self, etag: &PlainName, commit: &PlainName, file: &PlainPath) -> io::Result<()> {
         let pointer = self.snapshot(commit).join(file.as_str());
         make_parent(&pointer)?;
         // There may be a link whose blob was deleted.
@@ -131,7 +189,8 @@ impl RepoCache {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => {}
         }
-        match symlink(Path::new("../../blobs").join(etag.as_str()), &pointer) {
+        let root = "../".repeat(2 + file.depth());
+        match symlink(Path::new(&root).join("blobs").join(etag.as_str()), &pointer) {
             // Another process was faster.
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
             // The file system or the user's rights allow no links.
@@ -150,6 +209,12 @@ fn make_parent(path: &Path) -> io::Result<()> {
     path.parent().map_or(Ok(()), fs::create_dir_all)
 }
 
+/// A GGUF file in this folder, or the first of all parts; None if it is not there as a whole.
+pub(super) fn whole_gguf(folder: &Path, file: &PlainPath) -> Option<PathBuf> {
+    let parts: Vec<PathBuf> = file.parts().iter().map(|part| folder.join(part.as_str())).collect();
+    parts.iter().all(|part| part.exists()).then(|| parts[0].clone())
+}
+
 pub(super) fn is_complete(folder: &Path) -> bool {
     let has = |name: &str| folder.join(name).exists();
     let has_shards = || shards(&folder.join(INDEX)).is_ok_and(|names| names.iter().all(|n| has(n.as_str())));
@@ -157,7 +222,7 @@ pub(super) fn is_complete(folder: &Path) -> bool {
 }
 
 /// The weight files that an index names, sorted.
-pub(super) fn shards(index: &Path) -> Result<Vec<PlainName>> {
+pub(super) fn shards(index: &Path) -> Result<Vec<PlainPath>> {
     #[derive(serde::Deserialize)]
     struct Index {
         weight_map: std::collections::BTreeMap<String, String>,
@@ -173,7 +238,9 @@ pub(super) fn shards(index: &Path) -> Result<Vec<PlainName>> {
         return Err(problem("its weight_map is empty".into()));
     }
     let plain = |name: String| {
-        PlainName::new(&name).ok_or_else(|| problem(format!("shard {name:?} is not a plain file name")))
+        PlainPath::new(&name)
+            .filter(|path| path.depth() == 0)
+            .ok_or_else(|| problem(format!("shard {name:?} is not a plain file name")))
     };
     names.into_iter().map(plain).collect()
 }
@@ -192,6 +259,10 @@ mod tests {
             ["", ".", "..", ".hidden", "a/b", "/etc/passwd", "a\\b", "C:x", "a b", "a\n", "\u{1b}[31m", &long]
         {
             assert_eq!(PlainName::new(name), None, "{name:?}");
+        }
+        assert_eq!(PlainPath::new("BF16/a.gguf").unwrap().depth(), 1);
+        for path in ["", "/a", "a/", "a//b", "../a", "a/../b", "a/.b", "a/b c"] {
+            assert_eq!(PlainPath::new(path), None, "{path:?}");
         }
     }
 }

@@ -14,7 +14,8 @@ use ureq::http::{HeaderMap, Response, StatusCode, Uri};
 use ureq::typestate::WithoutBody;
 use ureq::{Agent, Body};
 
-use super::cache::PlainName;
+use super::GgufModel;
+use super::cache::{INDEX, PlainName, PlainPath, WEIGHTS};
 use crate::Cancel;
 
 /// Where models come from unless HF_ENDPOINT says otherwise.
@@ -59,6 +60,26 @@ pub(super) struct Info {
 pub(super) struct Sibling {
     #[serde(rename = "rfilename")]
     pub name: String,
+    /// Bytes, if they were asked for.
+    pub size: Option<u64>,
+}
+
+impl Info {
+    /// Whether the model has a file of this name.
+    pub fn has(&self, name: &str) -> bool {
+        self.siblings.iter().any(|file| file.name == name)
+    }
+
+    /// Whether a name without a file means one of its GGUF models.
+    pub fn is_gguf(&self) -> bool {
+        let other = [WEIGHTS, INDEX, "adapter_config.json"].into_iter().any(|file| self.has(file));
+        !other && !self.gguf_models().is_empty()
+    }
+
+    /// Its GGUF models.
+    pub fn gguf_models(&self) -> Vec<GgufModel> {
+        GgufModel::list(self.siblings.iter().map(|file| (&file.name, file.size)))
+    }
 }
 
 /// What the hub says about a file before it is sent.
@@ -126,9 +147,11 @@ impl<'a> Client<'a> {
         self.agent.clone()
     }
 
-    /// The description of a model at a revision.
-    pub fn info(&self, id: &str, revision: &str) -> Result<Info, Fault> {
-        let url = format!("{}/api/models/{id}/revision/{}", self.endpoint, revision.replace('/', "%2F"));
+    /// The description of a model at a revision, with the sizes of its files or without.
+    pub fn info(&self, id: &str, revision: &str, sizes: bool) -> Result<Info, Fault> {
+        let query = if sizes { "?blobs=true" } else { "" };
+        let revision = revision.replace('/', "%2F");
+        let url = format!("{}/api/models/{id}/revision/{revision}{query}", self.endpoint);
         let response = self.get(address(&url)?, None)?;
         let mut body = response.into_body().into_reader().take(LONGEST_DESCRIPTION + 1);
         // Its progress is not shown, so the whole of it must arrive in time.
@@ -150,7 +173,7 @@ impl<'a> Client<'a> {
     }
 
     /// Asks for the metadata of a model's file at a commit.
-    pub fn metadata(&self, id: &str, commit: &PlainName, file: &PlainName) -> Result<Metadata, Fault> {
+    pub fn metadata(&self, id: &str, commit: &PlainName, file: &PlainPath) -> Result<Metadata, Fault> {
         // A redirect to the storage of large files describes the file; one to another name on the
         // hub does not.
         let follows = |from: &Uri, to: &Uri, response: &Response<Body>| {
@@ -165,7 +188,7 @@ impl<'a> Client<'a> {
     /// the file is whole. `progress` is called with the number of bytes that have arrived.
     pub fn download(
         &self,
-        source: (&str, &PlainName, &PlainName),
+        source: (&str, &PlainName, &PlainPath),
         size: u64,
         from: u64,
         partial: &mut File,
@@ -205,7 +228,7 @@ impl<'a> Client<'a> {
         Ok(())
     }
 
-    fn file(&self, id: &str, commit: &PlainName, file: &PlainName) -> Result<Uri, Fault> {
+    fn file(&self, id: &str, commit: &PlainName, file: &PlainPath) -> Result<Uri, Fault> {
         address(&format!("{}/{id}/resolve/{commit}/{file}", self.endpoint))
     }
 

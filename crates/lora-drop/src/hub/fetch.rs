@@ -5,16 +5,17 @@ use std::path::PathBuf;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use super::cache::{INDEX, PlainName, RepoCache, WEIGHTS, is_complete, shards};
-use super::client::{Client, Fault, Metadata};
-use super::{Download, HubName, HubOptions};
+use super::cache::{INDEX, PlainName, PlainPath, RepoCache, WEIGHTS, is_complete, shards, whole_gguf};
+use super::client::{Client, Fault, Info, Metadata};
+use super::{Download, GgufModel, HubName, HubOptions};
 use crate::panics::caught;
 use crate::{Cancel, Error, Result};
 
 /// Files that are fetched where the model has them: settings of the tokenizer, of conversations and
 /// of generation.
-const OPTIONAL: [&str; 5] = [
+const OPTIONAL: [&str; 6] = [
     "tokenizer_config.json",
+    "added_tokens.json",
     "special_tokens_map.json",
     "vocab.txt",
     "chat_template.jinja",
@@ -25,7 +26,7 @@ const ATTEMPTS: usize = 3;
 /// The time between two checks of a flag or a lock.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// Downloads what is missing of a model; see `HubOptions::resolve`. Returns its folder.
+/// Downloads what is missing of a model; see `HubOptions::resolve`. Returns its folder or GGUF file.
 pub(super) fn model(
     options: &HubOptions,
     name: &HubName,
@@ -34,6 +35,34 @@ pub(super) fn model(
     cancel: &Cancel,
     progress: &mut dyn FnMut(Download<'_>),
 ) -> Result<PathBuf> {
+    connected(options, name, cache, model, cancel, progress, |fetch| fetch.run())
+}
+
+/// The GGUF models that a name without a file may mean; see `HubOptions::gguf_models`.
+pub(super) fn gguf_models(
+    options: &HubOptions,
+    name: &HubName,
+    cache: RepoCache,
+    model: &str,
+    cancel: &Cancel,
+) -> Result<Vec<GgufModel>> {
+    connected(options, name, cache, model, cancel, &mut |_| {}, |fetch| {
+        let info = fetch.info(true)?;
+        let models = info.gguf_models();
+        Ok(if info.is_gguf() && models.len() > 1 { models } else { Vec::new() })
+    })
+}
+
+/// Runs something with a connection to the hub, which ends when `cancel` is raised.
+fn connected<T>(
+    options: &HubOptions,
+    name: &HubName,
+    cache: RepoCache,
+    model: &str,
+    cancel: &Cancel,
+    progress: &mut dyn FnMut(Download<'_>),
+    run: impl FnOnce(&mut Fetch) -> Result<T>,
+) -> Result<T> {
     let problem = |problem: String| Error::Input(format!("{model}: {problem}"));
     let client = Client::new(options.endpoint.as_deref(), options.token.as_deref(), options.timeout, cancel);
     let client = client.map_err(problem)?;
@@ -49,7 +78,7 @@ pub(super) fn model(
             }
         });
         let mut fetch = Fetch { options, name, cache, client, model, cancel, progress };
-        let found = caught(|| fetch.run());
+        let found = caught(|| run(&mut fetch));
         drop(done);
         found.unwrap_or_else(|panic| Err(problem(format!("the download failed: {panic}"))))
     })
@@ -69,14 +98,17 @@ struct Fetch<'a> {
 
 impl Fetch<'_> {
     fn run(&mut self) -> Result<PathBuf> {
-        let info = self.client.info(&self.name.id, &self.name.revision).map_err(|e| self.explain(e, None))?;
-        let has = |name: &str| info.siblings.iter().any(|file| file.name == name);
-        let weights = if has(WEIGHTS) { WEIGHTS } else { INDEX };
-        self.check_files(has)?;
+        let info = self.info(false)?;
+        let has = |name: &str| info.has(name);
         // Files are asked for by commit, as the branch may move between two files.
         let commit = PlainName::new(&info.sha).ok_or_else(|| {
             self.problem(format!("the hub gives its commit as {:?}, which is not a valid name", info.sha))
         })?;
+        let weights = if has(WEIGHTS) { WEIGHTS } else { INDEX };
+        if self.name.file.is_some() || info.is_gguf() {
+            return self.gguf(&info, &commit);
+        }
+        self.check_files(has)?;
         for file in
             ["config.json", "tokenizer.json"].into_iter().chain(OPTIONAL.into_iter().filter(|f| has(f)))
         {
@@ -92,26 +124,74 @@ impl Fetch<'_> {
                 self.get(&commit, &shard)?;
             }
         }
-        if !is_complete(&folder) {
-            return Err(self.problem(format!(
-                "{} lost files during the download, to another program; run again",
-                folder.display()
-            )));
+        let found = is_complete(&folder).then(|| folder.clone());
+        self.finish(found, &commit)
+    }
+
+    /// Downloads the GGUF model that was asked for, or the only one.
+    fn gguf(&mut self, info: &Info, commit: &PlainName) -> Result<PathBuf> {
+        let file = match &self.name.file {
+            Some(file) => file.clone(),
+            None => match &info.gguf_models()[..] {
+                [only] => PlainPath::new(&only.file).ok_or_else(|| {
+                    self.problem(format!("its file {:?} has a name that is not plain", only.file))
+                })?,
+                _ => return Err(self.which_gguf("it has several GGUF models")),
+            },
+        };
+        let parts = file.parts();
+        if let Some(missing) = parts.iter().find(|part| !info.has(part.as_str())) {
+            return Err(self.which_gguf(&format!("it has no file {missing}")));
         }
-        // Last, so that the branch's name refers to a complete folder.
-        self.cache.write_reference(&self.name.revision, &commit)?;
-        Ok(folder)
+        for part in &parts {
+            self.get(commit, part)?;
+        }
+        self.finish(whole_gguf(&self.cache.snapshot(commit), &file), commit)
+    }
+
+    /// The error of a name that does not say which GGUF model is meant, with those that there are.
+    fn which_gguf(&mut self, problem: &str) -> Error {
+        let models = match self.info(true) {
+            Ok(info) => info.gguf_models(),
+            Err(e) => return e,
+        };
+        let Some(first) = models.first() else {
+            return self.problem(format!("{problem}, and no GGUF files"));
+        };
+        let name = match self.name.file {
+            Some(_) => self.model.rsplit_once(':').map_or(self.model, |(name, _)| name),
+            None => self.model,
+        };
+        let listed = models.iter().map(GgufModel::described).collect::<Vec<_>>().join(", ");
+        self.problem(format!("{problem}; give one of its GGUF models, as in {name}:{}: {listed}", first.file))
+    }
+
+    /// The description of the model, with the sizes of its files or without.
+    fn info(&self, sizes: bool) -> Result<Info> {
+        let info = self.client.info(&self.name.id, &self.name.revision, sizes);
+        info.map_err(|e| self.explain(e, None))
+    }
+
+    /// Makes the branch's name refer to the commit, once everything is there.
+    fn finish(&self, found: Option<PathBuf>, commit: &PlainName) -> Result<PathBuf> {
+        let found = found.ok_or_else(|| {
+            let folder = self.cache.snapshot(commit);
+            let what = "lost files during the download, to another program; run again";
+            self.problem(format!("{} {what}", folder.display()))
+        })?;
+        self.cache.write_reference(&self.name.revision, commit)?;
+        Ok(found)
     }
 
     /// Downloads one file into the commit's folder unless it is there.
-    fn get(&mut self, commit: &PlainName, file: &PlainName) -> Result<()> {
+    fn get(&mut self, commit: &PlainName, file: &PlainPath) -> Result<()> {
         if self.cache.snapshot(commit).join(file.as_str()).exists() {
             return Ok(());
         }
         self.fetch(commit, file).map_err(|fault| self.explain(fault, Some(file.as_str())))
     }
 
-    fn fetch(&mut self, commit: &PlainName, file: &PlainName) -> std::result::Result<(), Fault> {
+    fn fetch(&mut self, commit: &PlainName, file: &PlainPath) -> std::result::Result<(), Fault> {
         let Metadata { etag, size, commit: seen } = self.client.metadata(&self.name.id, commit, file)?;
         if let Some(seen) = seen.filter(|seen| seen != commit.as_str()) {
             return Err(Fault::Odd(format!("a file of commit {seen:?}, not of the requested {commit}")));
@@ -129,7 +209,7 @@ impl Fetch<'_> {
     fn transfer(
         &mut self,
         commit: &PlainName,
-        file: &PlainName,
+        file: &PlainPath,
         etag: &PlainName,
         size: u64,
     ) -> std::result::Result<(), Fault> {
@@ -162,7 +242,7 @@ impl Fetch<'_> {
     }
 
     /// Waits for the lock of a blob, as long as the process that has it makes progress.
-    fn lock(&mut self, etag: &PlainName, file: &PlainName, size: u64) -> std::result::Result<File, Fault> {
+    fn lock(&mut self, etag: &PlainName, file: &PlainPath, size: u64) -> std::result::Result<File, Fault> {
         let length = |cache: &RepoCache| fs::metadata(cache.partial(etag)).map_or(0, |partial| partial.len());
         let (mut seen, mut since) = (length(&self.cache), Instant::now());
         loop {
@@ -184,7 +264,7 @@ impl Fetch<'_> {
         }
     }
 
-    fn tell(&mut self, file: &PlainName, done: u64, total: u64) {
+    fn tell(&mut self, file: &PlainPath, done: u64, total: u64) {
         (self.progress)(Download { file: file.as_str(), done, total });
     }
 
@@ -248,8 +328,9 @@ impl Fetch<'_> {
             Fault::Status(code) => format!("{hub} answered {code}; try again later"),
             Fault::Connection(why) => format!(
                 "no connection to {hub} ({why}), and the model is not complete in the cache {}; check the \
-                 network, or give a folder",
-                self.options.cache.display()
+                 network, or give a folder{}",
+                self.options.cache.display(),
+                self.cache.hint(self.name)
             ),
             Fault::Silent => format!(
                 "nothing has arrived from {hub} for {} s; run again to continue the download \
@@ -273,6 +354,6 @@ impl Fetch<'_> {
 }
 
 /// The name of a file of the lists in this folder.
-fn known(file: &str) -> PlainName {
-    PlainName::new(file).expect("the names of the lists are plain")
+fn known(file: &str) -> PlainPath {
+    PlainPath::new(file).expect("the names of the lists are plain")
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use lora_drop_transformer::gguf::{FileType, ModelWriter, Value, copied_metadata, metadata_from_config};
 
-use crate::adapter::{AdapterFile, MergedWeights, outlines};
+use crate::adapter::{AdapterFile, MergedWeights, outlines, untied};
 use crate::data::gguf_tokenizer::tokenizer_metadata;
 use crate::files::write_atomically;
 use crate::model::{ModelFiles, WeightFiles};
@@ -33,12 +33,13 @@ pub(super) fn merge(
             format!("the adapter has a head ({name}), which GGUF cannot store; merge to safetensors");
         return Err(Error::Input(problem));
     }
-    let known = outlines(config, None);
+    let untied = untied(config, adapter);
+    let known = outlines(&untied, None);
     let merged = MergedWeights::new(files.source(), config, adapter, &known)?;
     let mut metadata = metadata(files)?;
     end_with(&mut metadata, &adapter.end_tokens);
     write_atomically(output, |out| {
-        let mut writer = ModelWriter::new(out, config, &metadata, &known, kind)?;
+        let mut writer = ModelWriter::new(out, &untied, &metadata, &known, kind)?;
         for (name, shape) in &known {
             let values = cancel.check().and_then(|()| merged.weight(name, shape));
             writer.tensor(name, &values.map_err(io::Error::other)?)?;

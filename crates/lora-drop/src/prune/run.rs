@@ -7,7 +7,9 @@ use std::time::Instant;
 use super::options::{PruneData, PruneOptions, PruneOutput};
 use super::pruner::Pruner;
 use super::result::{Finetuned, Measured, Pruning};
-use crate::adapter::{AdapterFile, COMPACT_FILE, is_scored};
+use lora_drop_transformer::ModuleId;
+
+use crate::adapter::{AdapterFile, COMPACT_FILE, LM_HEAD_IS_USED, is_scored};
 use crate::evaluate::Predictor;
 use crate::events::Event;
 use crate::files::{write_bytes_atomically, write_json};
@@ -32,13 +34,16 @@ pub fn run(
     cancel: &Cancel,
     listen: &mut (dyn FnMut(&Event) + Send),
 ) -> Result<Pruning> {
-    let file = AdapterFile::open(adapter)?;
+    let (file, _) = AdapterFile::open_for(adapter, Some(predictor.files().source()))?;
     let refuse = |problem: String| Err(Error::Usage(format!("{}: {problem}", adapter.display())));
     if !is_scored(file.method) {
         return refuse(format!(
             "a {} adapter cannot be pruned, as its output is not s·B A x alone; train one with `method = lora`",
             file.method.title()
         ));
+    }
+    if file.modules.contains_key(&ModuleId::LM_HEAD) {
+        return refuse(LM_HEAD_IS_USED.into());
     }
     if file.pairs.is_empty() {
         return refuse("no module has a LoRA, so there is nothing to prune".to_string());

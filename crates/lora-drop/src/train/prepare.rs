@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use lora_drop_transformer::{ModelConfig, ModuleId, ModuleKind, Parameters};
 
 use super::sample;
-use crate::adapter::{AdapterFile, added_values};
+use crate::adapter::{AdapterFile, LM_HEAD_IS_USED, added_values};
 use crate::assignment::Sizes;
 use crate::data::text::{TextContent, TextDataset, TextOptions};
 use crate::data::{
@@ -62,18 +62,21 @@ impl Prepared {
             listen(&Event::Downloading { file: download.file, done: download.done, total: download.total });
         })?;
         let labelled = check_task(settings, &model.config)?;
-        let init = init_adapter(&settings.train, &model.config)?;
+        let init = init_adapter(&settings.train, &model, listen)?;
         let (kinds, situation) = check(settings, &model, labelled, init.as_ref())?;
         let mut facts = model.facts(labelled);
         if adapted || init.is_some() {
             (facts.head_found, facts.head_from_adapter) = (None, labelled);
         }
         listen(&Event::Model(&facts));
-        if let Some(note) = model.quantize_note(settings.train.compute.quantize) {
+        for note in model.notes(settings.train.compute.quantize) {
             listen(&Event::Warning(&note));
         }
 
         let tokens = model.tokens()?;
+        if let Some(note) = tokens.note() {
+            listen(&Event::Warning(note));
+        }
         let mut data = if labelled {
             let options = DataOptions::new(&settings.rows, &model.config);
             TaskData::Labelled(Box::new(Dataset::load(&settings.place.data, &tokens, &options)?))
@@ -153,7 +156,7 @@ impl Prepared {
         labelled: bool,
         data: impl FnOnce(&Tokens) -> Result<TaskData>,
     ) -> Result<Self> {
-        let init = init_adapter(&run.train, &model.config)?;
+        let init = init_adapter(&run.train, model, &mut |_| {})?;
         let (kinds, situation) = check(run, model, labelled, init.as_ref())?;
         let mut data = data(&model.tokens()?)?;
         let mut facts = model.facts(labelled);
@@ -243,9 +246,17 @@ impl Prepared {
 ///
 /// # Errors
 /// Those of the file; it does not fit the model; the method trains adapters of another kind.
-fn init_adapter(settings: &TrainSettings, config: &ModelConfig) -> Result<Option<AdapterFile>> {
+fn init_adapter(
+    settings: &TrainSettings,
+    model: &ModelFiles,
+    listen: &mut dyn FnMut(&Event),
+) -> Result<Option<AdapterFile>> {
     let Some(path) = &settings.adapter.init_adapter else { return Ok(None) };
-    let (adapter, method) = (AdapterFile::open(path)?, settings.adapter.method);
+    let (adapter, note) = AdapterFile::open_for(path, Some(model.source()))?;
+    if let Some(note) = note {
+        listen(&Event::Warning(&note));
+    }
+    let method = settings.adapter.method;
     let continues = [Method::LoraDrop, Method::Lora, Method::Dora].contains(&method);
     if !continues || method.adapter() != Some(adapter.method) {
         return Err(Error::Usage(format!(
@@ -258,7 +269,10 @@ fn init_adapter(settings: &TrainSettings, config: &ModelConfig) -> Result<Option
     if adapter.pairs.is_empty() {
         return Err(Error::file(path, "the adapter has no LoRA, only a head"));
     }
-    adapter.to_bank(config, &mut Parameters::new()).map_err(|e| Error::file(path, e))?;
+    if adapter.modules.contains_key(&ModuleId::LM_HEAD) {
+        return Err(Error::file(path, LM_HEAD_IS_USED));
+    }
+    adapter.to_bank(&model.config, &mut Parameters::new()).map_err(|e| Error::file(path, e))?;
     Ok(Some(adapter))
 }
 

@@ -20,7 +20,7 @@ use super::schedule::Schedule;
 use super::stage::{Hooks, Next};
 use super::state::TrainState;
 use super::windows::{LEAST_STEPS, MOST_STEPS, Windows, window};
-use crate::adapter::{BankPair, is_scored};
+use crate::adapter::{BankPair, LM_HEAD_IS_USED, is_scored};
 use crate::assign::assign;
 use crate::assignment::Assignment;
 use crate::data::sample::stratified;
@@ -399,6 +399,9 @@ pub fn score_adapter(
             adapter.display(),
             bank.method().title()
         )));
+    }
+    if bank.pair_of(ModuleId::LM_HEAD).is_some() {
+        return Err(Error::Usage(format!("{}: {LM_HEAD_IS_USED}", adapter.display())));
     }
     let examples = prepared.data.train();
     let rows = sample(prepared, settings)?;

@@ -181,12 +181,13 @@ impl<'a, D: Device> LayerPass<'a, '_, D> {
 #[derive(Clone, Debug, Default)]
 pub struct LoraTable {
     layers: Vec<[Option<Adapter>; ModuleKind::ALL.len()]>,
+    lm_head: Option<Adapter>,
 }
 
 impl LoraTable {
     /// A table without adapters, for a model of `layers` blocks.
     pub fn empty(layers: usize) -> Self {
-        LoraTable { layers: vec![[None; ModuleKind::ALL.len()]; layers] }
+        LoraTable { layers: vec![[None; ModuleKind::ALL.len()]; layers], lm_head: None }
     }
 
     /// Sets a module's adapter.
@@ -194,7 +195,10 @@ impl LoraTable {
     /// # Panics
     /// The module's layer is not in the table.
     pub fn set(&mut self, module: ModuleId, adapter: Option<Adapter>) {
-        self.layers[module.layer][module.kind as usize] = adapter;
+        match module {
+            ModuleId::LM_HEAD => self.lm_head = adapter,
+            ModuleId { layer, kind } => self.layers[layer][kind as usize] = adapter,
+        }
     }
 
     /// A module's adapter.
@@ -202,7 +206,10 @@ impl LoraTable {
     /// # Panics
     /// The module's layer is not in the table.
     pub fn get(&self, module: ModuleId) -> Option<Adapter> {
-        self.layers[module.layer][module.kind as usize]
+        match module {
+            ModuleId::LM_HEAD => self.lm_head,
+            ModuleId { layer, kind } => self.layers[layer][kind as usize],
+        }
     }
 
     /// The number of the lowest block with an adapter.

@@ -50,13 +50,9 @@ pub fn config(keys: &Keys, config: ModelConfig) -> Result<ModelConfig> {
     if !head_dim.is_multiple_of(2) {
         return Err(keys.error(format!("head_dim is {head_dim}, expected an even number")));
     }
-    let ends = keys.get("eos_token_id").map(|value| {
-        token_ids(value)
-            .ok_or_else(|| keys.wrong("eos_token_id", value, "a token's number or a list of them"))
-    });
-    let begin = keys
-        .get("bos_token_id")
-        .map(|value| token_id(value).ok_or_else(|| keys.wrong("bos_token_id", value, "a token's number")));
+    let mut warnings = Vec::new();
+    let mut ids = |key| special_ids(keys, key, config.vocab_size, &mut warnings);
+    let (begin, ends, _) = (ids("bos_token_id")?, ids("eos_token_id")?, ids("pad_token_id")?);
     Ok(ModelConfig {
         kv_heads,
         head_dim,
@@ -64,8 +60,9 @@ pub fn config(keys: &Keys, config: ModelConfig) -> Result<ModelConfig> {
         norm_eps: keys.required_fraction("rms_norm_eps")? as f32,
         tied: keys.flag("tie_word_embeddings")?,
         attention_dropout: keys.fraction("attention_dropout")?.unwrap_or(0.0),
-        bos_token_id: begin.transpose()?,
-        eos_token_ids: ends.transpose()?.unwrap_or_default(),
+        bos_token_id: begin.first().copied(),
+        eos_token_ids: ends,
+        warnings,
         ..config
     })
 }
@@ -88,6 +85,28 @@ pub fn set(config: &mut Map<String, Value>, model_type: &str, class: &str, key: 
     for (key, value) in [("model_type", model_type), (key, activation)] {
         config.insert(key.into(), value.into());
     }
+}
+
+/// The numbers of tokens under a key. Numbers outside the vocabulary, such as -1 or 4294967295 for
+/// no token, are left out with a warning: no computation needs them.
+fn special_ids(keys: &Keys, key: &str, vocabulary: usize, warnings: &mut Vec<String>) -> Result<Vec<u32>> {
+    let Some(value) = keys.get(key) else { return Ok(Vec::new()) };
+    let list = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
+    if list.iter().any(|id| !id.is_i64() && !id.is_u64()) {
+        return Err(keys.wrong(key, value, "a token's number or a list of them"));
+    }
+    let (known, others): (Vec<_>, Vec<_>) = list.iter().partition(|id| is_token(id, vocabulary));
+    if let Some(id) = others.first() {
+        warnings.push(format!(
+            "{key} is {id}, which is no token of the vocabulary of {vocabulary}; it is not used"
+        ));
+    }
+    Ok(known.into_iter().filter_map(token_id).collect())
+}
+
+/// Whether a value is the number of a token.
+pub fn is_token(id: &Value, vocabulary: usize) -> bool {
+    token_id(id).is_some_and(|id| (id as usize) < vocabulary)
 }
 
 /// Returns the token numbers in a value of a configuration, a number or a list; None for anything

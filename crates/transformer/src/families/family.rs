@@ -103,7 +103,8 @@ impl<'a> Parts<'a> {
 
     /// A linear layer after the blocks: (out, in).
     pub fn head(&mut self, stem: &str, bias: bool, shape: (usize, usize), place: Place) -> LayerId {
-        self.linear(stem, bias, shape, place, None)
+        let module = (place == Place::Output).then_some(ModuleId::LM_HEAD);
+        self.linear(stem, bias, shape, place, module)
     }
 
     fn linear(

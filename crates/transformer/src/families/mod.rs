@@ -20,6 +20,7 @@ use crate::error::{Error, Result};
 use crate::gguf::architecture::GgufArchitecture;
 use crate::module::{ModuleId, ModuleKind};
 use crate::network::graph::{Graph, Place};
+use crate::quantized;
 use family::{Family, ModelType, Module};
 
 pub use decoder::token_ids;
@@ -99,6 +100,9 @@ impl Architecture {
     /// The module's full name in the transformers model with a head:
     /// `bert.encoder.layer.3.attention.self.query`.
     pub fn module_path(self, module: ModuleId) -> String {
+        if module == ModuleId::LM_HEAD {
+            return module.kind.name().to_string();
+        }
         format!("{}.{}", self.prefix(), self.linear(module))
     }
 
@@ -108,17 +112,20 @@ impl Architecture {
         self.family().head
     }
 
-    /// Full names of all linear layers in the transformers model for sequence classification, in
-    /// the model's order.
+    /// Full names of all linear layers in the transformers models for sequence classification and,
+    /// of decoders, for tokens, in the model's order.
     pub fn linear_names(self, layers: usize) -> Vec<String> {
         let blocks = (0..layers)
             .flat_map(|layer| self.kinds().map(move |kind| self.module_path(ModuleId { layer, kind })));
-        blocks.chain(self.head_linears().iter().map(|s| s.to_string())).collect()
+        let output = self.is_decoder().then(|| self.module_path(ModuleId::LM_HEAD));
+        blocks.chain(self.head_linears().iter().map(|s| s.to_string())).chain(output).collect()
     }
 
-    /// The module of a block with this full name; None for other names. The inverse of
-    /// `module_path`.
+    /// The module with this full name; None for other names. The inverse of `module_path`.
     pub fn module_at(self, path: &str) -> Option<ModuleId> {
+        if self.is_decoder() && path == self.module_path(ModuleId::LM_HEAD) {
+            return Some(ModuleId::LM_HEAD);
+        }
         let rest = path.strip_prefix(self.prefix())?.strip_prefix('.')?.strip_prefix(self.layers())?;
         let (number, name) = rest.strip_prefix('.')?.split_once('.')?;
         let kind = self.kinds().find(|&kind| self.module_name(kind) == name)?;
@@ -231,6 +238,7 @@ impl ModelConfig {
                 format!("model_type {model_type:?} is not supported; {known}")
             })
         })?;
+        quantized::check_config(&keys)?;
         let family = architecture.family();
         for (key, value) in (family.defaults)(&model_type) {
             raw.entry(key).or_insert(value);

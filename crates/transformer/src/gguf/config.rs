@@ -59,9 +59,10 @@ impl Gguf {
             ("tokenizer.ggml.padding_token_id", "pad_token_id"),
         ] {
             if let Some(value) = self.value(key) {
-                let id =
-                    value.as_u64().ok_or_else(|| self.metadata.wrong_type(key, value, "a token's number"))?;
-                set(name, json!(id));
+                // Also a negative one, which is reported where ids are compared with the vocabulary.
+                let id = value.as_u64().map(Json::from);
+                let id = id.or_else(|| value.to_string().parse::<i64>().ok().map(Json::from));
+                set(name, id.ok_or_else(|| self.metadata.wrong_type(key, value, "a token's number"))?);
             }
         }
         // What ends a turn or a message ends a text too, as in llama.cpp.

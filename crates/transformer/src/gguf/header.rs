@@ -31,7 +31,7 @@ pub struct Header {
     pub version: u32,
     /// Keys and values in the order of the file; keys are unique.
     pub metadata: Vec<(String, Value)>,
-    /// In the order of the file; names are unique, and no two tensors overlap.
+    /// In the order of the file, or of the parts; names are unique, and no two tensors overlap.
     pub tensors: Vec<TensorInfo>,
     /// In bytes: every tensor starts at a multiple of it after the header.
     pub alignment: usize,
@@ -45,10 +45,12 @@ pub struct TensorInfo {
     /// Row-major; files store it in reverse.
     pub shape: Vec<usize>,
     pub kind: TensorType,
-    /// Place of its first byte in the file.
+    /// Place of its first byte in its file.
     pub start: usize,
     /// Place after its last byte; the length fits type and shape.
     pub end: usize,
+    /// Which of a model's parts has it, from 0.
+    pub part: usize,
 }
 
 impl Header {
@@ -206,7 +208,7 @@ fn read_tensors(reader: &mut Reader, count: u64, alignment: usize) -> Result<Vec
                 "truncated: tensor {name} ends at byte {end}, the file has {length}; download it again"
             ));
         }
-        tensors.push(TensorInfo { name, shape, kind, start, end });
+        tensors.push(TensorInfo { name, shape, kind, start, end, part: 0 });
     }
     let mut order: Vec<&TensorInfo> = tensors.iter().collect();
     order.sort_by_key(|t| t.start);

@@ -13,6 +13,7 @@ mod config;
 mod header;
 pub(crate) mod metadata;
 mod model;
+mod parts;
 mod rope;
 mod rotary;
 mod tensor_type;
@@ -21,7 +22,6 @@ mod write;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -37,15 +37,16 @@ pub use adapter::{AdapterPair, write_adapter};
 pub use architecture::GgufArchitecture;
 pub use header::{Header, TensorInfo};
 pub use model::{FileType, ModelWriter, copied_metadata, metadata_from_config};
+pub use parts::{PartName, part_paths};
 pub(crate) use rotary::{to_gguf_rows, to_hf_rows};
 pub use tensor_type::TensorType;
 pub use value::{Array, Value};
 pub use write::{NewTensor, Writer};
 
-/// An opened GGUF file. Cloning is cheap (the file stays mapped once).
+/// An opened GGUF file, or the parts of one. Cloning is cheap (the files stay mapped once).
 #[derive(Clone)]
 pub struct Gguf {
-    map: Arc<MappedFile>,
+    parts: Arc<Vec<parts::Part>>,
     metadata: Arc<Metadata>,
     /// None if it is not supported.
     architecture: Option<&'static GgufArchitecture>,
@@ -80,24 +81,14 @@ impl Source for Gguf {
 }
 
 impl Gguf {
-    /// Maps a file and checks its header: metadata, tensors, types, places.
+    /// Maps a file and checks its header: metadata, tensors, types, places. Of a model in parts,
+    /// any part opens all.
     ///
     /// # Errors
-    /// The file cannot be read, is not GGUF of version 2 or 3, is damaged, or has tensors of a type
-    /// that is not supported.
+    /// A file cannot be read, is not GGUF of version 2 or 3, is damaged, or has tensors of a type
+    /// that is not supported; a part is missing.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|e| Error::io(path, e))?;
-        let about = file.metadata().map_err(|e| Error::io(path, e))?;
-        if !about.is_file() {
-            return Err(Error::checkpoint(path, "not a regular file"));
-        }
-        // An empty file cannot be mapped everywhere.
-        if about.len() == 0 {
-            return Err(Error::checkpoint(path, "an empty file; download it again"));
-        }
-        let map = MappedFile::new(&file, path).map_err(|e| Error::io(path, e))?;
-        let header = Header::parse(&map).map_err(|problem| Error::checkpoint(path, problem))?;
-        let metadata = Metadata::new(path, header);
+        let (parts, metadata) = parts::open(path)?;
         let architecture = metadata.value("general.architecture").and_then(Value::as_str);
         let architecture = architecture.and_then(GgufArchitecture::of_name);
         let mut names = BTreeMap::new();
@@ -108,10 +99,15 @@ impl Gguf {
                 return Err(Error::checkpoint(path, format!("tensor {name} occurs under two names")));
             }
         }
-        Ok(Gguf { map: Arc::new(map), metadata: Arc::new(metadata), architecture, names: Arc::new(names) })
+        Ok(Gguf {
+            parts: Arc::new(parts),
+            metadata: Arc::new(metadata),
+            architecture,
+            names: Arc::new(names),
+        })
     }
 
-    /// The file.
+    /// The file, or the first part.
     pub fn path(&self) -> &Path {
         &self.metadata.path
     }
@@ -195,7 +191,7 @@ impl Gguf {
         };
         match (info.kind, order) {
             (TensorType::F32, None) => {
-                let view = Tensor::mapped(info.shape.clone(), self.map.clone(), info.start);
+                let view = Tensor::mapped(info.shape.clone(), self.map(info).clone(), info.start);
                 let copy = || Tensor::new(info.shape.clone(), floats(self.bytes_of(info)));
                 Ok(Stored::F32(view.unwrap_or_else(copy)))
             }
@@ -205,7 +201,7 @@ impl Gguf {
             }
             (TensorType::Blocks(kind), order) => {
                 let matrix = match order {
-                    None => BlockMatrix::mapped(kind, rows, cols, self.map.clone(), info.start),
+                    None => BlockMatrix::mapped(kind, rows, cols, self.map(info).clone(), info.start),
                     // A vector's values are its rows: one block must be one value.
                     Some(_) if info.shape.len() == 1 && kind.values() != 1 => {
                         let problem = format!("a vector of {}, whose values cannot be sorted", kind.name());
@@ -262,7 +258,12 @@ impl Gguf {
     }
 
     fn bytes_of(&self, info: &TensorInfo) -> &[u8] {
-        &self.map[info.start..info.end]
+        &self.map(info)[info.start..info.end]
+    }
+
+    /// The file that has a tensor.
+    fn map(&self, info: &TensorInfo) -> &Arc<MappedFile> {
+        &self.parts[info.part].map
     }
 
     /// For each row as transformers has it, the file's row; `None` where they are the same.
@@ -292,12 +293,13 @@ impl Gguf {
         let bytes = self.bytes_of(info);
         let sorted = rotary::sorted(bytes, bytes.len() / order.len(), order);
         // Copied, and not needed a second time.
-        self.map.release(info.start..info.end);
+        self.map(info).release(info.start..info.end);
         sorted
     }
 
     fn tensor_fault(&self, name: &str, problem: String) -> Error {
-        Error::Tensor { path: self.path().to_path_buf(), tensor: name.to_string(), problem }
+        let path = self.info(name).map_or(self.path(), |info| &self.parts[info.part].path);
+        Error::Tensor { path: path.to_path_buf(), tensor: name.to_string(), problem }
     }
 }
 

@@ -11,7 +11,7 @@ pub enum TensorType {
 }
 
 /// Every type that is read, by its number.
-const KNOWN: [(u32, TensorType); 11] = [
+const KNOWN: [(u32, TensorType); 15] = [
     (0, TensorType::F32),
     (1, TensorType::Blocks(BlockType::F16)),
     (2, TensorType::Blocks(BlockType::Q4_0)),
@@ -19,35 +19,40 @@ const KNOWN: [(u32, TensorType); 11] = [
     (6, TensorType::Blocks(BlockType::Q5_0)),
     (7, TensorType::Blocks(BlockType::Q5_1)),
     (8, TensorType::Blocks(BlockType::Q8_0)),
+    (10, TensorType::Blocks(BlockType::Q2K)),
+    (11, TensorType::Blocks(BlockType::Q3K)),
     (12, TensorType::Blocks(BlockType::Q4K)),
     (13, TensorType::Blocks(BlockType::Q5K)),
     (14, TensorType::Blocks(BlockType::Q6K)),
+    (20, TensorType::Blocks(BlockType::Iq4Nl)),
+    (23, TensorType::Blocks(BlockType::Iq4Xs)),
     (30, TensorType::Blocks(BlockType::Bf16)),
 ];
 
 /// Types that other programs write and this one does not read, for the error message.
-const OTHERS: [(u32, &str); 21] = [
+const OTHERS: [(u32, &str); 22] = [
     (9, "Q8_1"),
-    (10, "Q2_K"),
-    (11, "Q3_K"),
     (15, "Q8_K"),
     (16, "IQ2_XXS"),
     (17, "IQ2_XS"),
     (18, "IQ3_XXS"),
     (19, "IQ1_S"),
-    (20, "IQ4_NL"),
     (21, "IQ3_S"),
     (22, "IQ2_S"),
-    (23, "IQ4_XS"),
     (24, "I8"),
     (25, "I16"),
     (26, "I32"),
     (27, "I64"),
     (28, "F64"),
     (29, "IQ1_M"),
+    (31, "Q4_0_4_4"),
+    (32, "Q4_0_4_8"),
+    (33, "Q4_0_8_8"),
     (34, "TQ1_0"),
     (35, "TQ2_0"),
     (39, "MXFP4"),
+    (40, "NVFP4"),
+    (41, "Q1_0"),
 ];
 
 impl TensorType {

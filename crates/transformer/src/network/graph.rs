@@ -85,7 +85,7 @@ pub struct LayerSpec {
     pub bias: bool,
     pub input: usize,
     pub output: usize,
-    /// Which module of the blocks it is; heads and output layers are none.
+    /// Which module it is; heads for labels are none.
     pub module: Option<ModuleId>,
 }
 

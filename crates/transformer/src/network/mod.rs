@@ -79,7 +79,7 @@ impl<D: Device> Network<D> {
 
     /// The blocks' linear layers, block by block.
     pub(crate) fn block_layers(&self) -> impl Iterator<Item = &LinearWeights<D>> {
-        self.layers.iter().filter(|layer| layer.module.is_some())
+        self.layers.iter().filter(|layer| layer.in_block())
     }
 
     /// The last block and the head. A score counts all tokens, also those of which nothing reads
@@ -148,7 +148,7 @@ impl Network {
     /// activations, all other operations and generating text stay f32.
     pub fn multiply_in(&mut self, precision: Precision) {
         let tokens = self.graph.reads == Reads::Learned;
-        let layers = self.layers.iter_mut().filter(|layer| tokens || layer.module.is_some());
+        let layers = self.layers.iter_mut().filter(|layer| tokens || layer.in_block());
         layers.for_each(|layer| layer.precision = precision);
     }
 
@@ -164,7 +164,7 @@ impl Network {
     /// table of embeddings, for these are f32.
     fn form_of(&self, layer: &LinearWeights, form: FrozenForm) -> FrozenForm {
         match form {
-            _ if layer.module.is_some() => form,
+            _ if layer.in_block() => form,
             _ if self.graph.tied || self.graph.reads != Reads::Learned => FrozenForm::AsIs,
             FrozenForm::Packed => FrozenForm::Rounded,
             FrozenForm::AsIs | FrozenForm::Rounded => form,

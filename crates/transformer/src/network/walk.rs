@@ -319,7 +319,8 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
     /// Shows a module to the observer over all tokens; where its z was made of few, it is made for
     /// all here: it is thin.
     fn score(&mut self, layer: LayerId, x: ValueId, places: &Places, saved: Piece) -> Result<()> {
-        let Some(adapter) = self.adapter(layer).filter(|_| self.shape.scored) else { return Ok(()) };
+        let scored = self.shape.scored && self.net.layers[layer].in_block();
+        let Some(adapter) = self.adapter(layer).filter(|_| scored) else { return Ok(()) };
         let pair = adapter.on::<D>().pair();
         let (tokens, width) = (self.shape.tokens, pair.rank);
         let maker = self.segment.maker[x].map(|maker| &self.segment.ops[maker]);

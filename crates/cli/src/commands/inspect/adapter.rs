@@ -7,6 +7,7 @@ use lora_drop::Result;
 use lora_drop::adapter::AdapterFile;
 use lora_drop::data::Labels;
 use lora_drop::format::{counted, grouped, layers};
+use lora_drop_transformer::ModuleKind;
 use serde::Serialize;
 
 use crate::report::terminal::rows;
@@ -33,6 +34,9 @@ pub struct Adapter {
     /// null in an adapter of another program.
     labels: Option<serde_json::Value>,
     metadata: BTreeMap<String, String>,
+    /// What else the file has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    note: Option<String>,
 }
 
 /// The modules of one type, by layer.
@@ -44,7 +48,7 @@ struct ModuleType {
 }
 
 pub fn read(path: &Path) -> Result<Adapter> {
-    let file = AdapterFile::open(path)?;
+    let (file, note) = AdapterFile::open_for(path, None)?;
     let mut alphas: Vec<f64> = file.pairs.iter().map(|pair| pair.alpha).collect();
     alphas.sort_by(f64::total_cmp);
     alphas.dedup();
@@ -74,6 +78,7 @@ pub fn read(path: &Path) -> Result<Adapter> {
         base_model: file.base,
         labels: file.labels,
         metadata: file.metadata,
+        note,
     })
 }
 
@@ -96,6 +101,10 @@ impl Adapter {
             table.push(("labels", described(labels)));
         }
         for kind in &self.modules {
+            if kind.name == ModuleKind::LmHead.name() {
+                table.push(("module", format!("{}, the output layer", kind.name)));
+                continue;
+            }
             let mut parts = Vec::new();
             for (verb, numbers) in [("own in", &kind.own), ("shared in", &kind.shared)] {
                 if !numbers.is_empty() {
@@ -105,7 +114,8 @@ impl Adapter {
             }
             table.push(("module", format!("{}: {}", kind.name, parts.join("; "))));
         }
-        rows(&table)
+        let note = self.note.as_ref().map_or(String::new(), |note| format!("\nnote: {note}\n"));
+        rows(&table) + &note
     }
 }
 

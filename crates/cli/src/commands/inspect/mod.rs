@@ -28,7 +28,7 @@ Examples:
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// A model's folder, GGUF file or hub name (org/name), an adapter's folder or file, a run's
+    /// A model's folder, GGUF file or hub name (org/name, org/name:file.gguf), an adapter's folder or file, a run's
     /// folder; or several runs
     #[arg(value_name = "PATH|ORG/NAME", required = true)]
     paths: Vec<PathBuf>,
@@ -79,6 +79,10 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
             let name = path.to_str().ok_or_else(|| {
                 Error::Usage(format!("{}: the name is not UTF-8; give it another", path.display()))
             })?;
+            let listed = model::gguf_models(name, interrupt)?;
+            if !listed.models.is_empty() {
+                return console.result(&args.form, &listed, || listed.table());
+            }
             console.fetch(name, interrupt)?;
             let found = model::read(name)?;
             console.result(&args.form, &found, || found.table())
@@ -109,7 +113,7 @@ fn kind(path: &Path) -> Result<Kind> {
         Ok(Kind::Model)
     } else if has("adapter_config.json") || has("adapter_compact.safetensors") || path.is_file() {
         Ok(Kind::Adapter)
-    } else if has("config.json") || gguf_file(path).is_some() {
+    } else if has("config.json") || gguf_file(path)?.is_some() {
         Ok(Kind::Model)
     } else {
         Err(Error::Input(format!(

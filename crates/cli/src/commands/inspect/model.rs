@@ -1,13 +1,17 @@
-//! A model's folder or GGUF file: architecture, sizes, linear layers that can carry a LoRA, labels.
+//! A model's folder or GGUF file, or the GGUF files of a hub's repository: architecture, sizes, linear layers that can carry a LoRA, labels.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use crate::report::terminal::{Style, Table, rows};
-use lora_drop::format::grouped;
+use lora_drop::format::{bytes, grouped};
+use lora_drop::hub::{GgufModel, HubOptions};
 use lora_drop::model::ModelFiles;
 use lora_drop::{Cancel, Result};
 use lora_drop_transformer::ModuleKind;
 use serde::Serialize;
+
+use crate::commands::interrupt::Interrupt;
 
 /// The object of `--json`.
 #[derive(Serialize)]
@@ -23,9 +27,13 @@ pub struct Model {
     max_tokens: usize,
     /// All weights without a head for labels, as `train` counts them.
     parameters: usize,
+    /// Number of tensors of each type in the files.
+    types: BTreeMap<String, usize>,
     head_found: bool,
     labels: Vec<String>,
     modules: Vec<Module>,
+    /// Values in the files that are wrong and not needed.
+    notes: Vec<String>,
 }
 
 /// One module type: the same linear layer of every block.
@@ -36,6 +44,34 @@ struct Module {
     output: usize,
     /// LoRA's parameters in all layers together, for each unit of rank.
     lora_parameters_per_rank: usize,
+}
+
+/// The object of `--json` for a name that may mean several GGUF models.
+#[derive(Serialize)]
+pub struct GgufModels {
+    kind: &'static str,
+    name: String,
+    pub models: Vec<GgufModel>,
+}
+
+/// The GGUF models of a hub name that has several; none for any other name.
+pub fn gguf_models(name: &str, interrupt: &Interrupt) -> Result<GgufModels> {
+    let on_hub = !Path::new(name).exists();
+    let ask = || HubOptions::from_env().gguf_models(name, &interrupt.cancel);
+    let models = if on_hub { ask()? } else { Vec::new() };
+    Ok(GgufModels { kind: "gguf_models", name: name.to_string(), models })
+}
+
+impl GgufModels {
+    pub fn table(&self) -> String {
+        let table = Table::new(&self.models)
+            .text("file", |model| model.file.clone())
+            .number("parts", |model| model.parts.to_string())
+            .number("size", |model| model.bytes.map_or("-".into(), bytes));
+        let first = &self.models[0].file;
+        let rest = format!("One of them is a model: lora-drop inspect {}:{first}\n", self.name);
+        table.fit(Style::stdout().width) + "\n" + &rest
+    }
 }
 
 pub fn read(name: &str) -> Result<Model> {
@@ -62,9 +98,11 @@ pub fn read(name: &str) -> Result<Model> {
         intermediate_size: config.linear_shape(ModuleKind::Intermediate).0,
         vocabulary: config.vocab_size,
         parameters: files.facts(head_found).parameters,
+        types: files.types(),
         head_found,
         labels,
         modules: modules.collect(),
+        notes: files.notes(None),
     })
 }
 
@@ -75,6 +113,8 @@ impl Model {
         } else {
             "none".into()
         };
+        let types: Vec<String> =
+            self.types.iter().map(|(kind, count)| format!("{} {kind}", grouped(*count))).collect();
         let mut text = rows(&[
             ("architecture", self.architecture.clone()),
             ("layers", self.layers.to_string()),
@@ -83,6 +123,7 @@ impl Model {
             ("vocabulary", grouped(self.vocabulary)),
             ("tokens", format!("{} at most", self.max_tokens)),
             ("parameters", grouped(self.parameters)),
+            ("tensors", types.join(", ")),
             ("head", head),
         ]);
         text.push('\n');
@@ -91,6 +132,8 @@ impl Model {
             .number("input", |m| m.input.to_string())
             .number("output", |m| m.output.to_string())
             .number("LoRA at rank 8", |m| grouped(8 * m.lora_parameters_per_rank));
-        text + &modules.fit(Style::stdout().width)
+        text += &modules.fit(Style::stdout().width);
+        self.notes.iter().for_each(|note| text += &format!("\nnote: {note}\n"));
+        text
     }
 }

@@ -302,3 +302,60 @@ fn an_adapter_in_place_of_a_model() {
     };
     training_fails(change, "", 1, &["adapter", "base model"]);
 }
+
+#[test]
+fn quantized_checkpoints() {
+    let nf4 = json!({ "quant_method": "bitsandbytes", "load_in_4bit": true, "load_in_8bit": false });
+    for (key, value, told) in [
+        ("quantization_config", nf4, "quantized by bitsandbytes to 4 bits"),
+        ("quantization_config", json!({ "load_in_8bit": true }), "quantized by bitsandbytes to 8 bits"),
+        ("quantization_config", json!({ "quant_method": "gptq", "bits": 4 }), "quantized by GPTQ to 4 bits"),
+        ("quantization_config", json!({ "quant_method": "awq", "bits": 4 }), "quantized by AWQ to 4 bits"),
+        ("quantization_config", json!({ "quant_method": "fp8" }), "quantized by FP8"),
+        ("quantization_config", json!({ "quant_method": "mxfp4" }), "quantized by MXFP4"),
+        ("quantization_config", json!({ "quant_method": "newest" }), "quantized by newest"),
+        ("compression_config", json!({ "format": "pack-quantized" }), "quantized by compressed-tensors"),
+        ("quantization", json!({ "group_size": 64, "bits": 4 }), "quantized by MLX to 4 bits"),
+    ] {
+        let change = |f: &Fixture| {
+            with_key(f, key, value.clone());
+            // Shapes, which would be compared next.
+            write_tensors(&f.path(WEIGHTS), &[("w".to_string(), (vec![2], vec![0.0; 2]))].into());
+        };
+        training_fails(change, "", 1, &["config.json", key, told, "give the unquantized model"]);
+    }
+    let named = |name: &str| {
+        let f = Fixture::new();
+        let quantization = json!({ "quant_method": "gptq", "bits": 4, "model_name_or_path": name });
+        with_key(&f, "quantization_config", quantization);
+        f.run("inspect model").fails(1, &["quantized by GPTQ"]).stderr
+    };
+    assert!(named("org/model").contains("unquantized model, perhaps org/model"));
+    // Paths of another machine and other quantized models help nobody.
+    for name in ["/data/org/model", "./model", "model", "org/model-GPTQ"] {
+        assert!(!named(name).contains("perhaps"), "{name}");
+    }
+    // Settings of bitsandbytes that quantize nothing.
+    let f = Fixture::new();
+    let off = json!({ "quant_method": "bitsandbytes", "load_in_4bit": false, "load_in_8bit": false });
+    with_key(&f, "quantization_config", off);
+    f.run("inspect model").ok();
+}
+
+#[test]
+fn quantized_tensors_without_a_word_in_the_configuration() {
+    for (tensor, told) in [
+        ("bert.encoder.layer.0.output.dense.qweight", "GPTQ or AWQ"),
+        ("bert.encoder.layer.0.output.dense.weight.absmax", "bitsandbytes"),
+        ("bert.encoder.layer.0.output.dense.SCB", "bitsandbytes"),
+        ("bert.encoder.layer.0.output.dense.weight_scale_inv", "FP8"),
+        ("bert.encoder.layer.0.output.dense.scales", "MLX"),
+    ] {
+        let change = |f: &Fixture| {
+            let mut tensors = weights();
+            tensors.insert(tensor.into(), (vec![2, 2], vec![1.0; 4]));
+            write_tensors(&f.path(WEIGHTS), &tensors);
+        };
+        training_fails(change, "", 1, &["model: the weights are quantized by", told, tensor]);
+    }
+}

@@ -3,3 +3,5 @@
 mod client;
 mod program;
 mod server;
+
+pub use server::{COMMIT, Hub, Server};

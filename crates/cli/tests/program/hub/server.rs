@@ -133,9 +133,16 @@ fn answer(hub: &Hub, address: String, mut stream: TcpStream) -> std::io::Result<
     if wanted.is_some() && cdn.is_none() && headers.get("authorization") != wanted.as_ref() {
         return refuse(&mut stream, "401 Unauthorized");
     }
-    if path == "/api/models/org/tiny/revision/main" || path == "/api/models/org/tiny/revision/v1.0" {
-        let siblings: Vec<_> =
-            hub.files.keys().map(|name| serde_json::json!({ "rfilename": name })).collect();
+    let (described, sizes) = match path.strip_suffix("?blobs=true") {
+        Some(path) => (path, true),
+        None => (&path[..], false),
+    };
+    if ["main", "v1.0"].iter().any(|r| described == format!("/api/models/org/tiny/revision/{r}")) {
+        let siblings = hub.files.iter().map(|(name, bytes)| match sizes {
+            true => serde_json::json!({ "rfilename": name, "size": bytes.len() }),
+            false => serde_json::json!({ "rfilename": name }),
+        });
+        let siblings: Vec<_> = siblings.collect();
         let sha = hub.sha.as_deref().unwrap_or(COMMIT);
         let body = serde_json::json!({ "id": "org/tiny", "sha": sha, "siblings": siblings }).to_string();
         if hub.endless_description {
@@ -155,8 +162,8 @@ fn answer(hub: &Hub, address: String, mut stream: TcpStream) -> std::io::Result<
     if hub.gated {
         return refuse(&mut stream, "403 Forbidden");
     }
-    let is_weights = name.ends_with(".safetensors");
-    let etag = hub.etag.clone().unwrap_or_else(|| format!("etag-{name}"));
+    let is_weights = name.ends_with(".safetensors") || name.ends_with(".gguf");
+    let etag = hub.etag.clone().unwrap_or_else(|| format!("etag-{}", name.replace('/', "-")));
     let commit = hub.commit.as_deref().unwrap_or(COMMIT);
     if is_weights && cdn.is_none() {
         let location = hub.location.clone().unwrap_or_else(|| format!("http://{address}/cdn"));

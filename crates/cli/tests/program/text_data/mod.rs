@@ -7,3 +7,4 @@ mod fixture;
 mod layouts;
 mod odd;
 mod templates;
+mod tokenizer_files;

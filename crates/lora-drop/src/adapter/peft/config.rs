@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use fancy_regex::Regex;
 use lora_drop_transformer::{AdapterMethod, json};
-use regex::Regex;
 use serde_json::{Map, Value};
 
 use crate::adapter::{Peft, form};
@@ -38,6 +38,9 @@ const HARMLESS: [&str; 22] = [
     "target_modules",
     "auto_map",
 ];
+
+/// Modules of a head.
+const HEADS: [&str; 3] = ["classifier", "score", "pooler"];
 
 /// Initialisations that do not change the base's weights, as PiSSA, OLoRA and LoftQ do.
 const PLAIN_INITIALISATIONS: [&str; 3] = ["gaussian", "orthogonal", "eva"];
@@ -86,10 +89,23 @@ impl Config {
             "true, false, \"gaussian\", \"orthogonal\" or \"eva\"",
             |v| v.is_boolean() || v.as_str().is_some_and(|v| PLAIN_INITIALISATIONS.contains(&v)),
         )?;
-        keys.refuse_unless("modules_to_save", "classifier, score and pooler", |v| {
-            let known = |m: &Value| m == "classifier" || m == "score" || m == "pooler";
-            v.as_array().is_some_and(|modules| modules.iter().all(known))
-        })?;
+        if let Some(modules) = keys.take("modules_to_save") {
+            let known =
+                |m: &&Value| m.as_str().is_some_and(|m| HEADS.contains(&m) || super::saved::is_known(m));
+            let list = modules.as_array().map_or(std::slice::from_ref(&modules), Vec::as_slice);
+            if let Some(other) = list.iter().find(|module| !known(module)) {
+                return Err(Error::file(
+                    path,
+                    format!(
+                        "modules_to_save has {}: the training changed this module as a whole, which is only supported of \
+                         heads ({}); merge the adapter into its base with PEFT (merge_and_unload, save_pretrained) and \
+                         give the merged model",
+                        shortened(other),
+                        HEADS.join(", ")
+                    ),
+                ));
+            }
+        }
 
         let whole = |v: &Value| v.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| *n > 0);
         let number = |v: &Value| v.as_f64().filter(|n| n.is_finite());
@@ -133,22 +149,35 @@ impl Config {
 
     /// The rank that the module of this full name (`bert.encoder.layer.0.attention.self.query`)
     /// should have.
-    pub fn rank_of(&self, module: &str) -> usize {
-        first_match(&self.rank_pattern, module).unwrap_or(self.rank)
+    ///
+    /// # Errors
+    /// A pattern takes too long to match.
+    pub fn rank_of(&self, module: &str) -> Result<usize> {
+        Ok(self.first_match(&self.rank_pattern, module)?.unwrap_or(self.rank))
     }
 
     /// The module's alpha.
-    pub fn alpha_of(&self, module: &str) -> f64 {
-        first_match(&self.alpha_pattern, module).unwrap_or(self.alpha)
+    ///
+    /// # Errors
+    /// Those of [`Self::rank_of`].
+    pub fn alpha_of(&self, module: &str) -> Result<f64> {
+        Ok(self.first_match(&self.alpha_pattern, module)?.unwrap_or(self.alpha))
+    }
+
+    fn first_match<T: Copy>(&self, patterns: &[(Regex, T)], module: &str) -> Result<Option<T>> {
+        for (pattern, value) in patterns {
+            let matched = pattern.is_match(module);
+            let problem = |e| format!("the regular expression {:?} cannot be matched: {e}", pattern.as_str());
+            if matched.map_err(|e| Error::file(&self.path, problem(e)))? {
+                return Ok(Some(*value));
+            }
+        }
+        Ok(None)
     }
 
     pub fn path(&self) -> &Path {
         &self.path
     }
-}
-
-fn first_match<T: Copy>(patterns: &[(Regex, T)], module: &str) -> Option<T> {
-    patterns.iter().find(|(pattern, _)| pattern.is_match(module)).map(|(_, value)| *value)
 }
 
 /// Whether a value switches an option off.
@@ -197,7 +226,7 @@ impl Keys<'_> {
         read(&value).ok_or_else(wrong).map(Some)
     }
 
-    /// A map from regular expressions to values. As in PEFT, an expression matches a whole name or
+    /// A map from regular expressions, in Python's syntax, to values. As in PEFT, an expression matches a whole name or
     /// its end after a dot, and the first match counts.
     fn patterns<T>(
         &mut self,
@@ -210,7 +239,7 @@ impl Keys<'_> {
         map.iter()
             .map(|(pattern, value)| {
                 let regex = Regex::new(&format!(r"^(?:.*\.)?(?:{pattern})$"))
-                    .map_err(|_| error(format!("the regular expression {pattern:?} cannot be read")))?;
+                    .map_err(|e| error(format!("the regular expression {pattern:?} cannot be read: {e}")))?;
                 let wrong = || error(format!("{pattern:?} is {}, expected {expected}", shortened(value)));
                 Ok((regex, read(value).ok_or_else(wrong)?))
             })

@@ -5,13 +5,14 @@
 //! multiplied into it, except those of VeRA, for which PEFT has a form.
 
 mod config;
+mod saved;
 mod targets;
 mod vera;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use lora_drop_transformer::{AdapterMethod, Architecture, Checkpoint, ModuleId};
+use lora_drop_transformer::{AdapterMethod, Architecture, Checkpoint, ModuleId, Source};
 use serde_json::{Map, Value, json};
 
 use self::config::Config;
@@ -150,8 +151,8 @@ impl AdapterFile {
     }
 }
 
-/// Reads a folder in PEFT's form.
-pub(super) fn read(folder: &Path) -> Result<AdapterFile> {
+/// Reads a folder in PEFT's form; for `base` and the note see [`AdapterFile::open_for`].
+pub(super) fn read(folder: &Path, base: Option<&dyn Source>) -> Result<(AdapterFile, Option<String>)> {
     let (config_path, path) = (folder.join(CONFIG_FILE), folder.join(WEIGHTS_FILE));
     if !config_path.exists() {
         return Err(Error::file(folder, format!("not an adapter: {CONFIG_FILE} is not in this folder")));
@@ -190,8 +191,9 @@ pub(super) fn read(folder: &Path) -> Result<AdapterFile> {
         let (shape, values) = read_tensor(&file, &path, tensor)?;
         head.insert(name.clone(), HeadWeight { shape, values });
     }
+    let note = saved::compare(&file, &path, &tensors.saved, base)?;
     let Said { labels, end_tokens, metadata } = Said::read(&file, &path, "")?;
-    Ok(AdapterFile {
+    let adapter = AdapterFile {
         architectures: tensors.architectures,
         method: config.method,
         pairs,
@@ -204,7 +206,8 @@ pub(super) fn read(folder: &Path) -> Result<AdapterFile> {
         end_tokens,
         base: config.base,
         metadata,
-    })
+    };
+    Ok((adapter, note))
 }
 
 /// The names of a weights file's tensors, sorted by what they are.
@@ -213,6 +216,8 @@ struct Tensors {
     modules: BTreeMap<ModuleId, ModuleTensors>,
     /// Full name in the model → name in the file.
     head: BTreeMap<String, String>,
+    /// Whole weights of the base: full name in the model → name in the file.
+    saved: BTreeMap<String, String>,
 }
 
 /// A module's tensors.
@@ -271,6 +276,12 @@ impl Tensors {
             let inner = name.strip_prefix(WRAPPER).ok_or_else(|| {
                 error(format!("tensor {name} does not begin with {WRAPPER:?}; PEFT would silently ignore it"))
             })?;
+            if let Some((module, _)) = inner.split_once(".lora_embedding_") {
+                return Err(error(format!(
+                    "tensor {name}: a LoRA on embeddings ({module}) is not supported; merge the adapter into its base with \
+                     PEFT (merge_and_unload, save_pretrained) and give the merged model"
+                )));
+            }
             let Some((module, half)) = split_lora(inner) else {
                 rest.push((name, inner));
                 continue;
@@ -279,7 +290,8 @@ impl Tensors {
                 candidates.iter().filter_map(|a| module_at(*a, module).map(|id| (*a, id))).collect();
             let Some(&(_, id)) = found.first() else {
                 return Err(error(format!(
-                    "tensor {name}: {module} is not a linear layer of a {} block, and only those can have a LoRA here",
+                    "tensor {name}: {module} is not a linear layer of a {} block or a decoder's lm_head, and only those can \
+                     have a LoRA here",
                     candidates.iter().map(|a| a.name()).collect::<Vec<_>>().join(", ")
                 )));
             };
@@ -290,9 +302,15 @@ impl Tensors {
                 return Err(twice(other, name));
             }
         }
-        let mut head: BTreeMap<String, String> = BTreeMap::new();
+        let (mut head, mut saved) = (BTreeMap::new(), BTreeMap::new());
         for (name, inner) in rest {
             let plain = without_infix(inner);
+            if saved::is_saved(&plain) {
+                if let Some(other) = saved.insert(plain, name.to_string()) {
+                    return Err(twice(other, name));
+                }
+                continue;
+            }
             if !is_head_tensor(&candidates, &plain) {
                 return Err(error(format!(
                     "tensor {name} belongs to neither a LoRA nor a head, and cannot be left out"
@@ -303,10 +321,10 @@ impl Tensors {
                 return Err(twice(other, name));
             }
         }
-        if modules.is_empty() && head.is_empty() {
+        if modules.is_empty() && head.is_empty() && saved.is_empty() {
             return Err(error("it has no tensors".to_string()));
         }
-        Ok(Tensors { architectures: candidates, modules, head })
+        Ok(Tensors { architectures: candidates, modules, head, saved })
     }
 
     /// Unique pairs and the pair of each module.
@@ -329,14 +347,14 @@ impl Tensors {
             let (shape_a, a) = read_tensor(file, path, a)?;
             let (shape_b, b) = read_tensor(file, path, b)?;
             let (rank, input, output) = pair_shape(path, module, &shape_a, &shape_b)?;
-            let expected = config.rank_of(module);
+            let expected = config.rank_of(module)?;
             if rank != expected {
                 let config = config.path().display();
                 let problem =
                     format!("{module} has rank {rank} (A is {shape_a:?}), {config} says {expected}");
                 return Err(Error::file(path, problem));
             }
-            let alpha = config.alpha_of(module);
+            let alpha = config.alpha_of(module)?;
             let pair = StoredPair { kind: id.kind, shared: false, a, b, rank, input, output, alpha };
             let number = match pairs.iter().position(|known| same_pair(known, &pair)) {
                 Some(known) => {
@@ -382,9 +400,11 @@ fn module_at(architecture: Architecture, path: &str) -> Option<ModuleId> {
         .or_else(|| architecture.module_at(&format!("{}.{path}", architecture.prefix())))
 }
 
-/// A head tensor's name without the wrapper that PEFT puts around a saved module in memory.
+/// A tensor's name without the wrappers that PEFT puts around a module in memory.
 fn without_infix(name: &str) -> String {
-    name.replace(".modules_to_save.default.", ".").replace(".modules_to_save.", ".")
+    [".modules_to_save.default.", ".modules_to_save.", ".base_layer."]
+        .into_iter()
+        .fold(name.to_string(), |name, infix| name.replace(infix, "."))
 }
 
 /// Whether two modules' pairs are the same: equal bit for bit, and of the same alpha.

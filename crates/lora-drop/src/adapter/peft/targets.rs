@@ -27,7 +27,8 @@ pub(super) fn target_modules(
 /// `bert\.encoder\.layer\.((1|3)\.attention\.self\.query|(2)\.attention\.self\.value)`
 fn expression(architecture: Architecture, modules: &BTreeSet<ModuleId>) -> String {
     let mut layers: BTreeMap<ModuleKind, Vec<String>> = BTreeMap::new();
-    for id in modules {
+    let output = modules.contains(&ModuleId::LM_HEAD).then(|| architecture.module_path(ModuleId::LM_HEAD));
+    for id in modules.iter().filter(|id| **id != ModuleId::LM_HEAD) {
         layers.entry(id.kind).or_default().push(id.layer.to_string());
     }
     let kinds: Vec<String> = layers
@@ -37,7 +38,9 @@ fn expression(architecture: Architecture, modules: &BTreeSet<ModuleId>) -> Strin
         })
         .collect();
     let layers = regex::escape(architecture.layers());
-    format!(r"{}\.{layers}\.({})", architecture.prefix(), kinds.join("|"))
+    let blocks =
+        (!kinds.is_empty()).then(|| format!(r"{}\.{layers}\.({})", architecture.prefix(), kinds.join("|")));
+    output.into_iter().chain(blocks).collect::<Vec<_>>().join("|")
 }
 
 #[cfg(test)]
@@ -56,7 +59,7 @@ mod tests {
         let regex = regex::Regex::new(&format!("^(?:{expression})$")).expect("valid");
         let names = architecture.linear_names(LAYERS);
         let hit: Vec<_> = names.iter().filter(|name| regex.is_match(name)).collect();
-        hit.iter().map(|name| architecture.module_at(name).expect("a block's module")).collect()
+        hit.iter().map(|name| architecture.module_at(name).expect("a module")).collect()
     }
 
     #[test]
@@ -73,6 +76,10 @@ mod tests {
         );
         let decoder = of(Architecture::Llama, &[Query, Value, Gate]);
         assert_eq!(decoder, serde_json::json!(["q_proj", "v_proj", "gate_proj"]));
+        let mut modules = all(&[Query]);
+        modules.insert(ModuleId::LM_HEAD);
+        let decoder = target_modules(Architecture::Llama, LAYERS, &modules);
+        assert_eq!(decoder, serde_json::json!(["q_proj", "lm_head"]));
     }
 
     #[test]
@@ -80,11 +87,14 @@ mod tests {
         let mut some = all(&[Query]);
         some.retain(|id| [1, 10, 11].contains(&id.layer));
         some.insert(ModuleId { layer: 2, kind: Value });
+        let mut with_output = some.clone();
+        with_output.insert(ModuleId::LM_HEAD);
         for (architecture, modules) in [
             (Architecture::Bert, all(&[Output])), // `output.dense` would mean attention.output.dense, too
             (Architecture::Bert, some.clone()),
             (Architecture::Roberta, all(&[Query, Output])),
             (Architecture::Mpnet, some),
+            (Architecture::Llama, with_output),
         ] {
             let targets = target_modules(architecture, LAYERS, &modules);
             assert_eq!(hits(architecture, targets.as_str().expect("an expression")), modules);

@@ -45,7 +45,7 @@ pub(super) fn shared_constants(
     let [(shape_a, a), (shape_b, b)] =
         [read_tensor(file, path, PROJECTIONS[0])?, read_tensor(file, path, PROJECTIONS[1])?];
     let (rank, input, output) = pair_shape(path, "vera", &shape_a, &shape_b)?;
-    let expected = config.rank_of("");
+    let expected = config.rank_of("")?;
     if rank != expected {
         return Err(error(format!(
             "{} has rank {rank} (it is {shape_a:?}), {} says {expected}",

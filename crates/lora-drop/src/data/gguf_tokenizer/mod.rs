@@ -84,8 +84,8 @@ impl Metadata<'_> {
                 format!("tokenizer.ggml.token_type is {value}, expected {} integers", tokens.len())
             })?,
         };
-        let id = |name: &str| self.token_id(name, tokens);
-        let (bos, eos, unknown, padding) = (id("bos")?, id("eos")?, id("unknown")?, id("padding")?);
+        let [bos, eos, unknown, padding] =
+            ["bos", "eos", "unknown", "padding"].map(|name| self.token_id(name, tokens));
         let model = self.text("tokenizer.ggml.model")?;
         let (mut tokenizer, adds_bos) = match model {
             "gpt2" => self.byte_level(tokens, &kinds)?,
@@ -100,7 +100,14 @@ impl Metadata<'_> {
         let frame = |wanted: bool, id: Option<u32>, key: &str| match (wanted, id) {
             (false, _) => Ok(None),
             (true, Some(id)) => Ok(Some((tokens[id as usize].clone(), id))),
-            (true, None) => Err(format!("the tokenizer adds a {key} token, but {key}_token_id is missing")),
+            (true, None) => {
+                let key = format!("tokenizer.ggml.{key}_token_id");
+                let seen = self.file.value(&key).map_or("missing".into(), Value::to_string);
+                let most = tokens.len();
+                Err(format!(
+                    "the tokenizer adds this token to texts, but {key} is {seen}, expected a number below {most}"
+                ))
+            }
         };
         let start = frame(add_bos, bos, "bos")?;
         let end = frame(add_eos, eos, "eos")?;
@@ -210,14 +217,12 @@ impl Metadata<'_> {
         self.file.value(key).map(flag).transpose()
     }
 
-    /// `tokenizer.ggml.{name}_token_id`, which is a token of the list.
-    fn token_id(&self, name: &str, tokens: &[String]) -> Result<Option<u32>, String> {
+    /// `tokenizer.ggml.{name}_token_id`; None if it is no token of the list, which the model's
+    /// configuration warns of.
+    fn token_id(&self, name: &str, tokens: &[String]) -> Option<u32> {
         let key = format!("tokenizer.ggml.{name}_token_id");
-        let Some(value) = self.file.value(&key) else { return Ok(None) };
-        match value.as_u64().and_then(|id| u32::try_from(id).ok()) {
-            Some(id) if (id as usize) < tokens.len() => Ok(Some(id)),
-            _ => Err(format!("{key} is {value}, expected a token's number below {}", tokens.len())),
-        }
+        let id = self.file.value(&key)?.as_u64().and_then(|id| u32::try_from(id).ok());
+        id.filter(|id| (*id as usize) < tokens.len())
     }
 }
 

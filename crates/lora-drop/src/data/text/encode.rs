@@ -189,9 +189,7 @@ impl<'a> TextEncoder<'a> {
                 self.turns(&vec![user, Message::new(Role::Assistant, completion.as_str())].into())?
             }
             TextContent::Completion { prompt, completion: Some(completion) } => {
-                let mut whole = self.with_prefix(&self.wrap(prompt), limit)?;
-                let asked = whole.ids.len();
-                self.add(&mut whole, completion, limit)?;
+                let (mut whole, asked) = self.completed(&self.wrap(prompt), completion, limit)?;
                 let end = self.options.end.ok_or(TextProblem::NoEnd)?;
                 whole.ids.push(end);
                 Whole { learn: (0..whole.ids.len()).map(|i| i >= asked).collect(), ends: vec![end], ..whole }
@@ -408,6 +406,28 @@ impl<'a> TextEncoder<'a> {
         to.ids.extend(made.encoding.get_ids());
         to.partial |= !made.whole;
         Ok(())
+    }
+
+    /// A prompt's and its completion's tokens, of which at most `most` are used, and the number of
+    /// the prompt's. They are tokenised one after the other, or as one text if the tokenizer would
+    /// put a space between them.
+    fn completed(&self, prompt: &str, completion: &str, most: usize) -> Result<(Whole, usize), Problem> {
+        if !self.tokens.adds_space() {
+            let mut whole = self.with_prefix(prompt, most)?;
+            let asked = whole.ids.len();
+            self.add(&mut whole, completion, most)?;
+            return Ok((whole, asked));
+        }
+        let made = self.tokens.start_with_offsets(&format!("{prompt}{completion}"), most)?;
+        let spans = spans(made.encoding.get_offsets());
+        let asked = spans.iter().position(|span| span.end > prompt.len()).unwrap_or(spans.len());
+        let before = self.tokens.part(prompt, most)?;
+        let mut whole = Whole { ids: self.prefix.clone(), fixed: self.prefix.len(), ..Default::default() };
+        let ids = made.encoding.get_ids();
+        whole.ids.extend(ids);
+        whole.partial = !made.whole;
+        whole.joined = before.whole && *before.encoding.get_ids() != ids[..asked];
+        Ok((whole, self.prefix.len() + asked))
     }
 
     /// A text's tokens after those that the tokenizer puts before a text; at most `most` are used.
