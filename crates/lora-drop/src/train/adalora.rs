@@ -279,7 +279,7 @@ mod tests {
             let (values, gradients) = state.parameters.training();
             let context = Context { values, table, observing: None, memory: arenas.memory(), stop: &GO };
             let part = TrainPart {
-                sequences: Sequences { ids: &ids, types: &types, offsets: &offsets },
+                sequences: Sequences { ids: &ids, types: &types, offsets: &offsets, labelled: &[] },
                 targets: Targets::Classes(&labels),
                 label_smoothing: 0.0,
                 total: labels.len(),
