@@ -309,15 +309,21 @@ impl Prediction {
             Task::TokenClassification => {
                 let each = |field: fn(&TaggedWord) -> Value| self.words.iter().map(field).collect::<Value>();
                 let words = ("words", each(|word| json!(word.word)));
-                let tags =
-                    [("tags", each(|word| json!(word.tag))), ("scores", each(|word| json!(word.score)))];
+                let tags = ("tags", each(|word| json!(word.tag)));
+                let scores = ("scores", each(|word| json!(word.score)));
+                let outputs =
+                    self.logits.len() / self.words.iter().filter(|w| w.tag.is_some()).count().max(1);
+                let mut of_words = self.logits.chunks(outputs.max(1));
+                let logits = self.words.iter().map(|w| json!(w.tag.as_ref().and_then(|_| of_words.next())));
+                let logits = ("logits", logits.collect::<Value>());
                 let entity = |(kind, words): &(String, Range<usize>)| {
                     let text: Vec<&str> = self.words[words.clone()].iter().map(|w| w.word.as_str()).collect();
                     json!({"type": kind, "start": words.start, "end": words.end, "text": text.join(" ")})
                 };
                 let entities = self.entities.iter();
                 let entities = entities.map(|all| ("entities", all.iter().map(entity).collect::<Value>()));
-                (!own_words).then_some(words).into_iter().chain(tags).chain(entities).collect()
+                let own = (!own_words).then_some(words);
+                own.into_iter().chain([tags, scores]).chain(entities).chain([logits]).collect()
             }
             Task::Regression | Task::Text => vec![("value", json!(self.logits.first())), logits],
         }
@@ -354,4 +360,89 @@ fn softmax(logits: &[f32]) -> Vec<f32> {
 
 fn sigmoid(x: f32) -> f64 {
     1.0 / (1.0 + (-f64::from(x)).exp())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::Classes;
+
+    fn labels(task: &str, names: &Value) -> Labels {
+        let names = serde_json::from_value(names.clone()).unwrap();
+        let classes = Classes::new(names);
+        match task {
+            "multi-label" => Labels::MultiLabel { classes, indicators: false },
+            _ => Labels::TokenClassification { classes },
+        }
+    }
+
+    /// Logits that predict these classes, of rows with these labels.
+    fn answers(labels: &Labels, rows: &[(Vec<usize>, Vec<usize>)]) -> Answers {
+        let outputs = labels.outputs();
+        let answer = |(truth, predicted): &(Vec<usize>, Vec<usize>)| {
+            let (label, logits): (_, Vec<f32>) = if labels.of_words() {
+                let one = |&class: &usize| (0..outputs).map(move |i| f32::from(u8::from(i == class)));
+                (Label::Tags(truth.clone()), predicted.iter().flat_map(one).collect())
+            } else {
+                let one = |class: usize| if predicted.contains(&class) { 1.5 } else { -0.5 };
+                (Label::Set(truth.clone()), (0..outputs).map(one).collect())
+            };
+            Answer::new(&logits, &label, labels).0
+        };
+        labels.answers(rows.iter().map(answer))
+    }
+
+    /// Expected: scikit-learn's and seqeval's, written by tools/golden/label_metrics.py.
+    #[test]
+    fn metrics_are_scikit_learns_and_seqevals() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/label_metrics.json");
+        let golden: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        let mut count = 0;
+        for (task, cases) in golden.as_object().unwrap() {
+            for case in cases.as_array().unwrap() {
+                let labels = labels(task, &case["names"]);
+                let rows = |part: &str| serde_json::from_value::<Vec<Vec<usize>>>(case[part].clone()).unwrap();
+                let rows: Vec<_> = rows("labels").into_iter().zip(rows("predicted")).collect();
+                let found = labels.measure(&answers(&labels, &rows), &(0..rows.len()).collect::<Vec<_>>());
+                assert_eq!(found.iter().map(|(metric, _)| *metric).collect::<Vec<_>>(), labels.metrics());
+                for (metric, found) in found {
+                    let expected = case["metrics"][metric.name()].as_f64().unwrap();
+                    assert!((found - expected).abs() < 1e-12, "{task} {metric}: {found}, expected {expected}");
+                    count += 1;
+                }
+            }
+        }
+        assert!(count > 40);
+    }
+
+    #[test]
+    fn ranks_tell_each_other_what_they_cannot_know() {
+        let names = json!(["O", "B-A", "I-A"]);
+        let cases = [
+            (labels("multi-label", &names), Label::Set(vec![0, 2]), vec![1.0, -1.0, 0.25]),
+            (labels("token", &names), Label::Tags(vec![1, 2]), vec![0.5, 2.0, 0.0, 0.0, 1.0, 3.0]),
+            (Labels::classes(vec!["a".into(), "b".into()]), Label::Class(1), vec![0.5, 2.0]),
+            (Labels::Regression, Label::Value(0.5), vec![2.0]),
+        ];
+        for (labels, label, logits) in cases {
+            let (answer, loss) = Answer::new(&logits, &label, &labels);
+            let mut bytes = Vec::new();
+            answer.put(&mut bytes);
+            assert_eq!(Answer::take(&label, &mut &bytes[..]), Some(answer));
+            assert_eq!(Answer::take(&label, &mut &bytes[1..]), None);
+            assert!(loss > 0.0);
+        }
+    }
+
+    #[test]
+    fn words_without_a_token_have_no_tag() {
+        let labels = labels("token", &json!(["O", "B-A", "I-A"]));
+        let found = labels.prediction(&[0.0, 2.0, 0.0, 0.0, 0.0, 3.0], &["a", "", "b"], &[0, 2]);
+        let fields: serde_json::Map<_, _> =
+            found.fields(false).into_iter().map(|(name, value)| (name.to_string(), value)).collect();
+        assert_eq!(fields["words"], json!(["a", "", "b"]));
+        assert_eq!(fields["tags"], json!(["B-A", null, "I-A"]));
+        assert_eq!(fields["logits"], json!([[0.0, 2.0, 0.0], null, [0.0, 0.0, 3.0]]));
+        assert_eq!(fields["entities"], json!([{ "type": "A", "start": 0, "end": 3, "text": "a  b" }]));
+    }
 }

@@ -11,7 +11,7 @@ use lora_drop::data::{
 };
 use lora_drop::evaluate::{Prediction, Predictor};
 use lora_drop::files::write_atomically;
-use lora_drop::settings::BadRows;
+use lora_drop::settings::{BadRows, Task};
 use lora_drop::{Cancel, Error, Result};
 use serde_json::{Map, Value};
 
@@ -31,9 +31,9 @@ Examples:
   echo '{\"text\": \"wheat exports rose\"}' | lora-drop predict --adapter runs/r8 | jq .label
 
 Each line of the output has the row's own fields, then label, scores (the probability of each class) and
-logits; labels instead of label where a row may have several classes; for words tags, scores and entities, after
-the words of a row of text; a regression has value and logits. A field of the row that has one of these names is
-kept as input_NAME.";
+logits; labels instead of label where a row may have several classes; for words tags, scores and logits of
+each, and entities, after the words of a row of text; a regression has value and logits. A field of the row that
+has one of these names is kept as input_NAME.";
 
 /// Predict the label of each row of a file or of standard input: JSON Lines out
 #[derive(clap::Args)]
@@ -75,11 +75,23 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
     let rows = read_ahead(rows);
     let out = args.output.as_deref().unwrap_or(Path::new("standard output"));
     let task = predictor.labels().map(Labels::task);
+    let any_text = task == Some(Task::TokenClassification) && !source.reading.given.contains(&"text-column");
     let named = &ColumnNames { task, ..source.reading.columns.clone() };
     let left_out = LeftOut::default();
     let name = &name;
-    let mut work =
-        Work { predictor, rows, name, named, bad_rows, left_out, columns: None, cancel, out, total: 0 };
+    let mut work = Work {
+        predictor,
+        rows,
+        name,
+        named,
+        any_text,
+        bad_rows,
+        left_out,
+        columns: None,
+        cancel,
+        out,
+        total: 0,
+    };
     match &args.output {
         None => work.label(&mut Results::new())?,
         Some(path) => {
@@ -121,6 +133,8 @@ struct Work<'a> {
     /// What errors call the input.
     name: &'a Path,
     named: &'a ColumnNames,
+    /// Whether a row may have words or a text, in another column than the model's training data.
+    any_text: bool,
     bad_rows: BadRows,
     /// Rows that are wrong and have no prediction.
     left_out: LeftOut,
@@ -185,9 +199,14 @@ impl Work<'_> {
     }
 
     fn text(&mut self, row: &Row) -> std::result::Result<RowText, data::Error> {
+        let lacks = |column: &String| !row.fields.contains_key(column);
         let columns = match &self.columns {
-            Some(columns) => columns,
-            None => self.columns.insert(Columns::choose(row, self.name, self.named, LabelColumn::Optional)?),
+            Some(columns) if !(self.any_text && lacks(&columns.text)) => columns,
+            _ => {
+                let mut named = self.named.clone();
+                named.text.take_if(|column| self.any_text && lacks(column));
+                self.columns.insert(Columns::choose(row, self.name, &named, LabelColumn::Optional)?)
+            }
         };
         let text = columns.text(row).and_then(|text| {
             let empty = || Problem::NoText { column: columns.text.clone(), seen: "an empty list" };
@@ -219,7 +238,6 @@ fn labelled(row: Row, text: &RowText, prediction: Prediction) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lora_drop::settings::Task;
     use serde_json::json;
 
     #[test]

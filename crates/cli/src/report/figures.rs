@@ -235,8 +235,8 @@ mod tests {
 
     #[test]
     fn the_best_epoch_is_marked() {
-        let figure = metrics(&samples::evaluations(5, 10), 4.0).unwrap().into_string();
+        let figure = metrics(&samples::evaluations(5, 10), 4.0, None).unwrap().into_string();
         assert!(figure.contains("best: epoch 4"));
-        assert!(metrics(&[], 0.0).is_none());
+        assert!(metrics(&[], 0.0, None).is_none());
     }
 }

@@ -293,7 +293,13 @@ mod tests {
     use super::*;
 
     fn encoded(ids: &[u32]) -> Encoded {
-        Encoded { ids: ids.to_vec(), types: vec![0; ids.len()], length: 9, counted: true }
+        Encoded {
+            ids: ids.to_vec(),
+            types: vec![0; ids.len()],
+            length: 9,
+            counted: true,
+            words: vec![(0, 1)],
+        }
     }
 
     fn key(text: &str) -> Option<Fingerprint> {

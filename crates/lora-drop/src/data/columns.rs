@@ -354,7 +354,8 @@ mod tests {
         label: LabelColumn,
     ) -> Result<(String, String, String), String> {
         let name = |n: &str| (!n.is_empty()).then(|| n.to_string());
-        let named = ColumnNames { text: name(named[0]), pair: name(named[1]), label: name(named[2]) };
+        let named =
+            ColumnNames { text: name(named[0]), pair: name(named[1]), label: name(named[2]), task: None };
         let chosen =
             Columns::choose(&row(columns), Path::new("f.csv"), &named, label).map_err(|e| e.to_string())?;
         Ok((chosen.text, chosen.pair.unwrap_or_default(), chosen.label.unwrap_or_default()))

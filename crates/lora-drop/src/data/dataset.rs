@@ -1,6 +1,6 @@
 //! A data set, tokenised: what training and evaluation read.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use lora_drop_transformer::ModelConfig;
@@ -178,6 +178,14 @@ impl Dataset {
     ) -> Result<Self, Error> {
         let columns = train.columns.clone();
         tokens.check_max_length(options.max_length, columns.pair.is_some())?;
+        if let Some(names) = &options.label_names
+            && (names.len() < 2 || names.iter().collect::<BTreeSet<_>>().len() < names.len())
+        {
+            let names = names.join(",");
+            return Err(Error::Options(format!(
+                "`label_names = {names}`: expected at least two names, all different"
+            )));
+        }
         let names = options.label_names.as_deref().or_else(|| train.names_of_lists());
         let labels = Labels::of(&train, options.task, names)?;
         let labels = match &options.positive_class {

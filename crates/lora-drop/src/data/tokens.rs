@@ -197,9 +197,12 @@ impl Tokens {
     /// # Errors
     /// Those of the two; a row of words for labels of the whole row, and a pair for those of words.
     pub fn encode_row(&self, row: &RowText, of_words: bool, limits: RowLimits) -> Result<Encoded, Problem> {
+        let RowLimits { max_length, vocabulary, token_types } = limits;
         match (row, of_words) {
-            (RowText::One(text), false) => self.encode(text, None, limits),
-            (RowText::Pair(text, pair), false) => self.encode(text, Some(pair), limits),
+            (RowText::One(text), false) => self.encode(text, None, max_length, vocabulary, token_types),
+            (RowText::Pair(text, pair), false) => {
+                self.encode(text, Some(pair), max_length, vocabulary, token_types)
+            }
             (RowText::Words(_), false) => Err(Problem::Words),
             (_, true) => self.encode_words(&row.words().ok_or(Problem::PairOfWords)?, limits),
         }
@@ -251,8 +254,14 @@ impl Tokens {
     /// # Errors
     /// The tokenizer fails, makes no token at all, one whose number is not below the model's
     /// `vocabulary`, or one whose type is not below the model's `token_types`, if it has any.
-    pub fn encode(&self, text: &str, pair: Option<&str>, limits: RowLimits) -> Result<Encoded, Problem> {
-        let max_length = limits.max_length;
+    pub fn encode(
+        &self,
+        text: &str,
+        pair: Option<&str>,
+        max_length: usize,
+        vocabulary: usize,
+        token_types: Option<usize>,
+    ) -> Result<Encoded, Problem> {
         let special = self.special_tokens(pair.is_some());
         let room = max_length.saturating_sub(special);
         let mut first = self.part(text, room)?;
@@ -295,7 +304,7 @@ impl Tokens {
             (first, second)
         };
         let whole = self.ask(|tokenizer| tokenizer.post_process(first, second, true))?;
-        self.checked(&whole, length, counted, limits)
+        self.checked(&whole, length, counted, RowLimits { max_length, vocabulary, token_types })
     }
 
     /// A row's tokens, which the model has embeddings for.
@@ -713,9 +722,7 @@ mod tests {
     fn pairs_are_cut_as_if_both_were_tokenised_whole() {
         let cut = |first: &str, second: &str, max_length: usize| {
             let (_, tokens) = kinds(TruncationDirection::Right).remove(0);
-            tokens
-                .encode(first, Some(second), RowLimits { max_length, vocabulary: 100, token_types: None })
-                .unwrap()
+            tokens.encode(first, Some(second), max_length, 100, None).unwrap()
         };
         let (huge, larger, small) = ("a b ".repeat(17_000), "b a ".repeat(17_001), "b ".repeat(30));
         // An odd room: the longer one gets a token more, and of two as long the second.

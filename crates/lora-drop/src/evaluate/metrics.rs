@@ -328,7 +328,7 @@ mod tests {
 
     #[test]
     fn names_are_read_back() {
-        for metric in Metric::ALL {
+        for &metric in Metric::ALL {
             assert_eq!(metric.to_string().parse::<Metric>().expect("a known name"), metric);
         }
         assert_eq!("perplexity".parse::<Metric>().expect("a known name"), Metric::Perplexity);
