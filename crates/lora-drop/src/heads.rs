@@ -401,13 +401,17 @@ mod tests {
         for (task, cases) in golden.as_object().unwrap() {
             for case in cases.as_array().unwrap() {
                 let labels = labels(task, &case["names"]);
-                let rows = |part: &str| serde_json::from_value::<Vec<Vec<usize>>>(case[part].clone()).unwrap();
+                let rows =
+                    |part: &str| serde_json::from_value::<Vec<Vec<usize>>>(case[part].clone()).unwrap();
                 let rows: Vec<_> = rows("labels").into_iter().zip(rows("predicted")).collect();
                 let found = labels.measure(&answers(&labels, &rows), &(0..rows.len()).collect::<Vec<_>>());
                 assert_eq!(found.iter().map(|(metric, _)| *metric).collect::<Vec<_>>(), labels.metrics());
                 for (metric, found) in found {
                     let expected = case["metrics"][metric.name()].as_f64().unwrap();
-                    assert!((found - expected).abs() < 1e-12, "{task} {metric}: {found}, expected {expected}");
+                    assert!(
+                        (found - expected).abs() < 1e-12,
+                        "{task} {metric}: {found}, expected {expected}"
+                    );
                     count += 1;
                 }
             }

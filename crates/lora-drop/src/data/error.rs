@@ -144,7 +144,7 @@ pub enum Problem {
     LabelList { seen: String },
     #[error("label {seen} is not a list with a tag for each word; give the words' tags as a list")]
     TagsType { seen: String },
-    #[error("{words} words, but {tags} tags; each word has one")]
+    #[error("the number of words is {words}, that of tags {tags}; each word has one tag")]
     TagCount { words: usize, tags: usize },
     #[error("the row has words, and labels of whole rows need a text; name its column with `text_column`")]
     Words,

@@ -271,7 +271,7 @@ impl Labels {
     /// What numbers are taken for, if a row's class is given by its index: a warning, for data may
     /// number the classes in another order.
     pub(super) fn index_warning(&self, split: &RawSplit) -> Option<String> {
-        let is_number = |row: &RawRow| match split.label_of(row).as_deref() {
+        let is_number = |row: &RawRow| match split.label_of(row, self.names()).as_deref() {
             Some(label) => label.items().iter().any(|item| item.integer().is_some()),
             None => false,
         };
@@ -382,7 +382,7 @@ fn found_names(train: &RawSplit) -> Result<Vec<String>, Error> {
     let mut found = Names::default();
     for row in &train.rows {
         let refuse = |problem| Error::row(&train.files[row.file], row.line, problem);
-        let label = train.label_of(row);
+        let label = train.label_of(row, &[]);
         let label = label.ok_or_else(|| refuse(Problem::NoLabel { column: train.label_column().into() }))?;
         for item in label.items() {
             found.check(item, row.line).map_err(refuse)?;

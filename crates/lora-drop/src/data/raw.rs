@@ -390,10 +390,12 @@ impl RawSplit {
         self.columns.label.as_deref().unwrap_or("label")
     }
 
-    /// A row's label; numbers in a list have the names that the file gives them.
-    pub(super) fn label_of<'a>(&self, row: &'a RawRow) -> Option<Cow<'a, RawLabel>> {
+    /// A row's label; numbers in a list have the names that the file gives them, if these are among
+    /// the classes `known`, or none are.
+    pub(super) fn label_of<'a>(&self, row: &'a RawRow, known: &[String]) -> Option<Cow<'a, RawLabel>> {
         let label = row.label.as_ref()?;
         let names = self.columns.label.as_ref().and_then(|column| self.class_names.get(column));
+        let names = names.filter(|names| known.is_empty() || names.iter().all(|name| known.contains(name)));
         let (RawLabel::List(list), Some(names)) = (label, names) else { return Some(Cow::Borrowed(label)) };
         let name = |item: &RawLabel| match item.integer().and_then(|n| names.get(usize::try_from(n).ok()?)) {
             Some(name) => RawLabel::Text(name.clone()),
@@ -423,8 +425,9 @@ impl RawSplit {
         }
         let reader = labels.reader();
         let read = self.rows.iter().map(|row| {
-            let label =
-                self.label_of(row).ok_or_else(|| Problem::NoLabel { column: self.label_column().into() });
+            let label = self
+                .label_of(row, labels.names())
+                .ok_or_else(|| Problem::NoLabel { column: self.label_column().into() });
             let label = label.and_then(|label| {
                 let read = reader(&label)?;
                 match (&read, row.text.words()) {
