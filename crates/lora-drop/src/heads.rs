@@ -433,7 +433,7 @@ mod tests {
             let mut bytes = Vec::new();
             answer.put(&mut bytes);
             assert_eq!(Answer::take(&label, &mut &bytes[..]), Some(answer));
-            assert_eq!(Answer::take(&label, &mut &bytes[1..]), None);
+            assert_eq!(Answer::take(&label, &mut &bytes[..bytes.len() - 1]), None);
             assert!(loss > 0.0);
         }
     }

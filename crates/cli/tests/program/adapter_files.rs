@@ -463,7 +463,7 @@ fn options_that_change_the_arithmetic_are_refused() {
         "peft_type is \"ADALORA\", which is not supported; expected \"LORA\"",
     );
     refuse("peft_type", Value::Null, "peft_type is missing");
-    refuse("task_type", "TOKEN_CLS".into(), "task_type is \"TOKEN_CLS\"");
+    refuse("task_type", "QUESTION_ANS".into(), "task_type is \"QUESTION_ANS\"");
     refuse("use_dora", "yes".into(), "use_dora is \"yes\", expected true or false");
     refuse("lora_bias", true.into(), "lora_bias is true");
     refuse("fan_in_fan_out", true.into(), "fan_in_fan_out is true");

@@ -38,7 +38,7 @@ fn tagged(random: &mut Random, number: usize) -> Vec<(String, String)> {
 }
 
 /// Data sets of the tiny BERT: `words` has tags, `sets` rows of several classes.
-fn fixture() -> Fixture {
+pub fn fixture() -> Fixture {
     let fixture = Fixture::new();
     let mut random = Random(3);
     for (split, count) in [("train", 96), ("dev", 24)] {

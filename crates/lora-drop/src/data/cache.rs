@@ -377,7 +377,7 @@ mod tests {
     fn what_was_used_longest_ago_makes_room() {
         let folder = tempfile::tempdir().unwrap();
         let rows = [encoded(&[1; 100])];
-        let size = (HEADER + 12 + 800) as u64;
+        let size = (HEADER + 16 + 800 + 8) as u64;
         let cache = TokenCache::new(folder.path().to_path_buf(), 3 * size);
         for (age, name) in ["a", "b", "c"].into_iter().enumerate() {
             hit(&cache, name, &rows);

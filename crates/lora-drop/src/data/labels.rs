@@ -517,6 +517,24 @@ mod tests {
     }
 
     #[test]
+    fn lists_are_several_classes_or_tags() {
+        let classes = Classes::new(["a", "b", "c"].map(String::from).into());
+        let list = |items: &[i64]| RawLabel::List(items.iter().map(|&n| RawLabel::Int(n)).collect());
+        let sets = Labels::MultiLabel { classes: classes.clone(), indicators: false };
+        assert_eq!(sets.reader()(&list(&[2, 0])), Ok(Label::Set(vec![0, 2])));
+        assert_eq!(sets.reader()(&list(&[])), Ok(Label::Set(vec![])));
+        assert_eq!(sets.reader()(&RawLabel::Text("B".into())), Ok(Label::Set(vec![1])));
+        // With a 0 or 1 for each class, [0, 1, 1] has the second and the third, and else no meaning.
+        assert!(sets.reader()(&list(&[0, 1, 1])).is_err());
+        let bits = Labels::MultiLabel { classes: classes.clone(), indicators: true };
+        assert_eq!(bits.reader()(&list(&[0, 1, 1])), Ok(Label::Set(vec![1, 2])));
+        assert_eq!(bits.reader()(&list(&[2])), Ok(Label::Set(vec![2])));
+        let tags = Labels::TokenClassification { classes };
+        assert_eq!(tags.reader()(&list(&[1, 1, 0])), Ok(Label::Tags(vec![1, 1, 0])));
+        assert!(tags.reader()(&RawLabel::Int(1)).is_err() && tags.reader()(&list(&[3])).is_err());
+    }
+
+    #[test]
     fn kept_as_json() {
         let labels = classes(&["b", "a"]);
         let text = serde_json::to_string(&labels).unwrap();
@@ -530,6 +548,18 @@ mod tests {
         assert!(other.with_positive("c").unwrap_err().to_string().contains("the classes are b and a"));
         assert!(classes(&["a", "b", "c"]).with_positive("a").is_err());
         assert_eq!(serde_json::to_string(&Labels::Regression).unwrap(), r#"{"kind":"regression"}"#);
+        let two = Classes::new(["b", "a"].map(String::from).into());
+        let weighted = Labels::TokenClassification { classes: two.clone() }.with_weights(vec![1.0, 0.5]);
+        let sets = |indicators| Labels::MultiLabel { classes: two.clone(), indicators };
+        for (labels, text) in [
+            (weighted, r#"{"kind":"token-classification","names":["b","a"],"weights":[1.0,0.5]}"#),
+            (sets(false), r#"{"kind":"multi-label","names":["b","a"]}"#),
+            (sets(true), r#"{"kind":"multi-label","names":["b","a"],"indicators":true}"#),
+        ] {
+            assert_eq!(serde_json::to_string(&labels).unwrap(), text);
+            assert_eq!(serde_json::from_str::<Labels>(text).unwrap(), labels);
+            assert!(labels.with_positive("a").is_err());
+        }
         for bad in [r#"["a"]"#, r#"["a","a"]"#] {
             let text = format!(r#"{{"kind":"classification","names":{bad}}}"#);
             assert!(serde_json::from_str::<Labels>(&text).is_err());

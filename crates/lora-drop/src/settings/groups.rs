@@ -169,8 +169,8 @@ settings! {
 settings! {
     /// How rows are read.
     RowSettings "Data" (settings => settings.rows) {
-        /// What is learned: the texts (decoders), each row's class, its classes of which it may have
-        /// several, the class of each of its words, or its number
+        /// What is learned: the texts (decoders), each row's class, any number of classes of a row, a
+        /// tag for each word, or each row's number
         task: Option<Task> = None, "TASK", or "text for a decoder; for an encoder by the labels", also ["task-type"];
         /// Column of the text, or of the first text of a pair
         text_column: Option<String> = None, "NAME", or "found by the usual names";
