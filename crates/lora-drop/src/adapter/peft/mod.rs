@@ -12,12 +12,12 @@ mod vera;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use lora_drop_transformer::{AdapterMethod, Architecture, Checkpoint, ModuleId, Source};
+use lora_drop_transformer::{AdapterMethod, Architecture, Checkpoint, HeadKind, ModuleId, Source};
 use serde_json::{Map, Value, json};
 
 use self::config::Config;
 use super::file::{
-    AdapterFile, HeadWeight, Said, StoredPair, is_head_tensor, pair_shape, read_tensor, read_vector,
+    AdapterFile, HeadWeight, Said, StoredPair, head_kind, is_head_tensor, pair_shape, read_tensor, read_vector,
     same_bits,
 };
 use super::tensors::{Tensor, write_f32};
@@ -108,7 +108,11 @@ impl AdapterFile {
         let vera = form(self.method).peft == Peft::Vera;
         set("peft_type", if vera { "VERA" } else { "LORA" }.into());
         // A decoder without a head predicts tokens.
-        let task = if self.head.is_empty() && architecture.is_decoder() { "CAUSAL_LM" } else { "SEQ_CLS" };
+        let task = match self.head_kind {
+            _ if self.head.is_empty() && architecture.is_decoder() => "CAUSAL_LM",
+            HeadKind::Sequence => "SEQ_CLS",
+            HeadKind::Token => config::TOKEN_CLS,
+        };
         set("task_type", task.into());
         set("base_model_name_or_path", self.base.as_str().into());
         set("r", pair.rank.into());
@@ -201,6 +205,10 @@ pub(super) fn read(folder: &Path, base: Option<&dyn Source>) -> Result<(AdapterF
         own,
         rslora: config.rslora,
         lora_dropout: config.lora_dropout,
+        head_kind: match config.of_tokens {
+            true => HeadKind::Token,
+            false => head_kind(labels.as_ref()),
+        },
         head,
         labels,
         end_tokens,
