@@ -13,7 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use super::bank::pair_name;
 use super::file::{
-    AdapterFile, HeadWeight, Said, StoredPair, head_kind, is_head_tensor, pair_shape, read_tensor, read_vector,
+    AdapterFile, HeadWeight, Said, StoredPair, head_kind, is_head_tensor, pair_shape, read_tensor,
+    read_vector,
 };
 use super::tensors::{Tensor, write_f32};
 use super::{Vector, form, in_files};

@@ -17,8 +17,8 @@ use serde_json::{Map, Value, json};
 
 use self::config::Config;
 use super::file::{
-    AdapterFile, HeadWeight, Said, StoredPair, head_kind, is_head_tensor, pair_shape, read_tensor, read_vector,
-    same_bits,
+    AdapterFile, HeadWeight, Said, StoredPair, head_kind, is_head_tensor, pair_shape, read_tensor,
+    read_vector, same_bits,
 };
 use super::tensors::{Tensor, write_f32};
 use super::{Peft, Vector, form};
