@@ -17,7 +17,9 @@ use lora_drop::score::record::Record;
 use lora_drop::settings::BadRows;
 use lora_drop_compute::random::Key;
 use lora_drop_transformer::gguf::{Array, Gguf, Header, Value, Writer};
-use lora_drop_transformer::{Checkpoint, Loading, Model, ModelConfig, ModuleKind, Parameters, Trained, json};
+use lora_drop_transformer::{
+    Checkpoint, Head, Loading, Model, ModelConfig, ModuleKind, Parameters, Trained, json,
+};
 
 pub use meter::read_within;
 pub use seeds::inputs;
@@ -107,7 +109,7 @@ fn config(input: &[u8]) {
     assert!(config.parameters(true) > config.block_parameters());
     let kinds: Vec<_> = config.architecture.kinds().collect();
     assert_eq!(config.modules(&kinds).len(), config.layers * kinds.len());
-    assert!(!config.head_weights(2).is_empty());
+    assert!(!config.head_weights(Head::of_sequences(2)).is_empty());
 }
 
 static ENCODER: LazyLock<ModelConfig> = LazyLock::new(|| {
@@ -142,7 +144,8 @@ fn safetensors(input: &[u8]) {
         }
     }
     let (key, mut parameters) = (Key::new(1), Parameters::new());
-    let loading = Loading { outputs: Some(2), trained: Trained::HeadAndPooler, quantize: None, key };
+    let loading =
+        Loading { head: Some(Head::of_sequences(2)), trained: Trained::HeadAndPooler, quantize: None, key };
     let _ = Model::load(&checkpoint, &ENCODER, loading, &mut parameters);
 }
 
@@ -173,7 +176,7 @@ fn gguf(input: &[u8]) {
     }
     let Ok(config) = file.config() else { return };
     if let Ok(config) = ModelConfig::from_object(config, file.path()) {
-        let loading = Loading { outputs: None, trained: Trained::Head, quantize: None, key: Key::new(1) };
+        let loading = Loading { head: None, trained: Trained::Head, quantize: None, key: Key::new(1) };
         let _ = Model::load(&file, &config, loading, &mut Parameters::new());
     }
 }
@@ -379,7 +382,7 @@ fn rows(input: &[u8], name: &str) {
     }
     let files = [file];
     if let Ok(split) = RawSplit::read(SplitName::Test, &files, &ColumnNames::default(), BadRows::Skip)
-        && let Ok(labels) = Labels::of(&split, None)
+        && let Ok(labels) = Labels::of(&split, None, None)
         && let Ok(Some(read)) = split.labels(&labels)
     {
         assert_eq!(read.len(), split.rows.len());

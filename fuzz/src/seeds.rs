@@ -272,8 +272,10 @@ pub fn inputs(format: &str, folder: &Path) -> Vec<Vec<u8>> {
         "gguf" => vec![gguf()],
         "tokenizer" => tokenizers(),
         "chat_template" => chat_templates(),
-        "json_lines" => texts(&[JSON_ROWS, JSON_MESSAGES, JSON_PROMPTS, JSON_ARRAY, JSON_DATA]),
-        "csv" => texts(&[CSV_ROWS, CSV_QUOTED, TSV_ROWS]),
+        "json_lines" => {
+            texts(&[JSON_ROWS, JSON_MESSAGES, JSON_PROMPTS, JSON_ARRAY, JSON_DATA, JSON_SETS, JSON_WORDS])
+        }
+        "csv" => texts(&[CSV_ROWS, CSV_QUOTED, CSV_SETS, TSV_ROWS]),
         "parquet" => parquets(),
         "importance" => vec![importance()],
         _ => Vec::new(),
@@ -300,6 +302,9 @@ const JSON_PROMPTS: &str = "{\"instruction\":\"i\",\"input\":\"x\",\"output\":\"
 const JSON_ARRAY: &str = "[\n{\"sentence1\":\"a\",\"sentence2\":\"b\",\"score\":0.5},\n{\"sentence1\":\"c\",\"sentence2\":\"d\",\"score\":3}\n]\n";
 const JSON_DATA: &str =
     "{\"version\":1,\"data\":[{\"text\":\"a\",\"label\":true},{\"text\":\"b\",\"label\":false}]}";
+const JSON_SETS: &str = "{\"text\":\"a\",\"label\":[\"x\",\"y\"]}\n{\"text\":\"b\",\"label\":[]}\n";
+const JSON_WORDS: &str = "{\"tokens\":[\"a\",\"b c\"],\"ner_tags\":[0,1]}\n{\"tokens\":[\"d\"],\"ner_tags\":[1]}\n{\"tokens\":[],\"ner_tags\":[]}\n";
+const CSV_SETS: &str = "text,label\na,\"[\"\"x\"\",\"\"y\"\"]\"\nb,[]\nc,\"[1, 0]\"\n";
 const CSV_ROWS: &str = "text,label\na good film,1\na bad film,0\n,-1\n";
 const CSV_QUOTED: &str =
     "\u{feff}id,text,label\r\n1,\"say \"\"hi\"\",\nthen go\",positive\r\n2,\"a, b\",negative\r\n";

@@ -350,14 +350,21 @@ case!(gates, bench => {
 });
 
 case!(losses, bench => {
-    let [logits, dlogits, values, dvalues, tokens, plain] = [12, 12, 4, 4, 60, 60].map(|len| bench.take(len));
+    let [logits, values, tokens, plain] = [12, 4, 60, 60].map(|len| bench.take(len));
+    let [dlogits, dweighted, dsets, dvalues] = [12, 12, 12, 4].map(|len| bench.take(len));
     let found = bench.with(|device, store| {
         let memory = &mut *store.memory;
-        let classes = Targets::Classes { labels: &[2, 0, 1, 1], smoothing: 0.1, total: 7 };
-        let of_values = Targets::Values { values: &[0.5, -1.0, 0.0, 2.0], total: 5 };
+        let labels = &[2, 0, 1, 1];
+        let classes = Targets::Classes { labels, weights: &[], smoothing: 0.1, total: 7.0 };
+        let weighted = Targets::Classes { labels, weights: &[0.5, 2.0, 1.25], smoothing: 0.1, total: 7.0 };
+        let has = &std::array::from_fn::<_, 12, _>(|i| i % 5 < 2);
+        let sets = Targets::Sets { has, weights: &[0.5, 2.0, 1.25], total: 24.0 };
+        let of_values = Targets::Values { values: &[0.5, -1.0, 0.0, 2.0], total: 5.0 };
         let mut found = vec![
-            device.sequence_loss(memory, logits, classes, dlogits).unwrap() as f32,
-            device.sequence_loss(memory, values, of_values, dvalues).unwrap() as f32,
+            device.head_loss(memory, logits, classes, dlogits).unwrap() as f32,
+            device.head_loss(memory, logits, weighted, dweighted).unwrap() as f32,
+            device.head_loss(memory, logits, sets, dsets).unwrap() as f32,
+            device.head_loss(memory, values, of_values, dvalues).unwrap() as f32,
         ];
         found.extend(device.token_losses(memory, tokens, &[4, 0, 19], Some(0.3)).unwrap());
         // Without a scale logits are used up.

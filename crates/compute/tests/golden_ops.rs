@@ -192,13 +192,13 @@ fn losses() {
     let labels = golden.integers("loss.cross_entropy.labels");
     for (name, smoothing) in [("plain", 0.0), ("smoothed", 0.1)] {
         let mut dlogits = vec![0.0; logits.len()];
-        let sum = loss::cross_entropy(&logits, &labels, smoothing, 6, Some(&mut dlogits));
+        let sum = loss::cross_entropy(&logits, &labels, &[], smoothing, 6.0, Some(&mut dlogits));
         golden.check(&format!("loss.cross_entropy.{name}.loss"), &[(sum / 6.0) as f32]);
         golden.check(&format!("loss.cross_entropy.{name}.d_logits"), &dlogits);
     }
     let (logits, targets) = (golden.get("loss.mse.logits"), golden.get("loss.mse.targets"));
     let mut gradient = vec![0.0; 6];
-    let sum = loss::squared_error(&logits, &targets, 6, Some(&mut gradient));
+    let sum = loss::squared_error(&logits, &targets, 6.0, Some(&mut gradient));
     golden.check("loss.mse.loss", &[(sum / 6.0) as f32]);
     golden.check("loss.mse.d_logits", &gradient);
 }

@@ -33,7 +33,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let losses = decoder.net.losses(context, texts).map_err(|_| "stopped")?;
         let mut cache = decoder.new_cache();
         let context = Context::new(parameters.read(), &table, &mut memory, &stop);
-        let sequences = Sequences { ids: &ids, types: &[], offsets: &offsets };
+        let sequences = Sequences { ids: &ids, types: &[], offsets: &offsets, labelled: &[] };
         let logits = decoder.net.extend(context, sequences, &mut [&mut cache]).map_err(|_| "stopped")?;
         writeln!(out, "{}", serde_json::json!({ "losses": losses, "logits": logits }))?;
     }

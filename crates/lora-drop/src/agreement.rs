@@ -212,9 +212,12 @@ fn of_rows(rows: TaskRows) -> String {
         TaskRows::Labelled(rows) => rows.iter().for_each(|row| {
             numbers(&row.ids);
             numbers(&row.types);
-            match row.label {
-                Some(Label::Class(class)) => numbers(&[1, class as u32]),
+            numbers(&row.labelled);
+            match &row.label {
                 Some(Label::Value(value)) => numbers(&[2, value.to_bits()]),
+                Some(label) => {
+                    numbers(&label.classes().iter().map(|&class| class as u32).collect::<Vec<_>>());
+                }
                 None => numbers(&[]),
             }
         }),

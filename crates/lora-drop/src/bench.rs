@@ -9,7 +9,7 @@ use lora_drop_compute::gemm::measure_peak;
 use lora_drop_compute::profile::{self, Recorder};
 use lora_drop_compute::random::Key;
 use lora_drop_transformer::{
-    Keep, LoraTable, Memory, ModelConfig, ModuleKind, Observer, Parameters, Trained,
+    Head, Keep, LoraTable, Memory, ModelConfig, ModuleKind, Observer, Parameters, Trained,
 };
 
 use crate::assignment::Assignment;
@@ -315,7 +315,7 @@ impl Bench {
         if let Some(problem) = refused {
             return Err(Error::Usage(problem.to_string()));
         }
-        let outputs = if decoder { None } else { Some(2) };
+        let head = if decoder { None } else { Some(Head::of_sequences(2)) };
         let (method, rank) = (bench.method, bench.rank);
         let settings = TrainSettings {
             adapter: AdapterSettings { method, rank, alpha: 2.0 * rank as f64, ..AdapterSettings::default() },
@@ -335,13 +335,14 @@ impl Bench {
             method if method.adapter().is_some() => Assignment::all_own(modules),
             _ => Assignment::default(),
         };
-        let mut learner = Learner::load(files, outputs, &settings, &assignment)?;
+        let mut learner = Learner::load(files, head, &settings, &assignment)?;
         let ids = random_ids(config.vocab_size, bench.batch * length);
         let rows = ids.chunks(length).map(<[u32]>::to_vec).enumerate();
-        let rows = match outputs {
+        let rows = match head {
             Some(_) => Rows::Labelled(
                 rows.map(|(row, ids)| Example {
                     types: vec![0; length],
+                    labelled: Vec::new(),
                     ids,
                     label: Some(Label::Class(row % 2)),
                     file: 0,

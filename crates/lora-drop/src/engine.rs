@@ -6,7 +6,7 @@ use lora_drop_transformer::{Keep, LoraTable, Model, PassSize, Sequences, Texts};
 
 use crate::data::batch::micro_batches;
 use crate::data::text::PackedTexts;
-use crate::data::{Label, PackedBatch, TaskRows};
+use crate::data::{PackedBatch, TaskRows};
 use crate::{Error, Result};
 
 /// Tokens of an encoder's pass where no other runs concurrently. Its activations stay in the caches,
@@ -80,7 +80,7 @@ impl Cut {
         // Counted in values and not in this machine's panels, so that the cut is the same
         // everywhere. The output layer of models that write text is outside the blocks and would be
         // packed for each part.
-        let size = model.outputs.and(model.net.frozen_bytes()).map(|bytes| 2 * bytes);
+        let size = model.head.and(model.net.frozen_bytes()).map(|bytes| 2 * bytes);
         let small = size.is_some_and(|size| size <= MOST_PACKED);
         let way = |form: FrozenForm| {
             let packed = form == FrozenForm::Packed;
@@ -138,12 +138,13 @@ pub fn micro_tokens(model: &Model) -> usize {
 
 /// A batch of labelled rows as a model with a head takes it.
 pub fn sequences(batch: &PackedBatch) -> Sequences<'_> {
-    Sequences { ids: &batch.ids, types: &batch.types, offsets: &batch.offsets }
+    let PackedBatch { ids, types, offsets, labelled, .. } = batch;
+    Sequences { ids, types, offsets, labelled }
 }
 
 /// The sequences of a batch of texts.
 pub fn text_sequences(batch: &PackedTexts) -> Sequences<'_> {
-    Sequences { ids: &batch.ids, types: &[], offsets: &batch.offsets }
+    Sequences { ids: &batch.ids, types: &[], offsets: &batch.offsets, labelled: &[] }
 }
 
 /// Rows that pass through a model together.
@@ -173,18 +174,6 @@ impl Packed {
 /// A batch of texts as a decoder trains on it.
 pub fn texts(batch: &PackedTexts) -> Texts<'_> {
     Texts { ids: &batch.ids, offsets: &batch.offsets, learn: &batch.learn }
-}
-
-/// The labels' classes or their values, whichever they are; the other list is empty.
-pub fn unzip(labels: &[Label]) -> (Vec<usize>, Vec<f32>) {
-    let (mut classes, mut values) = (Vec::new(), Vec::new());
-    for label in labels {
-        match label {
-            Label::Class(class) => classes.push(*class),
-            Label::Value(value) => values.push(*value),
-        }
-    }
-    (classes, values)
 }
 
 #[cfg(test)]

@@ -129,7 +129,7 @@ pub fn pass_size(rows: TaskRows, part: &[usize], keep: Keep) -> PassSize {
         tokens: part.iter().map(|&row| rows.length(row)).sum(),
         sequences: part.len(),
         learned: match rows {
-            TaskRows::Labelled(_) => 0,
+            TaskRows::Labelled(rows) => part.iter().map(|&row| rows[row].labelled.len()).sum(),
             TaskRows::Text(rows) => part.iter().map(|&row| rows[row].learned()).sum(),
         },
         keep,
@@ -180,7 +180,7 @@ impl Process<'_> {
         let (config, threads) = (self.config, rayon::current_num_threads());
         let packed = form == FrozenForm::Packed;
         let mut layers: Vec<_> = config.architecture.kinds().map(|kind| config.linear_shape(kind)).collect();
-        if self.model.outputs.is_none() {
+        if self.model.head.is_none() {
             layers.push((config.vocab_size, config.hidden_size));
         }
         let trains_base = self.model.net.trains_embeddings();

@@ -83,19 +83,23 @@ fn from_object<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<(String,
     object.into_iter().map(|(name, found)| Ok((name, value(found)?))).collect()
 }
 
-/// The class that a model predicts for every row.
+/// The class that a model predicts for every row, or for every word.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct OnlyClass {
     /// Its name.
     pub name: String,
-    /// Share of the rows that have it, which is the accuracy.
+    /// Share of the rows or words that have it, which is the accuracy.
     pub share: f64,
+    /// Whether words have classes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub words: bool,
 }
 
 impl std::fmt::Display for OnlyClass {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let OnlyClass { name, share } = self;
-        write!(f, "every row is predicted as {name:?}, which {:.1} % of them are", 100.0 * share)
+        let OnlyClass { name, share, words } = self;
+        let what = if *words { "word" } else { "row" };
+        write!(f, "every {what} is predicted as {name:?}, which {:.1} % of them are", 100.0 * share)
     }
 }
 

@@ -54,6 +54,7 @@ mod finite;
 pub mod folder;
 pub mod format;
 pub mod generate;
+mod heads;
 pub mod hub;
 pub mod loaded;
 pub mod machine;

@@ -4,10 +4,13 @@ use std::path::Path;
 
 use lora_drop_compute::random::Key;
 use lora_drop_transformer::linear::FrozenForm;
-use lora_drop_transformer::{HeadOrigin, LoraTable, Memory, Model, ModelConfig, Parameters, Trained};
+use lora_drop_transformer::{
+    Head, HeadKind, HeadOrigin, LoraTable, Memory, Model, ModelConfig, Parameters, Trained,
+};
 
-use crate::adapter::{AdapterFile, LoraBank};
-use crate::data::Labels;
+use crate::adapter::{AdapterFile, LoraBank, check_token_head};
+use crate::data::{Classes, Labels};
+use crate::heads::MULTI_LABEL;
 use crate::model::ModelFiles;
 use crate::settings::{Compute, Dtype, Quantize};
 use crate::{Cancel, Error, Result};
@@ -75,19 +78,19 @@ impl Loaded {
             Some(file) => !file.head.is_empty(),
             None => files.has_head(),
         };
-        let outputs = with_head.then(|| outputs(&files, adapter)).transpose()?;
+        let head = with_head.then(|| head(&files, adapter)).transpose()?;
         let trained = adapter.map_or(Trained::Head, |file| file.trained(config));
-        let mut model = files.load(outputs, trained, quantize, Key::new(0), &mut parameters)?;
+        let mut model = files.load(head, trained, quantize, Key::new(0), &mut parameters)?;
         model.net.multiply_in(dtype.precision());
         // A decoder without a head may generate text, and then multiplies few rows, in f32.
-        if outputs.is_some() {
+        if head.is_some() {
             model.net.keep_frozen(FrozenForm::Rounded);
         }
         let fresh = model.head_origin.as_ref().is_some_and(|origin| *origin != HeadOrigin::Checkpoint);
         if adapter.is_none() && fresh {
             return Err(Error::file(&files.path, "the model's head is incomplete; give its adapter"));
         }
-        let labels = outputs.map(|outputs| labels(adapter, config, outputs)).transpose()?;
+        let labels = head.map(|head| labels(adapter, config, head)).transpose()?;
         let bank = match adapter {
             Some(file) => {
                 file.load_head(&mut parameters)?;
@@ -98,7 +101,7 @@ impl Loaded {
             None => LoraBank::default(),
         };
         let table = bank.table(config.layers);
-        let mut end_tokens = if outputs.is_none() { files.end_tokens()? } else { Vec::new() };
+        let mut end_tokens = if head.is_none() { files.end_tokens()? } else { Vec::new() };
         if adapter.is_some() {
             // The token that training puts after each completion.
             end_tokens.extend(config.eos_token_ids.first());
@@ -117,13 +120,18 @@ impl Loaded {
     }
 }
 
-/// The number of outputs of the adapter's head, or of the model's own.
-fn outputs(files: &ModelFiles, adapter: Option<&AdapterFile>) -> Result<usize> {
+/// The adapter's head, or the model's own.
+fn head(files: &ModelFiles, adapter: Option<&AdapterFile>) -> Result<Head> {
     if let Some(file) = adapter {
-        return file.outputs(&files.config);
+        return file.head(&files.config);
     }
-    let output = files.config.head_weights(1).pop().unwrap_or_default().0;
-    files.source().shape(&output).and_then(|shape| shape.first()).copied().ok_or_else(|| {
+    let kind = files.config.head_kind();
+    if kind == HeadKind::Token {
+        check_token_head(&files.config)?;
+    }
+    let output = files.config.head_weights(Head { kind, outputs: 1 }).pop().unwrap_or_default().0;
+    let outputs = files.source().shape(&output).and_then(|shape| shape.first()).copied();
+    outputs.map(|outputs| Head { kind, outputs }).ok_or_else(|| {
         let problem = "the model has no head for classification";
         Error::file(&files.path, format!("{problem} ({output} is missing); give its adapter"))
     })
@@ -133,10 +141,19 @@ fn outputs(files: &ModelFiles, adapter: Option<&AdapterFile>) -> Result<usize> {
 ///
 /// # Errors
 /// The adapter's labels are not valid, or do not match the number of outputs.
-pub fn labels(adapter: Option<&AdapterFile>, config: &ModelConfig, outputs: usize) -> Result<Labels> {
+pub fn labels(adapter: Option<&AdapterFile>, config: &ModelConfig, head: Head) -> Result<Labels> {
+    let outputs = head.outputs;
     if let Some(known) = adapter.and_then(|file| file.labels.clone()) {
         let labels: Labels = serde_json::from_value(known)
             .map_err(|e| Error::Input(format!("the labels in the adapter's metadata cannot be read: {e}")))?;
+        let weights = labels.weights();
+        let sound = weights.iter().all(|weight| *weight > 0.0 && weight.is_finite());
+        if !sound || ![0, labels.names().len()].contains(&weights.len()) {
+            return Err(Error::Input(format!(
+                "the adapter's metadata has the class weights {weights:?}, expected one above 0 for each of its {} classes",
+                labels.names().len()
+            )));
+        }
         if labels.outputs() != outputs {
             return Err(Error::Input(format!(
                 "the adapter's metadata has {} labels, its head {outputs} outputs",
@@ -145,12 +162,19 @@ pub fn labels(adapter: Option<&AdapterFile>, config: &ModelConfig, outputs: usiz
         }
         return Ok(labels);
     }
-    if outputs == 1 {
+    let several = config.problem_type.as_deref() == Some(MULTI_LABEL);
+    if outputs == 1 && head.kind == HeadKind::Sequence && !several {
         return Ok(Labels::Regression);
     }
     // transformers names classes LABEL_0, LABEL_1 if they have no names.
     let own = &config.labels;
     let named = own.len() == outputs && !own.iter().all(|name| name.starts_with("LABEL_"));
     let names = if named { own.to_vec() } else { (0..outputs).map(|i| i.to_string()).collect() };
-    Ok(Labels::classes(names))
+    Ok(match head.kind {
+        HeadKind::Token => Labels::TokenClassification { classes: Classes::new(names) },
+        HeadKind::Sequence if several => {
+            Labels::MultiLabel { classes: Classes::new(names), indicators: true }
+        }
+        HeadKind::Sequence => Labels::classes(names),
+    })
 }

@@ -74,7 +74,7 @@ pub fn merge_adapter(
         MergedForm::Safetensors(dtype) => {
             let with_head = !config.architecture.is_decoder() || !file.head.is_empty();
             let labels = match with_head {
-                true => Some(labels(Some(file), config, file.outputs(config)?)?),
+                true => Some(labels(Some(file), config, file.head(config)?)?),
                 false => None,
             };
             let mut folder = OutputFolder::open(output, overwrite, Contents::Model)?;

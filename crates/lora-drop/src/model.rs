@@ -8,7 +8,9 @@ use lora_drop_compute::blocks::BlockType;
 use lora_drop_compute::random::Key;
 use lora_drop_transformer::gguf::{Gguf, TensorType};
 use lora_drop_transformer::token_ids;
-use lora_drop_transformer::{Checkpoint, Loading, Model, ModelConfig, Parameters, Source, Trained, json};
+use lora_drop_transformer::{
+    Checkpoint, Head, Loading, Model, ModelConfig, Parameters, Source, Trained, json,
+};
 use serde_json::Value;
 
 use crate::data::Tokens;
@@ -69,8 +71,7 @@ impl ModelFiles {
         }
     }
 
-    /// Loads the model: with a head of this number of outputs, or as a decoder that predicts
-    /// tokens. The head and everything else that trains is added to `parameters`; `key` draws a new
+    /// Loads the model: with this head, or as a decoder that predicts tokens. The head and everything else that trains is added to `parameters`; `key` draws a new
     /// head's values. Frozen matrices of a decoder keep their file's storage, or are quantized as
     /// the setting says.
     ///
@@ -78,13 +79,13 @@ impl ModelFiles {
     /// A weight is missing, of another shape, or not finite.
     pub fn load(
         &self,
-        outputs: Option<usize>,
+        head: Option<Head>,
         trained: Trained,
         quantize: Option<Quantize>,
         key: Key,
         parameters: &mut Parameters,
     ) -> Result<Model> {
-        let loading = Loading { outputs, trained, quantize: quantize.map(block_type), key };
+        let loading = Loading { head, trained, quantize: quantize.map(block_type), key };
         Ok(Model::load(self.source(), &self.config, loading, parameters)?)
     }
 
@@ -190,16 +191,22 @@ impl ModelFiles {
         }
     }
 
-    /// Whether the files have a head for labels.
+    /// Whether the files have a head for labels, of the kind that config.json names.
     pub fn has_head(&self) -> bool {
-        self.config.head_weights(1).iter().all(|(name, _)| self.source().contains(name))
+        let head = Head { kind: self.config.head_kind(), outputs: 1 };
+        self.has_head_of(head)
     }
 
-    /// The number of outputs of the files' head, if it differs from `outputs`.
-    pub(crate) fn other_head(&self, outputs: usize) -> Option<usize> {
+    /// Whether the files have a head of this kind, of any number of outputs.
+    pub(crate) fn has_head_of(&self, head: Head) -> bool {
+        self.config.head_weights(head).iter().all(|(name, _)| self.source().contains(name))
+    }
+
+    /// The number of outputs of the files' head, if it differs from this one's.
+    pub(crate) fn other_head(&self, head: Head) -> Option<usize> {
         let fits = |(name, shape): &(String, Vec<usize>)| self.source().shape(name) == Some(shape);
-        let wanted = self.config.head_weights(outputs);
-        let last = wanted.last().filter(|_| self.has_head() && !wanted.iter().all(fits))?;
+        let wanted = self.config.head_weights(head);
+        let last = wanted.last().filter(|_| self.has_head_of(head) && !wanted.iter().all(fits))?;
         self.source().shape(&last.0)?.first().copied()
     }
 }

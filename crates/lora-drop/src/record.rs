@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use lora_drop_transformer::{Architecture, ModuleKind};
 
 use crate::assignment::Assignment;
-use crate::evaluate::{ClassCounts, ExampleRow, TextSample};
+use crate::evaluate::{ClassCounts, EntityCount, ExampleRow, TextSample};
 use crate::events::{EvaluationRecord, StepRecord};
 use crate::score::Importance;
 use crate::settings::RunSettings;
@@ -55,6 +55,9 @@ pub struct RunRecord {
 pub struct DevFindings {
     /// Counts by class; None where rows have no classes.
     pub classes: Option<ClassCounts>,
+    /// Counts of entities by type; empty where tags mark none.
+    #[serde(default)]
+    pub entities: Vec<EntityCount>,
     /// The rows that show most about the model: mistakes, large errors, or texts with a high loss.
     pub examples: Vec<ExampleRow>,
     /// Texts that a decoder generated.

@@ -2,6 +2,7 @@
 //! stages in groups.
 
 mod choices;
+mod class_weights;
 mod criterion;
 pub(crate) mod definition;
 mod groups;
@@ -25,6 +26,7 @@ use crate::{Error, Result};
 pub use choices::{
     BadRows, Dtype, OverLength, Quantize, Restart, Schedule, Scope, SparseBy, Task, Unselected,
 };
+pub use class_weights::ClassWeights;
 pub use criterion::{Basis, CriterionName};
 pub use definition::{Definition, Kind, Range, Setting};
 pub use groups::{AdapterSettings, Compute, Optimisation, Place, RowSettings, SelectionSettings};

@@ -52,6 +52,9 @@ pub struct DataFacts {
     /// Of two classes, the one whose F1 is measured.
     #[serde(default)]
     pub positive_class: Option<String>,
+    /// Weights of the classes in the loss, in index order; empty for 1.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub class_weights: Vec<f64>,
     /// The column of the text or prompt.
     pub text_column: String,
     /// The column of a pair's second text, or of the completion.
@@ -90,7 +93,14 @@ pub struct SplitFacts {
     /// Tokens that stand for text that the tokenizer's vocabulary does not have.
     #[serde(default)]
     pub unknown: usize,
-    /// Rows per class in index order; empty for regression.
+    /// Where words have labels: those that have a token.
+    #[serde(default)]
+    pub words: usize,
+    /// Those that have none, because they lie beyond `max_length` or the tokenizer makes nothing of
+    /// them.
+    #[serde(default)]
+    pub unread_words: usize,
+    /// Rows per class in index order, or words; empty for regression.
     pub per_class: Vec<usize>,
     /// Smallest, mean and largest label of a regression.
     pub label_range: Option<(f64, f64, f64)>,

@@ -14,6 +14,8 @@ pub struct Sequences<'a> {
     pub types: &'a [u32],
     /// The starts of sequences, and the end of the last: (sequences + 1).
     pub offsets: &'a [usize],
+    /// The tokens that a head for tokens reads, ascending; empty for other models.
+    pub labelled: &'a [usize],
 }
 
 /// Packed texts: one after the other, without padding.
@@ -42,15 +44,17 @@ impl<'a> Texts<'a> {
     }
 
     pub(crate) fn sequences(&self) -> Sequences<'a> {
-        Sequences { ids: self.ids, types: &[], offsets: self.offsets }
+        Sequences { ids: self.ids, types: &[], offsets: self.offsets, labelled: &[] }
     }
 }
 
-/// The targets of a head's outputs, one per sequence.
+/// The targets of a head's outputs, one for each sequence or labelled token.
 #[derive(Clone, Copy)]
 pub enum Targets<'a> {
     /// Class numbers, for cross-entropy.
     Classes(&'a [usize]),
+    /// Whether a sequence has each class, (sequences, classes), for binary cross-entropy.
+    Sets(&'a [bool]),
     /// Values of a regression, for the squared error.
     Values(&'a [f32]),
 }
@@ -85,12 +89,14 @@ impl DropoutRates {
 #[derive(Clone, Copy)]
 pub struct TrainPart<'a> {
     pub sequences: Sequences<'a>,
-    /// A target for each sequence.
+    /// A target for each sequence or labelled token.
     pub targets: Targets<'a>,
+    /// The weights of classes in the loss, (classes); empty for 1.
+    pub weights: &'a [f64],
     /// Share of the target probability that is spread over all classes.
     pub label_smoothing: f64,
-    /// Sequences of the whole step, over which the loss is the mean.
-    pub total: usize,
+    /// What the sum of the losses is divided by, of the whole step.
+    pub total: f64,
     pub dropout: DropoutRates,
     /// A key for each sequence, from the seed, the step and the sequence's place in the step.
     pub keys: &'a [Key],
@@ -103,9 +109,10 @@ pub struct TrainPart<'a> {
 
 impl TrainPart<'_> {
     pub(crate) fn targets(&self) -> device::Targets<'_> {
-        let (smoothing, total) = (self.label_smoothing, self.total);
+        let (weights, smoothing, total) = (self.weights, self.label_smoothing, self.total);
         match self.targets {
-            Targets::Classes(labels) => device::Targets::Classes { labels, smoothing, total },
+            Targets::Classes(labels) => device::Targets::Classes { labels, weights, smoothing, total },
+            Targets::Sets(has) => device::Targets::Sets { has, weights, total },
             Targets::Values(values) => device::Targets::Values { values, total },
         }
     }

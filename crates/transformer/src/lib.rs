@@ -22,14 +22,15 @@
 //!
 //! let folder = Path::new("models/minilm");
 //! let (config, checkpoint) = (ModelConfig::read(folder)?, Checkpoint::open(folder)?);
-//! let loading = Loading { outputs: Some(2), trained: Trained::Head, quantize: None, key: Key::new(0) };
+//! let loading = Loading { head: Some(Head::of_sequences(2)), trained: Trained::Head, quantize: None, key: Key::new(0) };
 //! let mut parameters = Parameters::new();
 //! let model = Model::load(&checkpoint, &config, loading, &mut parameters)?;
 //!
 //! let (table, stop) = (LoraTable::empty(model.layers()), AtomicBool::new(false));
 //! let mut memory = Memory::default();
 //! let context = Context::new(parameters.read(), &table, &mut memory, &stop);
-//! let sequences = Sequences { ids: &[101, 7592, 102, 101, 102], types: &[0; 5], offsets: &[0, 3, 5] };
+//! let (ids, offsets) = (&[101, 7592, 102, 101, 102], &[0, 3, 5]);
+//! let sequences = Sequences { ids, types: &[0; 5], offsets, labelled: &[] };
 //! let logits = model.net.outputs(context, sequences).expect("the CPU does not fail"); // (2, 2)
 //! # Ok::<(), lora_drop_transformer::Error>(())
 //! ```
@@ -62,7 +63,7 @@ pub use error::{Error, WeightFault, WeightProblem};
 pub use families::token_ids;
 pub use load::{Loading, Trained};
 pub use memory::{Keep, Memory, PassSize, WeightBytes};
-pub use model::{HeadOrigin, Model};
+pub use model::{Head, HeadKind, HeadOrigin, Model};
 pub use module::{ModuleId, ModuleKind};
 pub use network::cache::Cache;
 pub use network::{Context, Network, Stopped};

@@ -9,7 +9,7 @@ use lora_drop_compute::random::Key;
 use crate::config::ModelConfig;
 use crate::error::Result;
 use crate::linear::Weight;
-use crate::model::{HeadOrigin, Model};
+use crate::model::{Head, HeadOrigin, Model};
 use crate::network::Network;
 use crate::network::graph::{Place, WeightSpec};
 use crate::parameters::{Group, ParamId, Parameters};
@@ -30,9 +30,8 @@ pub enum Trained {
 /// How a model is loaded.
 #[derive(Clone, Copy)]
 pub struct Loading {
-    /// Outputs of a head for labels: classes, or 1 for a regression. None for a decoder that
-    /// predicts tokens.
-    pub outputs: Option<usize>,
+    /// None for a decoder that predicts tokens.
+    pub head: Option<Head>,
     pub trained: Trained,
     /// The storage of a decoder's frozen matrices of f32 and half precision; None, and other
     /// matrices: as in the file.
@@ -81,9 +80,9 @@ impl Model {
         loading: Loading,
         parameters: &mut Parameters,
     ) -> Result<Self> {
-        let Loading { outputs, trained, quantize, key } = loading;
+        let Loading { head: wanted, trained, quantize, key } = loading;
         let (prefix, decoder) = (config.architecture.prefix(), config.architecture.is_decoder());
-        let mut graph = config.graph(outputs);
+        let mut graph = config.graph(wanted);
         let specs = std::mem::take(&mut graph.specs);
         let mut source = Weights::new(source, prefix);
         let of_pooler = |spec: &&WeightSpec| spec.place == Place::Pooler;
@@ -160,7 +159,7 @@ impl Model {
             weights.insert(format!("{}.weight", layer.stem), table);
         }
         let net = Network::new(graph, |name| weights.remove(name).expect("every weight is listed once"));
-        let head_origin = outputs.map(|_| origin);
-        Ok(Model { config: config.clone(), net, outputs, head_origin })
+        let head_origin = wanted.map(|_| origin);
+        Ok(Model { config: config.clone(), net, head: wanted, head_origin })
     }
 }

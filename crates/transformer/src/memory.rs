@@ -68,7 +68,8 @@ pub struct PassSize {
     pub tokens: usize,
     /// Number of sequences.
     pub sequences: usize,
-    /// Tokens that are predicted and learned; 0 for a model with a head.
+    /// Tokens that are predicted and learned, or that have labels; 0 for a model with a head for
+    /// sequences.
     pub learned: usize,
     pub keep: Keep,
     /// Whether the adapters' inputs have dropout.

@@ -7,6 +7,36 @@ use crate::module::ModuleId;
 use crate::network::Network;
 use crate::network::cache::Cache;
 
+/// A head for labels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    pub kind: HeadKind,
+    /// Classes, or 1 for a regression.
+    pub outputs: usize,
+}
+
+/// What a head labels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum HeadKind {
+    /// Sequences, as transformers' `*ForSequenceClassification`.
+    #[default]
+    Sequence,
+    /// Tokens, as transformers' `*ForTokenClassification`.
+    Token,
+}
+
+impl Head {
+    /// A head that labels sequences.
+    pub fn of_sequences(outputs: usize) -> Self {
+        Head { kind: HeadKind::Sequence, outputs }
+    }
+
+    /// A head that labels tokens.
+    pub fn of_tokens(outputs: usize) -> Self {
+        Head { kind: HeadKind::Token, outputs }
+    }
+}
+
 /// Where the head's initial values come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HeadOrigin {
@@ -22,9 +52,8 @@ pub enum HeadOrigin {
 pub struct Model {
     pub config: ModelConfig,
     pub net: Network,
-    /// Outputs of its head for labels: classes, or 1 for a regression. None for a decoder that
-    /// predicts tokens.
-    pub outputs: Option<usize>,
+    /// None for a decoder that predicts tokens.
+    pub head: Option<Head>,
     /// Where the head's initial values come from; None without a head.
     pub head_origin: Option<HeadOrigin>,
 }
@@ -42,7 +71,7 @@ impl Model {
 
     /// The layer from the last norm to the logits of tokens; None with a head for labels.
     pub fn output_layer(&self) -> Option<&LinearWeights> {
-        if self.outputs.is_none() { self.net.layers.last() } else { None }
+        if self.head.is_none() { self.net.layers.last() } else { None }
     }
 
     /// An empty cache for generating one text.

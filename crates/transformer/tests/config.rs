@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use lora_drop_compute::activation::Activation;
-use lora_drop_transformer::{Architecture, ModelConfig};
+use lora_drop_transformer::{Architecture, Head, ModelConfig};
 use serde_json::{Value, json};
 
 /// A small sound configuration of this model_type.
@@ -254,7 +254,11 @@ attention.LayerNorm 12, intermediate.dense 16x12, output.dense 12x16, output.Lay
         expected.extend(last.split(", ").skip(1).map(str::to_string));
         let seen: Vec<_> = config.weights().iter().map(|(name, shape)| text(name, shape)).collect();
         assert_eq!(seen, expected);
-        let seen: Vec<_> = config.head_weights(3).iter().map(|(name, shape)| text(name, shape)).collect();
+        let seen: Vec<_> = config
+            .head_weights(Head::of_sequences(3))
+            .iter()
+            .map(|(name, shape)| text(name, shape))
+            .collect();
         assert_eq!(seen.join(", "), head);
 
         // A linear layer is a module with a matrix that is no table.

@@ -11,9 +11,9 @@ use lora_drop_compute::gemm::Precision;
 use lora_drop_compute::random::Key;
 use lora_drop_transformer::linear::FrozenForm;
 use lora_drop_transformer::{
-    Adapter, Checkpoint, Context, DropoutRates, Group, Keep, Loading, LoraPair, LoraTable, Memory, Model,
-    ModelConfig, ModuleId, ModuleKind, Observations, Parameters, PassSize, Sequences, Targets, TrainPart,
-    Trained,
+    Adapter, Checkpoint, Context, DropoutRates, Group, Head, Keep, Loading, LoraPair, LoraTable, Memory,
+    Model, ModelConfig, ModuleId, ModuleKind, Observations, Parameters, PassSize, Sequences, Targets,
+    TrainPart, Trained,
 };
 
 const ARCHITECTURES: [&str; 3] = ["bert", "roberta", "mpnet"];
@@ -62,7 +62,8 @@ impl Case {
         let config = ModelConfig::read(&folder).unwrap();
         let checkpoint = Checkpoint::open(&folder).unwrap();
         let mut parameters = Parameters::new();
-        let loading = Loading { outputs: Some(outputs), trained, quantize: None, key: Key::new(0) };
+        let loading =
+            Loading { head: Some(Head::of_sequences(outputs)), trained, quantize: None, key: Key::new(0) };
         let encoder = Model::load(&checkpoint, &config, loading, &mut parameters).unwrap();
         let table = LoraTable::empty(config.layers);
         Case { encoder, parameters, table, input: Input::of(golden), memory: Memory::default() }
@@ -111,14 +112,15 @@ impl Case {
         for &to in cuts {
             let (ids, types, offsets) = self.input.part(from, to);
             let part = TrainPart {
-                sequences: Sequences { ids: &ids, types: &types, offsets: &offsets },
+                sequences: Sequences { ids: &ids, types: &types, offsets: &offsets, labelled: &[] },
                 targets: if regression {
                     Targets::Values(&self.input.targets[from..to])
                 } else {
                     Targets::Classes(&self.input.labels[from..to])
                 },
+                weights: &[],
                 label_smoothing: smoothing,
-                total: n,
+                total: n as f64,
                 dropout: DropoutRates::NONE,
                 keys: &vec![Key::new(0); to - from],
                 recompute: false,
@@ -146,8 +148,12 @@ impl Case {
     }
 
     fn logits(&mut self) -> Vec<f32> {
-        let sequences =
-            Sequences { ids: &self.input.ids, types: &self.input.types, offsets: &self.input.offsets };
+        let sequences = Sequences {
+            ids: &self.input.ids,
+            types: &self.input.types,
+            offsets: &self.input.offsets,
+            labelled: &[],
+        };
         let context = Context::new(self.parameters.read(), &self.table, &mut self.memory, &GO);
         let logits = self.encoder.net.outputs(context, sequences).unwrap();
         if let Some(mut reference) = OnReference::of(&self.encoder.net, &self.parameters) {
@@ -399,10 +405,11 @@ fn dropped(
     let input = Input::of(&golden);
     let dropout = DropoutRates { hidden: 0.1, attention: 0.2, head: 0.3, lora: 0.25 };
     let part = TrainPart {
-        sequences: Sequences { ids: &input.ids, types: &input.types, offsets: &input.offsets },
+        sequences: Sequences { ids: &input.ids, types: &input.types, offsets: &input.offsets, labelled: &[] },
         targets: Targets::Classes(&input.labels),
+        weights: &[],
         label_smoothing: 0.0,
-        total: 6,
+        total: 6.0,
         dropout,
         keys: &(0..6).map(|i| Key::new(5).fold(i)).collect::<Vec<_>>(),
         recompute,
@@ -471,10 +478,16 @@ fn gradients_under_dropout() {
         let run = |case: &mut Case| {
             case.parameters.zero_gradients();
             let part = TrainPart {
-                sequences: Sequences { ids: &input.ids, types: &input.types, offsets: &input.offsets },
+                sequences: Sequences {
+                    ids: &input.ids,
+                    types: &input.types,
+                    offsets: &input.offsets,
+                    labelled: &[],
+                },
                 targets: Targets::Classes(&input.labels),
+                weights: &[],
                 label_smoothing: 0.0,
-                total: 6,
+                total: 6.0,
                 dropout: DropoutRates { hidden: 0.1, attention: 0.2, head: 0.3, lora: 0.25 },
                 keys: &keys,
                 recompute: false,
@@ -532,7 +545,8 @@ fn a_raised_flag_stops_a_pass() {
     let golden = Golden::open("bert");
     let mut case = Case::load("bert", &golden, 3, Trained::Head);
     let input = Input::of(&golden);
-    let sequences = Sequences { ids: &input.ids, types: &input.types, offsets: &input.offsets };
+    let sequences =
+        Sequences { ids: &input.ids, types: &input.types, offsets: &input.offsets, labelled: &[] };
     let (table, stop) = (&case.table, AtomicBool::new(true));
     let context = Context::new(case.parameters.read(), table, &mut case.memory, &stop);
     assert!(case.encoder.net.outputs(context, sequences).is_err());

@@ -10,8 +10,8 @@ use lora_drop_compute::adamw;
 use lora_drop_compute::blocks::BlockType;
 use lora_drop_compute::random::Key;
 use lora_drop_transformer::{
-    Adapter, Checkpoint, Context, DropoutRates, Group, HeadOrigin, Loading, LoraPair, LoraTable, Memory,
-    Model, ModelConfig, ModuleId, ModuleKind, Observations, Parameters, Sequences, Stopped, Targets,
+    Adapter, Checkpoint, Context, DropoutRates, Group, Head, HeadOrigin, Loading, LoraPair, LoraTable,
+    Memory, Model, ModelConfig, ModuleId, ModuleKind, Observations, Parameters, Sequences, Stopped, Targets,
     TrainPart, Trained,
 };
 
@@ -37,7 +37,7 @@ struct Case {
 }
 
 fn loading(outputs: usize, quantize: Option<BlockType>) -> Loading {
-    Loading { outputs: Some(outputs), trained: Trained::Head, quantize, key: Key::new(0) }
+    Loading { head: Some(Head::of_sequences(outputs)), trained: Trained::Head, quantize, key: Key::new(0) }
 }
 
 impl Case {
@@ -55,7 +55,10 @@ impl Case {
         let checkpoint = Checkpoint::open(&folder).unwrap();
         let loading = Loading { trained, ..loading(outputs, None) };
         let model = Model::load(&checkpoint, &config, loading, &mut parameters).unwrap();
-        assert_eq!((model.outputs, &model.head_origin), (Some(outputs), &Some(HeadOrigin::Initialised)));
+        assert_eq!(
+            (model.head, &model.head_origin),
+            (Some(Head::of_sequences(outputs)), &Some(HeadOrigin::Initialised))
+        );
         let head = parameters.find("score.weight").unwrap();
         parameters.value_mut(head).copy_from_slice(&golden.get(&format!("{task}.score")));
         let both = [ModuleKind::Query, ModuleKind::Value];
@@ -104,7 +107,12 @@ impl Case {
     fn logits(&mut self, from: usize, to: usize, moments: Option<&mut Observations>) -> Vec<f32> {
         let start = self.offsets[from];
         let offsets: Vec<usize> = self.offsets[from..=to].iter().map(|o| o - start).collect();
-        let sequences = Sequences { ids: &self.ids[start..self.offsets[to]], types: &[], offsets: &offsets };
+        let sequences = Sequences {
+            ids: &self.ids[start..self.offsets[to]],
+            types: &[],
+            offsets: &offsets,
+            labelled: &[],
+        };
         let context = Context::new(self.parameters.read(), &self.table, &mut self.memory, &GO);
         let observing = moments.map(second_moments);
         self.model.net.outputs(Context { observing, ..context }, sequences).unwrap()
@@ -122,13 +130,19 @@ impl Case {
             let offsets: Vec<usize> = self.offsets[from..=to].iter().map(|o| o - start).collect();
             let keys: Vec<Key> = (from..to).map(|i| Key::new(5).fold(i as u64)).collect();
             let part = TrainPart {
-                sequences: Sequences { ids: &self.ids[start..end], types: &[], offsets: &offsets },
+                sequences: Sequences {
+                    ids: &self.ids[start..end],
+                    types: &[],
+                    offsets: &offsets,
+                    labelled: &[],
+                },
                 targets: match self.classes.is_empty() {
                     true => Targets::Values(&self.values[from..to]),
                     false => Targets::Classes(&self.classes[from..to]),
                 },
+                weights: &[],
                 label_smoothing: 0.0,
-                total,
+                total: total as f64,
                 dropout: self.dropout,
                 keys: &keys,
                 recompute,
@@ -296,7 +310,7 @@ fn a_quantized_base_is_near() {
 fn a_pass_stops_when_asked() {
     let case = Case::load("qwen2", "regression");
     let stop = AtomicBool::new(true);
-    let sequences = Sequences { ids: &case.ids, types: &[], offsets: &case.offsets };
+    let sequences = Sequences { ids: &case.ids, types: &[], offsets: &case.offsets, labelled: &[] };
     let memory = &mut Memory::default();
     let context = Context::new(case.parameters.read(), &case.table, memory, &stop);
     let found = case.model.net.outputs(context, sequences);

@@ -53,7 +53,7 @@ impl Case {
 
     fn of(source: &dyn Source, config: &ModelConfig, golden: &Golden, trained: Trained) -> Self {
         let mut parameters = Parameters::new();
-        let loading = Loading { outputs: None, trained, quantize: None, key: Key::new(0) };
+        let loading = Loading { head: None, trained, quantize: None, key: Key::new(0) };
         let decoder = Model::load(source, config, loading, &mut parameters).unwrap();
         Case {
             table: LoraTable::empty(config.layers),
@@ -150,7 +150,7 @@ impl Case {
         for to in prompt..=ids.len() {
             let new = &ids[from..to];
             let context = Context::new(self.parameters.read(), &self.table, &mut self.memory, &GO);
-            let sequences = Sequences { ids: new, types: &[], offsets: &[0, new.len()] };
+            let sequences = Sequences { ids: new, types: &[], offsets: &[0, new.len()], labelled: &[] };
             logits.extend(self.decoder.net.extend(context, sequences, &mut [&mut cache]).unwrap());
             from = to;
         }

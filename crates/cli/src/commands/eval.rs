@@ -149,11 +149,12 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt, job: Option<&Jo
             table.push(("texts", format!("{texts}, of {tokens} tokens, {rate:.1} tok/s")));
         }
         let metrics = all_metrics(&found, generated.as_ref());
-        table.extend(metrics.map(|(name, value)| (name.as_str(), fixed(*value, 4))));
+        let named = positive.map(|class| format!("F1 ({class})"));
+        table.extend(metrics.map(|(name, value)| {
+            let name = named.as_deref().filter(|_| name == "f1").unwrap_or(name);
+            (name, fixed(*value, 4))
+        }));
         table.push(("loss", fixed(found.loss, 4)));
-        if let Some(positive) = positive {
-            table.push(("f1 is of", positive));
-        }
         if let Some(only) = &only_class {
             table.push(("note", only.to_string()));
         }

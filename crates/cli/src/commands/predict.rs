@@ -6,12 +6,14 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::Duration;
 
-use lora_drop::data::{self, ColumnNames, Columns, LabelColumn, LeftOut, Row, Rows};
+use lora_drop::data::{
+    self, ColumnNames, Columns, LabelColumn, Labels, LeftOut, Problem, Row, RowText, Rows,
+};
 use lora_drop::evaluate::{Prediction, Predictor};
 use lora_drop::files::write_atomically;
-use lora_drop::settings::BadRows;
+use lora_drop::settings::{BadRows, Task};
 use lora_drop::{Cancel, Error, Result};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::console::{Console, Results};
 use super::interrupt::Interrupt;
@@ -29,7 +31,9 @@ Examples:
   echo '{\"text\": \"wheat exports rose\"}' | lora-drop predict --adapter runs/r8 | jq .label
 
 Each line of the output has the row's own fields, then label, scores (the probability of each class) and
-logits; a regression has value and logits. A field of the row that has one of these names is kept as input_NAME.";
+logits; labels instead of label where a row may have several classes; for words tags, scores and logits of
+each, and entities, after the words of a row of text; a regression has value and logits. A field of the row that
+has one of these names is kept as input_NAME.";
 
 /// Predict the label of each row of a file or of standard input: JSON Lines out
 #[derive(clap::Args)]
@@ -70,11 +74,24 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
     let bad_rows = source.reading.bad_rows;
     let rows = read_ahead(rows);
     let out = args.output.as_deref().unwrap_or(Path::new("standard output"));
-    let named = &source.reading.columns;
+    let task = predictor.labels().map(Labels::task);
+    let any_text = task == Some(Task::TokenClassification) && !source.reading.given.contains(&"text-column");
+    let named = &ColumnNames { task, ..source.reading.columns.clone() };
     let left_out = LeftOut::default();
     let name = &name;
-    let mut work =
-        Work { predictor, rows, name, named, bad_rows, left_out, columns: None, cancel, out, total: 0 };
+    let mut work = Work {
+        predictor,
+        rows,
+        name,
+        named,
+        any_text,
+        bad_rows,
+        left_out,
+        columns: None,
+        cancel,
+        out,
+        total: 0,
+    };
     match &args.output {
         None => work.label(&mut Results::new())?,
         Some(path) => {
@@ -116,6 +133,8 @@ struct Work<'a> {
     /// What errors call the input.
     name: &'a Path,
     named: &'a ColumnNames,
+    /// Whether a row may have words or a text, in another column than the model's training data.
+    any_text: bool,
     bad_rows: BadRows,
     /// Rows that are wrong and have no prediction.
     left_out: LeftOut,
@@ -137,8 +156,9 @@ impl Work<'_> {
             if !texts.is_empty() {
                 let predictions = self.predictor.predict_until(&texts, self.cancel)?;
                 let pairs = rows.into_iter().zip(predictions);
-                let lines: String =
-                    pairs.map(|((row, _), prediction)| format!("{}\n", labelled(row, prediction))).collect();
+                let lines: String = pairs
+                    .map(|((row, text), prediction)| format!("{}\n", labelled(row, &text, prediction)))
+                    .collect();
                 let written = out.write_all(lines.as_bytes()).and_then(|()| out.flush());
                 written.map_err(|e| Error::io(self.out, e))?;
                 self.total += texts.len();
@@ -166,7 +186,7 @@ impl Work<'_> {
                 Err(RecvTimeoutError::Timeout) => break,
                 Err(RecvTimeoutError::Disconnected) => return Ok(Chunk { rows, end: Some(Ok(())) }),
             };
-            match row.and_then(|row| Ok((self.texts(&row)?, row))) {
+            match row.and_then(|row| Ok((self.text(&row)?, row))) {
                 Ok((texts, row)) => rows.push((row, texts)),
                 Err(error) => {
                     if let Err(error) = self.left_out.add(error, self.bad_rows) {
@@ -178,36 +198,34 @@ impl Work<'_> {
         Ok(Chunk { rows, end: None })
     }
 
-    fn texts(&mut self, row: &Row) -> std::result::Result<Texts, data::Error> {
+    fn text(&mut self, row: &Row) -> std::result::Result<RowText, data::Error> {
+        let lacks = |column: &String| !row.fields.contains_key(column);
         let columns = match &self.columns {
-            Some(columns) => columns,
-            None => self.columns.insert(Columns::choose(row, self.name, self.named, LabelColumn::Optional)?),
+            Some(columns) if !(self.any_text && lacks(&columns.text)) => columns,
+            _ => {
+                let mut named = self.named.clone();
+                named.text.take_if(|column| self.any_text && lacks(column));
+                self.columns.insert(Columns::choose(row, self.name, &named, LabelColumn::Optional)?)
+            }
         };
-        let (first, second) =
-            columns.texts(row).map_err(|problem| data::Error::bad_row(self.name, row.line, problem))?;
-        Ok((first.to_string(), second.map(str::to_string)))
+        let text = columns.text(row).and_then(|text| {
+            let empty = || Problem::NoText { column: columns.text.clone(), seen: "an empty list" };
+            text.ok_or_else(empty)
+        });
+        text.map_err(|problem| data::Error::bad_row(self.name, row.line, problem))
     }
 }
 
 /// Rows that are predicted together, and after them the input's end or the error that ends it.
 struct Chunk {
-    rows: Vec<(Row, Texts)>,
+    rows: Vec<(Row, RowText)>,
     end: Option<Result<()>>,
 }
 
-/// A row's text, and the second one of a pair.
-type Texts = (String, Option<String>);
-
-/// The row's own fields with `label`, `scores` and `logits` after them; for a regression `value`
-/// and `logits`. An own field of such a name is kept as `input_NAME`.
-fn labelled(row: Row, prediction: Prediction) -> Value {
-    let mut found = if prediction.index.is_some() {
-        let scores: Map<_, _> = prediction.scores.into_iter().map(|(class, p)| (class, json!(p))).collect();
-        vec![("label", json!(prediction.label)), ("scores", Value::Object(scores))]
-    } else {
-        vec![("value", json!(prediction.logits.first()))]
-    };
-    found.push(("logits", json!(prediction.logits)));
+/// The row's own fields with the prediction's after them. An own field of such a name is kept as
+/// `input_NAME`.
+fn labelled(row: Row, text: &RowText, prediction: Prediction) -> Value {
+    let found = prediction.fields(text.is_words());
     let mut out = Map::new();
     for (name, value) in row.fields {
         let taken = found.iter().any(|(new, _)| *new == name);
@@ -220,23 +238,26 @@ fn labelled(row: Row, prediction: Prediction) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     #[test]
     fn own_fields_are_kept() {
         let row = |fields: Value| Row { line: 1, fields: fields.as_object().unwrap().clone() };
-        let prediction = |index, logits: &[f32]| Prediction {
+        let text = RowText::One("t".into());
+        let prediction = |task, logits: &[f32]| Prediction {
+            task,
             label: "b".into(),
-            index,
             scores: vec![("a".into(), 0.25), ("b".into(), 0.75)],
             logits: logits.to_vec(),
+            ..Prediction::default()
         };
-        let out =
-            labelled(row(json!({"text": "t", "label": "a", "id": 9})), prediction(Some(1), &[0.0, 1.5]));
+        let own = row(json!({"text": "t", "label": "a", "id": 9}));
+        let out = labelled(own, &text, prediction(Task::Classification, &[0.0, 1.5]));
         assert_eq!(
             out.to_string(),
             r#"{"text":"t","input_label":"a","id":9,"label":"b","scores":{"a":0.25,"b":0.75},"logits":[0.0,1.5]}"#
         );
-        let out = labelled(row(json!({"text": "t"})), prediction(None, &[3.5]));
+        let out = labelled(row(json!({"text": "t"})), &text, prediction(Task::Regression, &[3.5]));
         assert_eq!(out.to_string(), r#"{"text":"t","value":3.5,"logits":[3.5]}"#);
     }
 }

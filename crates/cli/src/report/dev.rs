@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use maud::{Markup, html};
 
 use crate::report::page::table;
-use lora_drop::evaluate::{ClassCounts, ExampleRow, Outcome, TextSample};
+use lora_drop::evaluate::{ClassCount, ClassCounts, EntityCount, ExampleRow, Outcome, TextSample, WrongTag};
 use lora_drop::format::{counted, fixed, grouped, percent};
 use lora_drop::record::{DevFindings, RunRecord};
 
@@ -16,6 +16,8 @@ const CLASSES: usize = 20;
 const COLUMNS: usize = 8;
 /// The most pairs of classes that are listed where the matrix does not have them all.
 const PAIRS: usize = 10;
+/// The most wrong words of a row.
+const WORDS: usize = 8;
 /// The most characters of a text.
 const LETTERS: usize = 280;
 /// The most characters of a class's name.
@@ -23,12 +25,49 @@ const NAME: usize = 40;
 
 /// The sections, as far as there is something to show.
 pub fn sections(record: &RunRecord) -> Markup {
-    let DevFindings { classes, examples, samples } = &record.dev;
+    let DevFindings { classes, entities, examples, samples } = &record.dev;
     let counts = classes.as_ref().filter(|counts| !counts.classes.is_empty());
     html! {
+        @if !entities.is_empty() { (by_type(entities)) }
         @if let Some(counts) = counts { (by_class(counts, record)) }
         @if let Some(first) = examples.first() { (example_rows(&first.outcome, examples, record)) }
         @if !samples.is_empty() { (text_samples(samples)) }
+    }
+}
+
+fn by_type(entities: &[EntityCount]) -> Markup {
+    let heads = [("name", "type"), ("", "precision"), ("", "recall"), ("", "F1"), ("", "entities")];
+    let mut most: Vec<&EntityCount> = entities.iter().collect();
+    most.sort_by_key(|count| (std::cmp::Reverse(count.labelled), &count.kind));
+    html! {
+        section {
+            h2 { "Entities on dev" }
+            (table("numbers", "Precision, recall and F1 by type", heads, html! {
+                @for EntityCount { kind, labelled, predicted, correct } in most.into_iter().take(CLASSES) {
+                    @let count = ClassCount { class: 0, labelled: *labelled, predicted: *predicted, correct: *correct };
+                    tr {
+                        th.name scope="row" { (shortened(kind, NAME)) }
+                        (scores(&count))
+                        td { (grouped(*labelled)) }
+                    }
+                }
+            }))
+            p.note {
+                "An entity is right if its type and all its words are. "
+                @if entities.len() > CLASSES {
+                    (grouped(CLASSES)) " of " (grouped(entities.len())) " types: those with most entities in dev."
+                }
+            }
+        }
+    }
+}
+
+/// Precision, recall and F1 as cells.
+fn scores(count: &ClassCount) -> Markup {
+    html! {
+        td { (fixed(count.precision(), 3)) }
+        td { (fixed(count.recall(), 3)) }
+        td { (fixed(count.f1(), 3)) }
     }
 }
 
@@ -43,11 +82,11 @@ fn by_class(counts: &ClassCounts, record: &RunRecord) -> Markup {
                 p.warn { "In the best epoch " (only.to_string()) "." }
             }
             div.even.many[many] {
-                div { (numbers(counts, names)) }
-                div {
+                div { (numbers(counts, names, record.data.splits.iter().any(|split| split.words > 0))) }
+                @if !counts.pairs.is_empty() { div {
                     (confusion(counts, names))
                     @if counts.classes.len() > COLUMNS { (confused_pairs(counts, names)) }
-                }
+                } }
             }
         }
     }
@@ -57,17 +96,21 @@ fn name(names: &[String], class: u32) -> String {
     names.get(class as usize).map_or_else(|| class.to_string(), |name| shortened(name, NAME))
 }
 
-fn numbers(counts: &ClassCounts, names: &[String]) -> Markup {
+fn numbers(counts: &ClassCounts, names: &[String], words: bool) -> Markup {
     let all = &counts.classes;
-    let heads = [("name", "class"), ("", "precision"), ("", "recall"), ("", "F1"), ("", "rows")];
+    let heads = [
+        ("name", "class"),
+        ("", "precision"),
+        ("", "recall"),
+        ("", "F1"),
+        ("", if words { "words" } else { "rows" }),
+    ];
     html! {
         (table("numbers", "Precision, recall and F1 by class", heads, html! {
             @for count in all.iter().take(CLASSES) {
                 tr {
                     th.name scope="row" { (name(names, count.class)) }
-                    td { (fixed(count.precision(), 3)) }
-                    td { (fixed(count.recall(), 3)) }
-                    td { (fixed(count.f1(), 3)) }
+                    (scores(count))
                     td { (grouped(count.labelled)) }
                 }
             }
@@ -165,6 +208,11 @@ fn example_rows(kind: &Outcome, examples: &[ExampleRow], record: &RunRecord) -> 
             let wrong = counted(wrong, "row");
             ("Mistakes", format!("{wrong} of dev wrong; these are the ones with the highest confidence."))
         }
+        Outcome::Set { .. } => (
+            "Mistakes",
+            "Rows of dev with other classes than predicted; these are the ones with the highest loss.".into(),
+        ),
+        Outcome::Tags { .. } => ("Mistakes", "The rows of dev with most wrong words.".into()),
         Outcome::Value { .. } => ("Largest errors", "The rows of dev with the largest errors.".into()),
         Outcome::Loss(_) => (
             "Texts with the highest loss",
@@ -192,6 +240,21 @@ fn outcome(outcome: &Outcome) -> Markup {
         Outcome::Class { label, predicted, confidence } => html! {
             b { (shortened(label, NAME)) } " predicted as " b { (shortened(predicted, NAME)) }
             " with " (percent(*confidence))
+        },
+        Outcome::Set { labels, predicted } => {
+            let list = |names: &[String]| match names {
+                [] => "none".to_string(),
+                names => shortened(&names.join(", "), 3 * NAME),
+            };
+            html! { b { (list(labels)) } " predicted as " b { (list(predicted)) } }
+        }
+        Outcome::Tags { wrong, words } => html! {
+            (grouped(wrong.len())) " of " (counted(*words, "word")) " wrong: "
+            @for (number, WrongTag { word, label, predicted }) in wrong.iter().take(WORDS).enumerate() {
+                @if number > 0 { ", " }
+                b { (shortened(word, NAME)) } " (" (shortened(label, NAME)) ") as " (shortened(predicted, NAME))
+            }
+            @if wrong.len() > WORDS { " …" }
         },
         Outcome::Value { label, predicted } => html! {
             b { (fixed(*label, 3)) } " predicted as " b { (fixed(*predicted, 3)) }

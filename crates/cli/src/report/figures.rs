@@ -6,7 +6,7 @@ use maud::Markup;
 
 use crate::report::curves::{Chart, Item, buckets, drawable};
 use crate::report::grid::Ranking;
-use crate::report::words::metric_name;
+use crate::report::words::metric_title;
 use lora_drop::events::{EvaluationRecord, Stage, StepRecord};
 use lora_drop::format::{self, counted, fixed, scientific};
 
@@ -106,8 +106,9 @@ pub fn learning_rate(steps: &[StepRecord]) -> Option<Markup> {
     Some(chart.figure())
 }
 
-/// Every metric over the epochs, with the best epoch marked; None without evaluations.
-pub fn metrics(evaluations: &[EvaluationRecord], best: f64) -> Option<Markup> {
+/// Every metric over the epochs, with the best epoch marked; None without evaluations. `positive` is
+/// the class whose F1 is measured.
+pub fn metrics(evaluations: &[EvaluationRecord], best: f64, positive: Option<&str>) -> Option<Markup> {
     let (first, last) = (evaluations.first()?, evaluations.last()?);
     let (mut items, mut key) = (Vec::new(), Vec::new());
     // The best epoch's rule lies below the curves.
@@ -121,7 +122,7 @@ pub fn metrics(evaluations: &[EvaluationRecord], best: f64) -> Option<Markup> {
         items.push(Item::Line { series, points });
         items.push(Item::Dots { series, points: others, filled: false });
         items.push(Item::Dots { series, points: of_best, filled: true });
-        key.push((series, metric_name(name).to_string()));
+        key.push((series, metric_title(name, positive)));
     }
     let chart = Chart {
         id: "metrics",
@@ -234,8 +235,8 @@ mod tests {
 
     #[test]
     fn the_best_epoch_is_marked() {
-        let figure = metrics(&samples::evaluations(5, 10), 4.0).unwrap().into_string();
+        let figure = metrics(&samples::evaluations(5, 10), 4.0, None).unwrap().into_string();
         assert!(figure.contains("best: epoch 4"));
-        assert!(metrics(&[], 0.0).is_none());
+        assert!(metrics(&[], 0.0, None).is_none());
     }
 }

@@ -5,8 +5,8 @@ use maud::{Markup, html};
 use crate::report::grid::Grid;
 use crate::report::page::{document, last_part, settings, table, tile};
 use crate::report::words::{
-    adapter_name, assignment_lines, baseline_name, budget_decision, budget_rows, class_shares, label_range,
-    method_name, metric_name, metrics_in_order, plain_name, value_text,
+    adapter_name, assignment_lines, baseline_name, budget_decision, budget_rows, class_shares, class_weights,
+    label_range, method_name, metric_title, metrics_in_order, plain_name, value_text,
 };
 use crate::report::{dev, figures, heatmap};
 use lora_drop::events::Stage;
@@ -77,9 +77,10 @@ fn header(s: &Summary) -> Markup {
 fn tiles(record: &RunRecord) -> Markup {
     let s = &record.summary;
     let metrics = metrics_in_order(s);
+    let title = |name: &str| metric_title(name, record.data.positive_class.as_deref());
     let mut of_metrics = vec![format!("on dev, epoch {} of {}", format::epoch(s.best_epoch), s.epochs)];
     let others = metrics.iter().skip(1);
-    of_metrics.extend(others.map(|(name, value)| format!("{} {}", metric_name(name), fixed(*value, 3))));
+    of_metrics.extend(others.map(|(name, value)| format!("{} {}", title(name), fixed(*value, 3))));
     of_metrics.extend(s.baseline.as_ref().map(|baseline| {
         format!("{}: {} {}", baseline_name(baseline.kind), baseline.name, fixed(baseline.value, 3))
     }));
@@ -102,7 +103,7 @@ fn tiles(record: &RunRecord) -> Markup {
     html! {
         dl.tiles {
             @if let Some((name, value)) = metrics.first() {
-                (tile(metric_name(name), &fixed(*value, 3), None, &of_metrics))
+                (tile(&title(name), &fixed(*value, 3), None, &of_metrics))
             }
             @if s.lora_parameters_full > 0 {
                 (tile(
@@ -266,8 +267,10 @@ fn sample_stage(record: &RunRecord, importance: &Importance) -> Markup {
 /// Loss and metrics of fine-tuning.
 fn training(record: &RunRecord) -> Markup {
     let (evaluations, best) = (&record.evaluations, record.summary.best_epoch);
+    let positive = record.data.positive_class.as_deref();
     let loss = figures::loss(Stage::Train, &record.steps, evaluations);
-    let (metrics, rate) = (figures::metrics(evaluations, best), figures::learning_rate(&record.steps));
+    let (metrics, rate) =
+        (figures::metrics(evaluations, best, positive), figures::learning_rate(&record.steps));
     html! {
         section {
             h2 { "Training" }
@@ -276,7 +279,8 @@ fn training(record: &RunRecord) -> Markup {
             div.even {
                 @for figure in [loss, metrics, rate].into_iter().flatten() { (figure) }
                 @if let Some(first) = evaluations.first() {
-                    @let metrics = first.metrics.iter().map(|(name, _)| ("", metric_name(name)));
+                    @let titles: Vec<_> = first.metrics.iter().map(|(name, _)| metric_title(name, positive)).collect();
+                    @let metrics = titles.iter().map(|title| ("", title.as_str()));
                     @let heads = [("", "epoch"), ("", "step")].into_iter().chain(metrics);
                     (table("numbers", "Evaluations on dev", heads.chain([("", "loss"), ("", "")]), html! {
                         @for e in evaluations {
@@ -387,6 +391,7 @@ fn inputs(record: &RunRecord) -> Markup {
         ("n", "tokens"),
         ("n", "length: shortest / median / longest"),
         ("n", &over_long),
+        ("n", "unknown tokens"),
         ("", "labels"),
     ];
     html! {
@@ -394,6 +399,7 @@ fn inputs(record: &RunRecord) -> Markup {
             h2 { "Model and data" }
             (model(&record.model))
             (columns(data, record.settings.rows.task == Some(Task::Text)))
+            @if let Some(weights) = class_weights(data) { p { "Weights of the classes in the loss: " (weights) "." } }
             (table("", "", heads, html! {
                 @for split in &data.splits {
                     tr {
@@ -406,6 +412,7 @@ fn inputs(record: &RunRecord) -> Markup {
                             @if split.uncounted > 0 { " or more" }
                         }
                         td.n { (grouped(split.over_long)) }
+                        td.n { (percent(split.unknown as f64 / split.tokens.max(1) as f64)) }
                         td { (labels(split, &data.classes)) }
                     }
                 }

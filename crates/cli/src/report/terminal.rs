@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use crate::report::grid::{Cell, Grid};
 use crate::report::printable::{BOLD, FAINT, GREEN, PLAIN, YELLOW, printable};
 use crate::report::words::{
-    adapter_name, assignment_lines, baseline_name, budget_decision, budget_rows, class_shares, label_range,
-    method_name, metrics_in_order, plain_name,
+    adapter_name, assignment_lines, baseline_name, budget_decision, budget_rows, class_shares, class_weights,
+    label_range, method_name, metrics_in_order, plain_name,
 };
 use lora_drop::assignment::{Assignment, Owner};
 use lora_drop::evaluate::metrics::higher_is_better;
@@ -126,6 +126,9 @@ pub fn data_facts(d: &DataFacts, style: Style) -> String {
         if !labels.is_empty() {
             _ = writeln!(out, "       {:<6} {labels}", s.name);
         }
+    }
+    if let Some(weights) = class_weights(d) {
+        _ = writeln!(out, "       weight {weights}");
     }
     if let Some(positive) = &d.positive_class {
         _ = writeln!(out, "       F1     of {positive}");

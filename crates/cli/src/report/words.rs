@@ -10,7 +10,7 @@ use lora_drop::format::{counted, fixed, grouped, layers, percent};
 use lora_drop::record::ModuleNames;
 use lora_drop::score::BudgetCurve;
 use lora_drop::settings::Method;
-use lora_drop::summary::{BaselineKind, SplitFacts, Summary};
+use lora_drop::summary::{BaselineKind, DataFacts, SplitFacts, Summary};
 use lora_drop_transformer::{AdapterMethod, ModuleKind};
 
 /// A method's name in running text.
@@ -45,10 +45,23 @@ pub fn metric_name(metric: &str) -> &str {
         "accuracy" => "Accuracy",
         "f1" => "F1",
         "mcc" => "Matthews correlation",
+        "precision" => "Precision",
+        "recall" => "Recall",
+        "micro_f1" => "Micro F1",
+        "macro_f1" => "Macro F1",
+        "subset_accuracy" => "Subset accuracy",
         "pearson" => "Pearson correlation",
         "spearman" => "Spearman correlation",
         "perplexity" => "Perplexity",
         other => other,
+    }
+}
+
+/// A metric's name, with the class whose F1 it is.
+pub fn metric_title(metric: &str, positive: Option<&str>) -> String {
+    match positive.filter(|_| metric == "f1") {
+        Some(class) => format!("F1 ({class})"),
+        None => metric_name(metric).to_string(),
     }
 }
 
@@ -73,10 +86,21 @@ pub fn label_range((least, mean, greatest): (f64, f64, f64)) -> String {
     format!("{} to {}, mean {}", fixed(least, 2), fixed(greatest, 2), fixed(mean, 2))
 }
 
-/// The rows of each of a split's first `most` classes, then how many classes there are besides.
+/// The weights of the classes in the loss; None if they have none.
+pub fn class_weights(data: &DataFacts) -> Option<String> {
+    const SHOWN: usize = 20;
+    let weight = |(name, weight): (&String, &f64)| format!("{name} {}", fixed(*weight, 3));
+    let shown = std::iter::zip(&data.classes, &data.class_weights).take(SHOWN).map(weight);
+    let more = if data.class_weights.len() > SHOWN { ", ..." } else { "" };
+    let shown = shown.collect::<Vec<_>>().join(", ");
+    (!shown.is_empty()).then(|| format!("{shown}{more}"))
+}
+
+/// The rows or words of each of a split's first `most` classes, then how many classes there are besides.
 pub fn class_shares(split: &SplitFacts, classes: &[String], most: usize) -> Vec<String> {
+    let all = if split.words > 0 { split.words } else { split.rows };
     let share = |(name, &rows): (&String, &usize)| {
-        format!("{name} {} ({})", grouped(rows), percent(rows as f64 / split.rows as f64))
+        format!("{name} {} ({})", grouped(rows), percent(rows as f64 / all as f64))
     };
     let mut shares: Vec<String> = std::iter::zip(classes, &split.per_class).take(most).map(share).collect();
     if classes.len() > most {

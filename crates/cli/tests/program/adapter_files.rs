@@ -7,7 +7,7 @@ use std::path::Path;
 use lora_drop::adapter::{AdapterFile, COMPACT_FILE, LoraBank, NewPairs};
 use lora_drop::assignment::{Assignment, Owner};
 use lora_drop_transformer::{
-    AdapterMethod, Architecture, Checkpoint, Group, ModelConfig, ModuleId, ModuleKind, Parameters,
+    AdapterMethod, Architecture, Checkpoint, Group, Head, ModelConfig, ModuleId, ModuleKind, Parameters,
 };
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
@@ -55,7 +55,7 @@ fn trained(architecture: &str, assignment: &Assignment, rslora: bool) -> Adapter
     };
     let new = NewPairs { method: AdapterMethod::Lora, rank: RANK, alpha: 6.0, rslora, shared_a: false };
     let bank = LoraBank::new(assignment, new, dims, 1, &mut parameters);
-    for (name, shape) in config.head_weights(3) {
+    for (name, shape) in config.head_weights(Head::of_sequences(3)) {
         parameters.add(&name, &shape, Group::Head, false, &vec![0.0; shape.iter().product()]);
     }
     let values = numbers(parameters.count(), 5);
@@ -102,7 +102,7 @@ fn an_adapter_becomes_the_bank_that_it_was() {
     let adapter = bert();
     let config = config("bert");
     let mut parameters = Parameters::new();
-    for (name, shape) in config.head_weights(3) {
+    for (name, shape) in config.head_weights(Head::of_sequences(3)) {
         parameters.add(&name, &shape, Group::Head, false, &vec![0.0; shape.iter().product()]);
     }
     let bank = adapter.to_bank(&config, &mut parameters).expect("fits");
@@ -402,7 +402,7 @@ fn magnitudes_are_read_from_pefts_files_and_written_to_both_forms() {
     assert_eq!(file.shape(&format!("{QUERY}.lora_magnitude_vector")), Some(&[HIDDEN][..]));
 
     let mut parameters = Parameters::new();
-    for (name, shape) in config("bert").head_weights(2) {
+    for (name, shape) in config("bert").head_weights(Head::of_sequences(2)) {
         parameters.add(&name, &shape, Group::Head, false, &vec![0.0; shape.iter().product()]);
     }
     let bank = adapter.to_bank(&config("bert"), &mut parameters).expect("fits");
@@ -463,7 +463,7 @@ fn options_that_change_the_arithmetic_are_refused() {
         "peft_type is \"ADALORA\", which is not supported; expected \"LORA\"",
     );
     refuse("peft_type", Value::Null, "peft_type is missing");
-    refuse("task_type", "TOKEN_CLS".into(), "task_type is \"TOKEN_CLS\"");
+    refuse("task_type", "QUESTION_ANS".into(), "task_type is \"QUESTION_ANS\"");
     refuse("use_dora", "yes".into(), "use_dora is \"yes\", expected true or false");
     refuse("lora_bias", true.into(), "lora_bias is true");
     refuse("fan_in_fan_out", true.into(), "fan_in_fan_out is true");

@@ -9,7 +9,7 @@ use lora_drop::adapter::{AdapterFile, FloatType, HeadWeight, LoraBank, NewPairs,
 use lora_drop::assignment::Assignment;
 use lora_drop::data::Labels;
 use lora_drop_transformer::{
-    AdapterMethod, Architecture, Checkpoint, ModelConfig, ModuleId, ModuleKind, Parameters,
+    AdapterMethod, Architecture, Checkpoint, Head, ModelConfig, ModuleId, ModuleKind, Parameters,
 };
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
@@ -78,7 +78,9 @@ impl Base {
         let values = numbers(parameters.count(), 99);
         parameters.set_values(&values);
         let mut adapter = AdapterFile::from_bank(&bank, &parameters, self.config.architecture, 0.0);
-        for (i, (name, shape)) in self.config.head_weights(outputs).into_iter().enumerate() {
+        for (i, (name, shape)) in
+            self.config.head_weights(Head::of_sequences(outputs)).into_iter().enumerate()
+        {
             let values = numbers(shape.iter().product(), 50 + i);
             adapter.head.insert(name.to_string(), HeadWeight { shape, values });
         }

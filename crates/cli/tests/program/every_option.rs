@@ -97,7 +97,9 @@ fn training(option: &str, at: &Situation) -> Option<Case> {
         "max-steps" => learned("3"),
         "restart" => learned("continue"),
         "metric" => {
-            let metric = if at.is(&["regression"]) { "spearman" } else { "f1" };
+            let metrics =
+                [("regression", "spearman"), ("multi-label", "macro_f1"), ("token-classification", "recall")];
+            let metric = metrics.iter().find(|(task, _)| at.is(&[task])).map_or("f1", |(_, metric)| metric);
             case(format!("--metric {metric}"), "--json", Json("/metric"))
         }
         // So low a rate changes nothing, so no epoch is better than the first.
@@ -137,6 +139,7 @@ fn training(option: &str, at: &Situation) -> Option<Case> {
         "task" if at.is(&["classification", "text"]) => learned("regression"),
         "task" => learned("classification"),
         "text-column" => learned("other"),
+        "pair-column" if at.is(&["token-classification"]) => learned("other"),
         "pair-column" => with("other", "--text-column text"),
         "label-column" => learned("label2"),
         "prompt-column" => learned("q --completion-column completion"),
@@ -144,6 +147,10 @@ fn training(option: &str, at: &Situation) -> Option<Case> {
         "prompt-template" => case("--prompt-template w9{prompt}", "", Learned),
         "chat" => case("--chat", "", Learned),
         "positive-class" => case("--positive-class bad", plan, Json("/data/positive_class")),
+        "label-names" if at.is(&["token-classification"]) => learned("O,B-bad,B-good"),
+        "label-names" => learned("good,bad"),
+        "class-weights" if at.is(&["token-classification"]) => learned("../../tag-weights.json"),
+        "class-weights" => learned("../../weights.json"),
         "template-var" if at.is(&["messages"]) => learned("end=w9"),
         "template-var" => with("end=w9", "--chat"),
         "bad-rows" => with("skip", &at.with_holes()),
@@ -325,6 +332,7 @@ fn situations() -> Vec<Situation> {
     };
     let encoder = "--model ../../model --data ../../labelled";
     let rated = "--model ../../model --data ../../rated";
+    let (sets, tagged) = ("--model ../../model --data ../../sets", "--model ../../model --data ../../tagged");
     let text = "--model ../../decoder --data ../../texts";
     let labels = "--model ../../decoder --data ../../words --task classification";
     let used = |kind: &str| format!("--adapter ../../adapters/{kind} --threads 1");
@@ -335,6 +343,8 @@ fn situations() -> Vec<Situation> {
         train("encoder classification head", encoder),
         train("encoder classification adalora", encoder),
         train("encoder classification sparse-adapter", encoder),
+        train("encoder multi-label lora", sets),
+        train("encoder token-classification lora", tagged),
         train("encoder regression lora-drop", rated),
         train("encoder regression head", rated),
         train("decoder text lora-drop", text),
@@ -441,6 +451,21 @@ fn prepare() -> Fixture {
         let (label, label2) = (0.5 + (i % 4) as f64, 0.5 + (i % 3) as f64);
         json!({ "text": phrase(&word, i, 2 + i % 6), "other": phrase(&word, i + 3, 3), "label": label, "label2": label2 })
     });
+    // In a column of its own, a list of other classes or tags.
+    let classes = |i: usize| [vec![], vec!["bad"], vec!["good"], vec!["bad", "good"]][i % 4].clone();
+    rows(
+        "sets",
+        &|i| json!({ "text": phrase(&word, i, 2 + i % 6), "other": phrase(&word, i + 3, 3), "label": classes(i), "label2": classes(i / 2) }),
+    );
+    rows("tagged", &|i| {
+        let many = 2 + i % 6;
+        let words = |i: usize| (0..many).map(|j| word(i * 7 + j * 5)).collect::<Vec<_>>();
+        let tag = |n: usize| if n.is_multiple_of(4) { ["B-bad", "B-good"][n / 4 % 2] } else { "O" };
+        let tags = |i: usize| (0..many).map(|j| tag(i + j)).collect::<Vec<_>>();
+        json!({ "tokens": words(i), "other": words(i + 3), "tags": tags(i), "label2": tags(i / 2) })
+    });
+    fixture.write("weights.json", r#"{ "bad": 3, "good": 1 }"#);
+    fixture.write("tag-weights.json", r#"{ "O": 0.5, "B-bad": 3, "B-good": 1 }"#);
     let text = |i: usize| {
         let answer = phrase(&number, i + 9, 2);
         json!({ "prompt": phrase(&number, i, 2 + i % 5), "completion": format!(" {answer}"), "q": phrase(&number, i + 5, 3),

@@ -9,7 +9,7 @@ use lora_drop::adapter::{AdapterFile, HeadWeight, StoredPair};
 use lora_drop::data::Tokens;
 use lora_drop::data::text::ChatTemplate;
 use lora_drop_transformer::gguf::{Gguf, TensorType, Value as GgufValue};
-use lora_drop_transformer::{AdapterMethod, Architecture, Checkpoint, ModuleId, ModuleKind};
+use lora_drop_transformer::{AdapterMethod, Architecture, Checkpoint, HeadKind, ModuleId, ModuleKind};
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Map, Value, json};
 
@@ -88,6 +88,7 @@ fn write_adapter(fixture: &Fixture, folder: &str, change: impl FnOnce(&mut Adapt
         modules: modules.map(|(layer, kind, number)| (ModuleId { layer, kind }, number)).into(),
         rslora: false,
         lora_dropout: 0.0,
+        head_kind: HeadKind::default(),
         head: BTreeMap::new(),
         labels: None,
         base: "base".into(),

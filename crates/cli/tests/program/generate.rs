@@ -54,7 +54,7 @@ impl Case {
         let golden = Golden(std::fs::read(folder.join("golden.safetensors")).unwrap());
         let config = ModelConfig::read(&folder).unwrap();
         let (mut parameters, mut table) = (Parameters::new(), LoraTable::empty(config.layers));
-        let loading = Loading { outputs: None, trained: Trained::Head, quantize: None, key: Key::new(0) };
+        let loading = Loading { head: None, trained: Trained::Head, quantize: None, key: Key::new(0) };
         let checkpoint = Checkpoint::open(&folder).unwrap();
         let decoder = Decoder::load(&checkpoint, &config, loading, &mut parameters).unwrap();
         for layer in 0..config.layers {

@@ -11,8 +11,8 @@ use lora_drop::score::{Evidence, HiddenStates, criterion};
 use lora_drop::settings::CriterionName;
 use lora_drop_compute::random::Key;
 use lora_drop_transformer::{
-    AdapterMethod, Checkpoint, Context, Loading, LoraTable, Memory, Model, ModelConfig, ModuleId, ModuleKind,
-    Observations, Parameters, Sequences, Trained,
+    AdapterMethod, Checkpoint, Context, Head, Loading, LoraTable, Memory, Model, ModelConfig, ModuleId,
+    ModuleKind, Observations, Parameters, Sequences, Trained,
 };
 use safetensors::SafeTensors;
 
@@ -36,13 +36,13 @@ fn agrees(model: &str) {
         (golden(&folder, "golden.safetensors"), golden(&folder, "hidden_states.safetensors"));
     let config = ModelConfig::read(&folder).unwrap();
     let mut parameters = Parameters::new();
-    let outputs = (!config.architecture.is_decoder()).then_some(3);
-    let loading = Loading { outputs, trained: Trained::Head, quantize: None, key: Key::new(0) };
+    let head = (!config.architecture.is_decoder()).then_some(Head::of_sequences(3));
+    let loading = Loading { head, trained: Trained::Head, quantize: None, key: Key::new(0) };
     let loaded = Model::load(&Checkpoint::open(&folder).unwrap(), &config, loading, &mut parameters).unwrap();
 
     let offsets: Vec<usize> = want["offsets"].iter().map(|&offset| offset as usize).collect();
     let types = inputs.get("input.token_types").map_or(&[][..], Vec::as_slice);
-    let sequences = Sequences { ids: &inputs["input.ids"], types, offsets: &offsets };
+    let sequences = Sequences { ids: &inputs["input.ids"], types, offsets: &offsets, labelled: &[] };
     let (table, mut memory) = (LoraTable::empty(config.layers), Memory::default());
     let mut states = HiddenStates::default();
     let context = Context::new(parameters.read(), &table, &mut memory, &GO);

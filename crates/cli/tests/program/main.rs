@@ -35,6 +35,7 @@ mod report;
 mod resume;
 mod rows;
 mod safety;
+mod tasks;
 #[cfg(unix)]
 mod terminal;
 mod text_data;

@@ -81,6 +81,15 @@ fn decoders_learn_the_same_on_ranks() {
     }
 }
 
+#[test]
+fn tags_and_several_classes_are_learned_the_same_on_ranks() {
+    let fixture = crate::tasks::fixture();
+    for data in ["words", "sets"] {
+        let text = "hidden-dropout = 0.1\nsample-ratio = 0.5\nsample-epochs = 3\ntop-k = 1\nclass-weights = \"balanced\"";
+        check(&fixture, &settings(&fixture, "model", data, text));
+    }
+}
+
 /// Errors of all ranks of a run that rank `number` ends after its first step.
 fn errors(fixture: &Fixture, number: usize, end: impl Fn(&Cancel) + Sync) -> Vec<Option<Error>> {
     let settings = settings(fixture, "model", "data", "method = \"lora\"");

@@ -270,18 +270,15 @@ impl Device for Cpu {
         Ok(())
     }
 
-    fn sequence_loss(
-        &self,
-        memory: &mut [f32],
-        logits: Piece,
-        targets: Targets,
-        dlogits: Piece,
-    ) -> Result<f64> {
+    fn head_loss(&self, memory: &mut [f32], logits: Piece, targets: Targets, dlogits: Piece) -> Result<f64> {
         let ([dlogits], from) = split(memory, &[], [dlogits]);
         let logits = from.get(logits);
         Ok(match targets {
-            Targets::Classes { labels, smoothing, total } => {
-                loss::cross_entropy(logits, labels, smoothing, total, Some(dlogits))
+            Targets::Classes { labels, weights, smoothing, total } => {
+                loss::cross_entropy(logits, labels, weights, smoothing, total, Some(dlogits))
+            }
+            Targets::Sets { has, weights, total } => {
+                loss::binary_cross_entropy(logits, has, weights, total, Some(dlogits))
             }
             Targets::Values { values, total } => loss::squared_error(logits, values, total, Some(dlogits)),
         })

@@ -412,10 +412,9 @@ pub trait Device: Send + Sync {
         caches: &mut [&mut Self::Cache],
     ) -> Result<()>;
 
-    /// Returns the sum of the sequences' losses, [`cross_entropy`](crate::loss::cross_entropy) or
-    /// [`squared_error`](crate::loss::squared_error), from logits (sequences, outputs); overwrites
-    /// `dlogits`, their gradient.
-    fn sequence_loss(
+    /// Returns the sum of the losses of a head's outputs, (rows, outputs), by
+    /// [`loss`](crate::loss); overwrites `dlogits`, their gradient.
+    fn head_loss(
         &self,
         memory: &mut Self::Buffer,
         logits: Piece,
@@ -435,12 +434,15 @@ pub trait Device: Send + Sync {
     fn second_moment(&self, memory: &Self::Buffer, z: Piece, width: usize, total: &mut [f64]) -> Result<()>;
 }
 
-/// The targets of a head's outputs, one per sequence, and the loss.
+/// The targets of a head's outputs, a row for each sequence or labelled token, and the loss. `total`
+/// is what the sum is divided by, of the whole step.
 #[derive(Clone, Copy)]
 pub enum Targets<'a> {
-    /// Class numbers, for the cross-entropy with label smoothing. `total`: sequences of the whole
-    /// step, over which the loss is the mean.
-    Classes { labels: &'a [usize], smoothing: f64, total: usize },
-    /// Values, for the squared error. `total` as for classes.
-    Values { values: &'a [f32], total: usize },
+    /// Class numbers, for the [cross-entropy](crate::loss::cross_entropy).
+    Classes { labels: &'a [usize], weights: &'a [f64], smoothing: f64, total: f64 },
+    /// Whether a row has each class, (rows, classes), for the [binary
+    /// cross-entropy](crate::loss::binary_cross_entropy).
+    Sets { has: &'a [bool], weights: &'a [f64], total: f64 },
+    /// Values, for the [squared error](crate::loss::squared_error).
+    Values { values: &'a [f32], total: f64 },
 }

@@ -469,33 +469,39 @@ impl Device for Reference {
         Ok(())
     }
 
-    fn sequence_loss(
-        &self,
-        memory: &mut [f64],
-        logits: Piece,
-        targets: Targets,
-        dlogits: Piece,
-    ) -> Result<f64> {
+    fn head_loss(&self, memory: &mut [f64], logits: Piece, targets: Targets, dlogits: Piece) -> Result<f64> {
         let x = get(memory, logits);
         let mut d = Vec::with_capacity(x.len());
         let mut sum = 0.0;
         match targets {
-            Targets::Classes { labels, smoothing, total } => {
-                let classes = x.len() / labels.len();
+            Targets::Classes { labels, weights, smoothing, total } => {
+                let classes = (x.len() / labels.len().max(1)).max(1);
                 for (row, &label) in x.chunks_exact(classes).zip(labels) {
                     let all: f64 = row.iter().map(|x| x.exp()).sum();
-                    for (class, x) in row.iter().enumerate() {
+                    let target = |class: usize| {
                         let right = f64::from(u8::from(class == label));
-                        let target = smoothing / classes as f64 + (1.0 - smoothing) * right;
-                        sum -= target * (x - all.ln());
-                        d.push((x.exp() / all - target) / total as f64);
+                        let weight = if weights.is_empty() { 1.0 } else { weights[class] };
+                        weight * (smoothing / classes as f64 + (1.0 - smoothing) * right)
+                    };
+                    let mass: f64 = (0..classes).map(target).sum();
+                    for (class, x) in row.iter().enumerate() {
+                        sum -= target(class) * (x - all.ln());
+                        d.push((mass * x.exp() / all - target(class)) / total);
                     }
+                }
+            }
+            Targets::Sets { has, weights, total } => {
+                for (i, (x, &has)) in x.iter().zip(has).enumerate() {
+                    let weight = if weights.is_empty() { 1.0 } else { weights[i % weights.len()] };
+                    let p = 1.0 / (1.0 + (-x).exp());
+                    sum -= if has { weight * p.ln() } else { (1.0 - p).ln() };
+                    d.push(if has { weight * (p - 1.0) } else { p } / total);
                 }
             }
             Targets::Values { values, total } => {
                 for (x, &value) in x.iter().zip(values) {
                     sum += (x - f64::from(value)).powi(2);
-                    d.push(2.0 * (x - f64::from(value)) / total as f64);
+                    d.push(2.0 * (x - f64::from(value)) / total);
                 }
             }
         }

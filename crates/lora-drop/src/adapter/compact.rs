@@ -13,7 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use super::bank::pair_name;
 use super::file::{
-    AdapterFile, HeadWeight, StoredPair, is_head_tensor, pair_shape, read_metadata, read_tensor, read_vector,
+    AdapterFile, HeadWeight, StoredPair, head_kind, is_head_tensor, pair_shape, read_metadata, read_tensor,
+    read_vector,
 };
 use super::tensors::{Tensor, write_f32};
 use super::{Vector, form, in_files};
@@ -223,6 +224,7 @@ pub(super) fn read(path: &Path) -> Result<AdapterFile> {
         own,
         rslora: map.rslora,
         lora_dropout: map.lora_dropout,
+        head_kind: head_kind(labels.as_ref()),
         head,
         labels,
         base: map.base,

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use lora_drop_transformer::{
-    AdapterMethod, Architecture, Checkpoint, Group, ModelConfig, ModuleId, ModuleKind, Parameter, Parameters,
-    Trained, json,
+    AdapterMethod, Architecture, Checkpoint, Group, Head, HeadKind, ModelConfig, ModuleId, ModuleKind,
+    Parameter, Parameters, Trained, json,
 };
 
 use super::bank::{Half, LoraBank, PairValues, pair_name, scale, transposed};
@@ -13,6 +13,7 @@ use super::{Peft, Side, compact, form, peft};
 use crate::assignment::{Assignment, Owner};
 use crate::folder::recover;
 use crate::model::is_gguf;
+use crate::settings::Task;
 use crate::{Error, Result};
 
 /// The prefix of this program's keys in a file's metadata.
@@ -72,6 +73,8 @@ pub struct AdapterFile {
     pub rslora: bool,
     /// Probability of dropout on the adapters' inputs during training.
     pub lora_dropout: f64,
+    /// What the head labels.
+    pub head_kind: HeadKind,
     /// By full names: `classifier.weight`, `bert.pooler.dense.bias`.
     pub head: BTreeMap<String, HeadWeight>,
     /// What the labels mean: `data::Labels` as JSON.
@@ -155,6 +158,7 @@ impl AdapterFile {
             modules: bank.modules().iter().filter_map(|(id, pair)| pair.map(|pair| (*id, pair))).collect(),
             rslora: bank.rslora(),
             lora_dropout,
+            head_kind: HeadKind::default(),
             head: head.collect(),
             labels: None,
             base: String::new(),
@@ -282,16 +286,20 @@ impl AdapterFile {
         Ok(())
     }
 
-    /// The number of the head's outputs.
+    /// The head.
     ///
     /// # Errors
     /// The adapter does not fit the model (see [`Self::to_bank`]), or has no head for its
     /// architecture.
-    pub fn outputs(&self, config: &ModelConfig) -> Result<usize> {
+    pub fn head(&self, config: &ModelConfig) -> Result<Head> {
         self.check_fit(config)?;
-        let (name, _) = config.head_weights(1).pop().unwrap_or_default();
+        let kind = self.head_kind;
+        if kind == HeadKind::Token {
+            check_token_head(config)?;
+        }
+        let (name, _) = config.head_weights(Head { kind, outputs: 1 }).pop().unwrap_or_default();
         match self.head.get(&name).and_then(|weight| weight.shape.first()) {
-            Some(&outputs) if outputs > 0 => Ok(outputs),
+            Some(&outputs) if outputs > 0 => Ok(Head { kind, outputs }),
             _ => {
                 let seen: Vec<&str> = self.head.keys().map(String::as_str).collect();
                 let seen = if seen.is_empty() { "no head at all".to_string() } else { seen.join(", ") };
@@ -393,6 +401,7 @@ impl AdapterFile {
             own,
             rslora: self.rslora,
             lora_dropout: self.lora_dropout,
+            head_kind: self.head_kind,
             head: self.head.clone(),
             labels: self.labels.clone(),
             base: self.base.clone(),
@@ -441,6 +450,29 @@ impl AdapterFile {
         // Other readers of safetensors need the framework whose layout the tensors have.
         own.chain(labels).chain([("format".to_string(), "pt".to_string())]).collect()
     }
+}
+
+/// Checks that transformers has a model of this kind that labels tokens.
+///
+/// # Errors
+/// `Error::Usage` if it has none.
+pub(crate) fn check_token_head(config: &ModelConfig) -> Result<()> {
+    if config.architecture.token_head().is_some() {
+        return Ok(());
+    }
+    let with: Vec<&str> =
+        Architecture::ALL.into_iter().filter(|a| a.token_head().is_some()).map(Architecture::name).collect();
+    Err(Error::Usage(format!(
+        "{} has no head for tokens in transformers; token classification is for models of the kinds {}",
+        config.model_type,
+        with.join(", ")
+    )))
+}
+
+/// What a head labels, by the labels that an adapter's file names.
+pub(super) fn head_kind(labels: Option<&serde_json::Value>) -> HeadKind {
+    let kind = labels.and_then(|labels| labels["kind"].as_str());
+    if kind == Some(Task::TokenClassification.name()) { HeadKind::Token } else { HeadKind::Sequence }
 }
 
 /// Whether values are equal bit for bit.
@@ -520,6 +552,9 @@ pub(super) fn read_vector(
 
 /// Whether a tensor of this name can belong to a head of one of these architectures.
 pub(super) fn is_head_tensor(architectures: &[Architecture], name: &str) -> bool {
-    let stem = name.strip_suffix(".weight").or_else(|| name.strip_suffix(".bias"));
-    stem.is_some_and(|stem| architectures.iter().any(|a| a.head_linears().contains(&stem)))
+    let Some(stem) = name.strip_suffix(".weight").or_else(|| name.strip_suffix(".bias")) else {
+        return false;
+    };
+    let has = |a: &Architecture| a.head_linears().contains(&stem) || a.token_head() == Some(stem);
+    architectures.iter().any(has)
 }

@@ -8,7 +8,7 @@ use std::io;
 use std::path::Path;
 
 use lora_drop_transformer::gguf::Gguf;
-use lora_drop_transformer::{ModelConfig, ModuleId, Source, Stored, Weights};
+use lora_drop_transformer::{HeadKind, ModelConfig, ModuleId, Source, Stored, Weights};
 use serde_json::{Map, Value};
 
 use super::file::{AdapterFile, HeadWeight, StoredPair};
@@ -256,13 +256,15 @@ pub fn write_checkpoint<'a>(
     write_json(&path, &merged_config(config, labels, dtype))
 }
 
-/// Every weight of the model for sequence classification, or of the decoder, full names and shapes,
+/// Every weight of the model with a head for these labels, or of the decoder, full names and shapes,
 /// in the model's order.
 pub(crate) fn outlines(config: &ModelConfig, labels: Option<&Labels>) -> Vec<Outline> {
     let prefix = config.architecture.prefix();
-    let body = config.weights().into_iter().map(|(name, shape)| (format!("{prefix}.{name}"), shape));
-    body.chain(labels.map_or_else(|| config.output_weights(), |labels| config.head_weights(labels.outputs())))
-        .collect()
+    let (body, after) = match labels.map(Labels::head) {
+        Some(head) => (config.body_weights(head), config.head_weights(head)),
+        None => (config.weights(), config.output_weights()),
+    };
+    body.into_iter().map(|(name, shape)| (format!("{prefix}.{name}"), shape)).chain(after).collect()
 }
 
 fn check_shape(whose: &str, name: &str, seen: &[usize], expected: &[usize]) -> Result<()> {
@@ -276,7 +278,11 @@ fn check_shape(whose: &str, name: &str, seen: &[usize], expected: &[usize]) -> R
 /// numbers.
 fn merged_config(config: &ModelConfig, labels: Option<&Labels>, dtype: FloatType) -> Map<String, Value> {
     let mut map = config.raw.clone();
-    let head = if labels.is_some() { "SequenceClassification" } else { "CausalLM" };
+    let head = match labels.map(|labels| labels.head().kind) {
+        Some(HeadKind::Sequence) => "SequenceClassification",
+        Some(HeadKind::Token) => "TokenClassification",
+        None => "CausalLM",
+    };
     let class = format!("{}For{head}", config.class());
     // The older key and the newer; a GGUF file's configuration has neither.
     let known = ["torch_dtype", "dtype"].into_iter().filter(|key| map.contains_key(*key)).collect::<Vec<_>>();
@@ -284,10 +290,10 @@ fn merged_config(config: &ModelConfig, labels: Option<&Labels>, dtype: FloatType
         map.insert(key.to_string(), dtype.torch_name().into());
     }
     map.insert("architectures".to_string(), vec![class].into());
-    let Some(labels) = labels.map(Labels::names) else { return map };
+    let Some(labels) = labels else { return map };
     // transformers needs a name for a regression's one output too.
     let regression = ["LABEL_0".to_string()];
-    let names = if labels.is_empty() { &regression } else { labels };
+    let names = if labels.is_regression() { &regression } else { labels.names() };
     let id2label: Map<String, Value> =
         names.iter().enumerate().map(|(i, name)| (i.to_string(), name.as_str().into())).collect();
     let label2id: Map<String, Value> =
@@ -296,7 +302,9 @@ fn merged_config(config: &ModelConfig, labels: Option<&Labels>, dtype: FloatType
     map.remove("num_labels");
     map.insert("id2label".to_string(), id2label.into());
     map.insert("label2id".to_string(), label2id.into());
-    let problem = if labels.is_empty() { "regression" } else { "single_label_classification" };
-    map.insert("problem_type".to_string(), problem.into());
+    match labels.problem_type() {
+        Some(problem) => map.insert("problem_type".to_string(), problem.into()),
+        None => map.remove("problem_type"),
+    };
     map
 }

@@ -23,6 +23,7 @@ use crate::Result;
 
 pub use bank::{BankPair, LoraBank, NewPairs};
 pub use compact::COMPACT_FILE;
+pub(crate) use file::check_token_head;
 pub use file::{AdapterFile, HeadWeight, StoredPair};
 pub(crate) use merge::{MergedWeights, outlines};
 pub use merge::{TOKENIZER_FILES, merge, write_checkpoint};

@@ -15,6 +15,8 @@ pub struct PackedBatch {
     pub types: Vec<u32>,
     /// The starts of sequences, and the end of the last, (sequences + 1).
     pub offsets: Vec<usize>,
+    /// The tokens that have labels, where words have them.
+    pub labelled: Vec<usize>,
     /// One label for each sequence; empty for rows without labels.
     pub labels: Vec<Label>,
 }
@@ -27,10 +29,12 @@ impl PackedBatch {
     pub fn pack(examples: &[Example], rows: &[usize]) -> Self {
         let mut batch = PackedBatch { offsets: vec![0], ..PackedBatch::default() };
         for example in rows.iter().map(|&row| &examples[row]) {
+            let start = batch.ids.len();
+            batch.labelled.extend(example.labelled.iter().map(|&place| start + place as usize));
             batch.ids.extend_from_slice(&example.ids);
             batch.types.extend_from_slice(&example.types);
             batch.offsets.push(batch.ids.len());
-            batch.labels.extend(example.label);
+            batch.labels.extend(example.label.clone());
         }
         batch
     }
@@ -126,7 +130,14 @@ mod tests {
     use proptest::prelude::*;
 
     fn example(ids: &[u32], label: Option<Label>) -> Example {
-        Example { ids: ids.to_vec(), types: vec![0; ids.len()], label, file: 0, line: 1 }
+        Example {
+            ids: ids.to_vec(),
+            types: vec![0; ids.len()],
+            labelled: Vec::new(),
+            label,
+            file: 0,
+            line: 1,
+        }
     }
 
     #[test]

@@ -235,16 +235,23 @@ fn put(out: &mut Vec<u8>, numbers: &[u32]) {
 }
 
 impl Stored for Encoded {
-    /// Length, whether it is counted, number of tokens, ids, types.
+    /// Length, whether it is counted, numbers of tokens and of words, ids, types, words.
     fn put(&self, out: &mut Vec<u8>) {
-        put(out, &[self.length as u32, u32::from(self.counted), self.ids.len() as u32]);
+        let counts = [self.ids.len() as u32, self.words.len() as u32];
+        put(out, &[self.length as u32, u32::from(self.counted)]);
+        put(out, &counts);
         put(out, &self.ids);
         put(out, &self.types);
+        self.words.iter().for_each(|&(word, place)| put(out, &[word, place]));
     }
 
     fn take(from: &mut Reader) -> Option<Self> {
-        let (length, counted, count) = (from.number()?, from.number()? == 1, from.number()?);
-        Some(Encoded { length, counted, ids: from.numbers(count)?, types: from.numbers(count)? })
+        let (length, counted) = (from.number()?, from.number()? == 1);
+        let (count, words) = (from.number()?, from.number()?);
+        let (ids, types) = (from.numbers(count)?, from.numbers(count)?);
+        let words = from.numbers(words.checked_mul(2)?)?;
+        let words = words.as_chunks::<2>().0.iter().map(|&[word, place]| (word, place)).collect();
+        Some(Encoded { length, counted, ids, types, words })
     }
 }
 
@@ -286,7 +293,13 @@ mod tests {
     use super::*;
 
     fn encoded(ids: &[u32]) -> Encoded {
-        Encoded { ids: ids.to_vec(), types: vec![0; ids.len()], length: 9, counted: true }
+        Encoded {
+            ids: ids.to_vec(),
+            types: vec![0; ids.len()],
+            length: 9,
+            counted: true,
+            words: vec![(0, 1)],
+        }
     }
 
     fn key(text: &str) -> Option<Fingerprint> {
@@ -364,7 +377,7 @@ mod tests {
     fn what_was_used_longest_ago_makes_room() {
         let folder = tempfile::tempdir().unwrap();
         let rows = [encoded(&[1; 100])];
-        let size = (HEADER + 12 + 800) as u64;
+        let size = (HEADER + 16 + 800 + 8) as u64;
         let cache = TokenCache::new(folder.path().to_path_buf(), 3 * size);
         for (age, name) in ["a", "b", "c"].into_iter().enumerate() {
             hit(&cache, name, &rows);

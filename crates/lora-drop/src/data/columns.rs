@@ -7,8 +7,9 @@ use serde_json::Value;
 
 use super::error::{Error, Place, Problem};
 use super::layouts::{LABELS, Layout, RowKind};
+use super::row_text::RowText;
 use super::rows::Row;
-use crate::settings::RowSettings;
+use crate::settings::{RowSettings, Task};
 
 /// Column names that the user gave. A column without a name here is found by its usual names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -19,6 +20,8 @@ pub struct ColumnNames {
     pub pair: Option<String>,
     /// The class or the value.
     pub label: Option<String>,
+    /// What is learned, if it is known: rows may have a text, its words, and labels for either.
+    pub task: Option<Task>,
 }
 
 impl ColumnNames {
@@ -28,6 +31,7 @@ impl ColumnNames {
             text: rows.text_column.clone(),
             pair: rows.pair_column.clone(),
             label: rows.label_column.clone(),
+            task: rows.task,
         }
     }
 }
@@ -35,7 +39,7 @@ impl ColumnNames {
 /// The columns that are read, spelled as in the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Columns {
-    /// The text, or the first text of a pair.
+    /// The text, the first text of a pair, or the words.
     pub text: String,
     /// The second text of a pair; None for single texts.
     pub pair: Option<String>,
@@ -61,6 +65,9 @@ impl Columns {
     /// the columns and the options.
     pub fn choose(row: &Row, file: &Path, named: &ColumnNames, label: LabelColumn) -> Result<Self, Error> {
         let choice = Choice::of(row, file);
+        if let Some(columns) = choice.words(row, named, label)? {
+            return Ok(columns);
+        }
         let (text, pair) = match (&named.text, &named.pair) {
             (Some(text), pair) => {
                 (choice.named(text)?, pair.as_deref().map(|name| choice.named(name)).transpose()?)
@@ -95,6 +102,12 @@ impl Columns {
         }
     }
 
+    /// What the rows are.
+    pub(super) fn rows(&self) -> RowKind {
+        let of_words = Layout::of(RowKind::Words).any(|layout| self.text.eq_ignore_ascii_case(layout.text));
+        if of_words { RowKind::Words } else { RowKind::Labelled }
+    }
+
     /// Whether a column of this name is read.
     pub(super) fn reads(&self, name: &str) -> bool {
         [Some(&*self.text), self.pair.as_deref(), self.label.as_deref()].contains(&Some(name))
@@ -107,15 +120,29 @@ impl Columns {
 
     /// The names of these columns, to find them in another split's files.
     pub fn names(&self) -> ColumnNames {
-        ColumnNames { text: Some(self.text.clone()), pair: self.pair.clone(), label: self.label.clone() }
+        ColumnNames {
+            text: Some(self.text.clone()),
+            pair: self.pair.clone(),
+            label: self.label.clone(),
+            task: None,
+        }
     }
 
-    /// A row's text, and its second text if rows are pairs.
+    /// A row's text, texts or words; None if it has no word at all.
     ///
     /// # Errors
-    /// A column is missing, is not text, or is blank.
-    pub fn texts<'a>(&self, row: &'a Row) -> Result<(&'a str, Option<&'a str>), Problem> {
-        Ok((text(row, &self.text)?, self.pair.as_deref().map(|pair| text(row, pair)).transpose()?))
+    /// A column is missing, is not text or a list of texts, or is blank.
+    pub fn text(&self, row: &Row) -> Result<Option<RowText>, Problem> {
+        if let Value::Array(words) = field(row, &self.text)? {
+            let word = |word: &Value| match word {
+                Value::String(word) => Ok(word.clone()),
+                other => Err(Problem::WordType { column: self.text.clone(), seen: type_name(other) }),
+            };
+            let words = words.iter().map(word).collect::<Result<Vec<_>, _>>()?;
+            return Ok((!words.is_empty()).then_some(RowText::Words(words)));
+        }
+        let pair = self.pair.as_deref().map(|pair| text(row, pair)).transpose()?;
+        Ok(Some((text(row, &self.text)?.into(), pair.map(Into::into)).into()))
     }
 }
 
@@ -225,6 +252,41 @@ impl Choice {
         Err(self.unclear(what, options))
     }
 
+    /// The columns of words and their tags, by the usual names of a layout or with the label's that
+    /// was given; None where the row has no list of words beside a list of tags, or something else is
+    /// learned.
+    fn words(&self, row: &Row, named: &ColumnNames, label: LabelColumn) -> Result<Option<Columns>, Error> {
+        let of_words = named.task.is_none_or(|task| task == Task::TokenClassification);
+        if named.text.is_some() || named.pair.is_some() || !of_words {
+            return Ok(None);
+        }
+        let length = |column: &String| row.fields.get(column).and_then(Value::as_array).map(Vec::len);
+        let layout = Layout::of(RowKind::Words).find_map(|layout| Some((layout, self.find(layout.text)?)));
+        let Some((layout, text)) = layout.filter(|(_, text)| length(text).is_some()) else { return Ok(None) };
+        let columns = |label| Columns { text: text.clone(), pair: None, label };
+        let tags: Vec<&String> = match &named.label {
+            Some(label) => self.find(label).into_iter().collect(),
+            None => layout.second.iter().filter_map(|name| self.find(name)).collect(),
+        };
+        let lists: Vec<&String> = tags.into_iter().filter(|tags| length(tags).is_some()).collect();
+        let fitting: Vec<&String> =
+            lists.iter().copied().filter(|tags| length(tags) == length(text)).collect();
+        // Beside a text a list of another length is the text's classes.
+        let has_text = !self.layouts(RowKind::Labelled, None).is_empty();
+        let tags = if fitting.is_empty() && !has_text { lists } else { fitting };
+        match (&tags[..], label) {
+            ([tags], _) => Ok(Some(columns(Some(tags.to_string())))),
+            (_, LabelColumn::Optional) => Ok(Some(columns(None))),
+            ([], _) if named.task.is_none() => Ok(None),
+            _ => {
+                let none = "no column has a list with a tag for each word".into();
+                let describe = |name: &&String| format!("{name:?}");
+                let tags = self.only(tags, "the tags", none, describe, "`label_column`")?;
+                Ok(Some(columns(Some(tags.clone()))))
+            }
+        }
+    }
+
     /// The text columns by the usual names, without the label's.
     fn texts(&self, label: Option<&str>) -> Result<(String, Option<String>), Error> {
         let label = label.and_then(|name| self.find(name)).cloned();
@@ -292,7 +354,8 @@ mod tests {
         label: LabelColumn,
     ) -> Result<(String, String, String), String> {
         let name = |n: &str| (!n.is_empty()).then(|| n.to_string());
-        let named = ColumnNames { text: name(named[0]), pair: name(named[1]), label: name(named[2]) };
+        let named =
+            ColumnNames { text: name(named[0]), pair: name(named[1]), label: name(named[2]), task: None };
         let chosen =
             Columns::choose(&row(columns), Path::new("f.csv"), &named, label).map_err(|e| e.to_string())?;
         Ok((chosen.text, chosen.pair.unwrap_or_default(), chosen.label.unwrap_or_default()))

@@ -1,6 +1,6 @@
 //! A data set, tokenised: what training and evaluation read.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use lora_drop_transformer::ModelConfig;
@@ -9,10 +9,12 @@ use super::cache::{self, Fingerprint, TokenCache};
 use super::columns::ColumnNames;
 use super::error::{Error, Place, Problem};
 use super::files::{Part, SplitFiles, SplitName};
-use super::labels::{Label, Labels, RawLabel};
+use super::labels::{Label, Labels};
 use super::raw::{RawRow, RawSplit};
-use super::tokens::{Encoded, Tokens};
-use crate::settings::{BadRows, OverLength, RowSettings, Task};
+use super::raw_label::RawLabel;
+use super::row_text::RowText;
+use super::tokens::{Encoded, RowLimits, Tokens};
+use crate::settings::{BadRows, ClassWeights, OverLength, RowSettings, Task};
 use crate::summary::{DataFacts, SplitFacts};
 
 /// How data is read.
@@ -32,8 +34,12 @@ pub struct DataOptions {
     pub token_types: Option<usize>,
     /// What the labels are; None decides by how they look.
     pub task: Option<Task>,
+    /// The names of all classes in their order; None: those in train.
+    pub label_names: Option<Vec<String>>,
     /// Of two classes, the one whose F1 is measured; None: the second.
     pub positive_class: Option<String>,
+    /// How classes are weighted in the loss; None: all the same.
+    pub class_weights: Option<ClassWeights>,
     /// Whether the model's head reads the first token, which should then be a special one.
     pub reads_first: bool,
     /// The data that the model was trained on; see [`SplitFiles::part`].
@@ -53,18 +59,26 @@ impl DataOptions {
             vocabulary: config.vocab_size,
             token_types: config.token_types,
             task: rows.task,
+            label_names: rows.label_names.clone(),
             positive_class: rows.positive_class.clone(),
+            class_weights: rows.class_weights.clone(),
             reads_first: !config.architecture.is_decoder(),
             trained_on: None,
             cache: TokenCache::of_user(rows.token_cache),
         }
+    }
+
+    fn limits(&self) -> RowLimits {
+        let DataOptions { max_length, vocabulary, token_types, .. } = *self;
+        RowLimits { max_length, vocabulary, token_types }
     }
 }
 
 /// A row in memory, for a model with a head.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LabelledRow {
-    /// The text, or the first text of a pair.
+    /// The text, or the first text of a pair. With tags as label, its words are what white space
+    /// separates.
     pub text: String,
     /// The second text of a pair: all rows have one, or none has.
     pub pair: Option<String>,
@@ -78,7 +92,9 @@ pub struct Example {
     pub ids: Vec<u32>,
     /// Token types, (tokens), for models that have them.
     pub types: Vec<u32>,
-    /// None in a split without labels.
+    /// Where words have labels: the place of the first token of each word that has one, ascending.
+    pub labelled: Vec<u32>,
+    /// None in a split without labels. Tags are those of the labelled tokens.
     pub label: Option<Label>,
     /// Index into the split's files.
     pub file: usize,
@@ -162,7 +178,16 @@ impl Dataset {
     ) -> Result<Self, Error> {
         let columns = train.columns.clone();
         tokens.check_max_length(options.max_length, columns.pair.is_some())?;
-        let labels = Labels::of(&train, options.task)?;
+        if let Some(names) = &options.label_names
+            && (names.len() < 2 || names.iter().collect::<BTreeSet<_>>().len() < names.len())
+        {
+            let names = names.join(",");
+            return Err(Error::Options(format!(
+                "`label_names = {names}`: expected at least two names, all different"
+            )));
+        }
+        let names = options.label_names.as_deref().or_else(|| train.names_of_lists());
+        let labels = Labels::of(&train, options.task, names)?;
         let labels = match &options.positive_class {
             Some(class) => labels.with_positive(class)?,
             None => labels,
@@ -170,7 +195,7 @@ impl Dataset {
         let others = dev.iter().chain(&test).flat_map(|split| &split.warnings);
         let mut warnings: Vec<String> = train.warnings.iter().chain(others).cloned().collect();
         warnings.extend(suspicions(&train, &labels, options.task));
-        if options.reads_first && tokens.special_tokens(false) == 0 {
+        if options.reads_first && !labels.of_words() && tokens.special_tokens(false) == 0 {
             let file = tokens.file().display();
             warnings
                 .push(format!("{file}: adds no special tokens, and the encoder's head reads the first one"));
@@ -180,18 +205,27 @@ impl Dataset {
             None => hold_out(&mut train, &labels, &mut warnings)?,
         };
         let train = Split::encode(train, &labels, tokens, options)?;
-        if let Some(only) = only_class(&train.facts.per_class) {
+        if let Some(only) = only_class(&train.facts.per_class).filter(|_| labels.task() != Task::MultiLabel) {
             let class = labels.names()[only].clone();
             return Err(Error::OneClass { path: train.files[0].clone(), class });
         }
+        let labels = match &options.class_weights {
+            Some(weights) => {
+                let weights = weights.of(labels.task(), labels.names(), &train.facts)?;
+                labels.with_weights(weights)
+            }
+            None => labels,
+        };
         let dev = Split::encode(dev, &labels, tokens, options)?;
         let test = test.map(|test| Split::encode(test, &labels, tokens, options)).transpose()?;
         warnings.extend(options.cache.as_ref().and_then(TokenCache::stopped));
         warnings.extend(tokens.unknown_warning(&train.facts));
         let splits = [Some(&train), Some(&dev), test.as_ref()];
+        warnings.extend(splits.into_iter().flatten().filter_map(|split| unread_words(&split.facts)));
         let facts = DataFacts {
             splits: splits.into_iter().flatten().map(|split| split.facts.clone()).collect(),
             classes: labels.names().to_vec(),
+            class_weights: labels.weights().to_vec(),
             positive_class: labels.positive().map(String::from),
             text_column: columns.text,
             pair_column: columns.pair,
@@ -233,6 +267,7 @@ impl Split {
         warnings.extend(labels.index_warning(&raw));
         let split = Split::encode(raw, labels, tokens, options)?;
         warnings.extend(tokens.unknown_warning(&split.facts));
+        warnings.extend(unread_words(&split.facts));
         Ok((split, warnings))
     }
 
@@ -250,9 +285,8 @@ impl Split {
         let limit = options.max_length;
         let encode = |row: &RawRow| -> Result<Encoded, Error> {
             let refuse = |problem| Error::row(raw.file_of(row), row.line, problem);
-            let encoded = tokens
-                .encode(&row.text, row.pair.as_deref(), limit, options.vocabulary, options.token_types)
-                .map_err(refuse)?;
+            let encoded =
+                tokens.encode_row(&row.text, labels.of_words(), options.limits()).map_err(refuse)?;
             if encoded.length > limit && options.over_length == OverLength::Error {
                 let Encoded { length: tokens, counted, .. } = encoded;
                 return Err(refuse(Problem::OverLong { tokens, counted, max_length: limit }));
@@ -262,21 +296,34 @@ impl Split {
         let sound = |row: &Encoded| {
             let known = row.ids.iter().all(|&id| (id as usize) < options.vocabulary);
             let types = options.token_types.is_none_or(|n| row.types.iter().all(|&kind| (kind as usize) < n));
-            known && types && (1..=limit).contains(&row.ids.len())
+            let words = row.words.iter().all(|&(_, place)| (place as usize) < row.ids.len());
+            known && types && words && (1..=limit).contains(&row.ids.len())
         };
-        let fingerprint = || Some(fingerprint(&raw, tokens, options));
+        let fingerprint = || Some(fingerprint(&raw, labels.of_words(), tokens, options));
         let (encoded, cached) =
             cache::kept_or_made(options.cache.as_ref(), fingerprint, &raw.rows, sound, encode)?;
         let lengths: Vec<usize> = encoded.iter().map(|row| row.length).collect();
         let uncounted = encoded.iter().filter(|row| !row.counted).count();
         let mut examples = Vec::with_capacity(encoded.len());
-        for (i, (row, encoded)) in raw.rows.iter().zip(encoded).enumerate() {
-            let Encoded { ids, types, length, .. } = encoded;
+        let mut of_rows = of_rows.map(Vec::into_iter);
+        let (mut words, mut unread) = (0, 0);
+        for (row, encoded) in raw.rows.iter().zip(encoded) {
+            let Encoded { ids, types, length, words: of_row, .. } = encoded;
+            let label = of_rows.as_mut().and_then(Iterator::next);
             if length > limit && options.over_length == OverLength::Drop {
                 continue;
             }
-            let label = of_rows.as_ref().map(|labels| labels[i]);
-            examples.push(Example { ids, types, label, file: row.file, line: row.line });
+            words += of_row.len();
+            let label = match label {
+                Some(Label::Tags(tags)) => {
+                    unread += tags.len() - of_row.len();
+                    let tag = |&(word, _): &(u32, u32)| tags[word as usize];
+                    Some(Label::Tags(of_row.iter().map(tag).collect()))
+                }
+                label => label,
+            };
+            let labelled = of_row.into_iter().map(|(_, place)| place).collect();
+            examples.push(Example { ids, types, labelled, label, file: row.file, line: row.line });
         }
         if examples.is_empty() {
             let (path, rows) = (raw.files[0].clone(), lengths.len());
@@ -285,7 +332,16 @@ impl Split {
         let (per_class, label_range) = label_facts(&examples, labels);
         let facts = raw.facts(examples.iter().map(|example| example.ids.len()), lengths, limit);
         let unknown = examples.iter().map(|example| tokens.count_unknown(&example.ids)).sum();
-        let facts = SplitFacts { cached, uncounted, unknown, per_class, label_range, ..facts };
+        let facts = SplitFacts {
+            cached,
+            uncounted,
+            unknown,
+            words,
+            unread_words: unread,
+            per_class,
+            label_range,
+            ..facts
+        };
         Ok(Split { name: raw.name, files: raw.files, examples, facts })
     }
 
@@ -296,7 +352,7 @@ impl Split {
 
     /// Every example's label, if the split has labels.
     pub fn labels(&self) -> Option<Vec<Label>> {
-        self.examples.iter().map(|example| example.label).collect()
+        self.examples.iter().map(|example| example.label.clone()).collect()
     }
 
     /// The mean of a regression's labels; None for classes.
@@ -313,15 +369,32 @@ impl Split {
 }
 
 /// The fingerprint of a split's texts and of everything that their tokens depend on.
-fn fingerprint(raw: &RawSplit, tokens: &Tokens, options: &DataOptions) -> Fingerprint {
-    let mut fingerprint = tokens.fingerprint("labelled rows");
+fn fingerprint(raw: &RawSplit, of_words: bool, tokens: &Tokens, options: &DataOptions) -> Fingerprint {
+    let mut fingerprint = tokens.fingerprint(if of_words { "labelled words" } else { "labelled rows" });
     fingerprint.number(options.max_length as u64);
     fingerprint.text(options.over_length.name());
     for row in &raw.rows {
-        fingerprint.text(&row.text);
-        fingerprint.maybe(row.pair.as_deref());
+        match &row.text {
+            RowText::One(text) => (fingerprint.text(text), fingerprint.maybe(None)),
+            RowText::Pair(text, pair) => (fingerprint.text(text), fingerprint.maybe(Some(pair))),
+            RowText::Words(words) => {
+                (fingerprint.number(words.len() as u64), words.iter().for_each(|word| fingerprint.text(word)))
+            }
+        };
     }
     fingerprint
+}
+
+/// The warning of words that have a label and no token.
+fn unread_words(facts: &SplitFacts) -> Option<String> {
+    let SplitFacts { name, words, unread_words: unread, .. } = facts;
+    (*unread > 0).then(|| {
+        format!(
+            "{name}: {unread} of {} words have a label and no token: they lie beyond `max_length`, or the tokenizer \
+             makes nothing of them; they are neither learned nor measured",
+            words + unread
+        )
+    })
 }
 
 /// Takes the rows out of train that stand in for dev, with a warning.
@@ -373,6 +446,15 @@ fn suspicions(train: &RawSplit, labels: &Labels, task: Option<Task>) -> Vec<Stri
              {other}, give `task = {task}`"
         ));
     }
+    if let (Labels::TokenClassification { .. }, true) =
+        (labels, names.iter().all(|name| name.parse::<i64>().is_ok()))
+    {
+        warnings.push(
+            "the tags are numbers without names, so no entities are measured; give their names in order as \
+             `label_names`, such as O,B-PER,I-PER"
+                .into(),
+        );
+    }
     if names.len() > 2 && names.first().is_some_and(|name| name == "-1") {
         let rows =
             train.rows.iter().filter(|row| row.label.as_ref().is_some_and(|l| l.is_minus_one())).count();
@@ -389,14 +471,14 @@ fn only_class(per_class: &[usize]) -> Option<usize> {
     present.next().filter(|_| present.next().is_none())
 }
 
-/// The number of rows of each class, and the smallest, mean and largest value of a regression.
+/// The number of rows or words of each class, and the smallest, mean and largest value of a regression.
 fn label_facts(examples: &[Example], labels: &Labels) -> (Vec<usize>, Option<(f64, f64, f64)>) {
     let mut per_class = vec![0; labels.names().len()];
     let mut values = Vec::new();
     for example in examples {
-        match example.label {
-            Some(Label::Class(class)) => per_class[class] += 1,
-            Some(Label::Value(value)) => values.push(f64::from(value)),
+        match &example.label {
+            Some(Label::Value(value)) => values.push(f64::from(*value)),
+            Some(label) => label.classes().iter().for_each(|&class| per_class[class] += 1),
             None => per_class.clear(),
         }
     }

@@ -106,9 +106,11 @@ pub enum Problem {
     NoColumn { column: String, columns: Vec<String> },
     #[error("{column:?} is {seen}, expected text")]
     TextType { column: String, seen: &'static str },
+    #[error("a word in {column:?} is {seen}, expected text")]
+    WordType { column: String, seen: &'static str },
     #[error("{column:?} has no text: {seen}; remove the row or fill it in")]
     NoText { column: String, seen: &'static str },
-    #[error("{column:?} is {seen}, expected a label (number, boolean or text)")]
+    #[error("{column:?} is {seen}, expected a label (number, boolean, text, or a list of them)")]
     LabelType { column: String, seen: &'static str },
     #[error("{column:?} has no label; remove the row or fill it in")]
     NoLabel { column: String },
@@ -128,6 +130,26 @@ pub enum Problem {
     LabelUnknown { seen: String, known: Vec<String> },
     #[error("label {seen} has a fraction, so it is not a class; give `task = regression`")]
     LabelFraction { seen: String },
+    #[error(
+        "label {seen} is a list, and a row has one label; give `task = multi-label` for rows of several classes"
+    )]
+    LabelOfList { seen: String },
+    #[error(
+        "label {seen} has something else than classes, or 0 and 1 for each class; several numbers cannot be learned"
+    )]
+    LabelFractions { seen: String },
+    #[error("label {seen} has a class twice; if it is a 0 or 1 for each class, all rows need as many")]
+    LabelTwice { seen: String },
+    #[error("label {seen} is a list, but not as JSON; write it with double quotes: [\"a\", \"b\"]")]
+    LabelList { seen: String },
+    #[error("label {seen} is not a list with a tag for each word; give the words' tags as a list")]
+    TagsType { seen: String },
+    #[error("the number of words is {words}, that of tags {tags}; each word has one tag")]
+    TagCount { words: usize, tags: usize },
+    #[error("the row has words, and labels of whole rows need a text; name its column with `text_column`")]
+    Words,
+    #[error("a pair of texts, and words with tags are a single one; leave out `pair_column`")]
+    PairOfWords,
     #[error("label {seen} is not a number; this is a regression")]
     LabelNotNumber { seen: String },
     #[error(

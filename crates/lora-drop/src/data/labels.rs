@@ -2,125 +2,89 @@
 //! split follows.
 
 use std::collections::{BTreeSet, HashMap};
-use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize};
-use serde_json::Value;
 
-use super::columns::type_name;
 use super::error::{Error, Problem};
 use super::raw::{RawRow, RawSplit};
+use super::raw_label::RawLabel;
 use crate::settings::Task;
 
 /// A row's label, as training and evaluation use it.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Label {
     /// A class's index.
     Class(usize),
+    /// The indices of a row's classes, ascending; there may be none.
+    Set(Vec<usize>),
+    /// The index of each word's class.
+    Tags(Vec<usize>),
     /// A regression's value, finite.
     Value(f32),
 }
 
-/// A label as a file has it, before the task is known.
-#[derive(Clone, Debug, PartialEq)]
-pub enum RawLabel {
-    Int(i64),
-    Float(f64),
-    Bool(bool),
-    Text(String),
-}
-
-impl RawLabel {
-    /// A field's label; None if there is none (null, or a blank text). White space around a text is
-    /// ignored. In `textual` files, CSV and TSV, a label that looks like a number is one.
-    ///
-    /// # Errors
-    /// The field is an array or an object, or a number that does not fit.
-    pub fn of(value: &Value, column: &str, textual: bool) -> Result<Option<Self>, Problem> {
-        let wrong = |seen| Problem::LabelType { column: column.into(), seen };
-        Ok(Some(match value {
-            Value::Null => return Ok(None),
-            Value::Bool(b) => RawLabel::Bool(*b),
-            Value::Number(n) => match (n.as_i64(), n.as_f64()) {
-                (Some(n), _) => RawLabel::Int(n),
-                (None, Some(x)) if n.is_f64() => RawLabel::Float(x),
-                _ => return Err(wrong("an integer that is too large")),
-            },
-            Value::String(text) if textual => match text.trim() {
-                "" => return Ok(None),
-                text => match (text.parse(), text.parse::<f64>()) {
-                    (Ok(n), _) => RawLabel::Int(n),
-                    (_, Ok(x)) if x.is_finite() => RawLabel::Float(x),
-                    _ => RawLabel::Text(text.into()),
-                },
-            },
-            Value::String(text) if text.trim().is_empty() => return Ok(None),
-            Value::String(text) => RawLabel::Text(text.trim().into()),
-            other => return Err(wrong(type_name(other))),
-        }))
-    }
-
-    fn kind(&self) -> &'static str {
+impl Label {
+    /// The indices of its classes.
+    pub fn classes(&self) -> &[usize] {
         match self {
-            RawLabel::Int(_) | RawLabel::Float(_) => "a number",
-            RawLabel::Bool(_) => "a boolean",
-            RawLabel::Text(_) => "text",
-        }
-    }
-
-    /// The integer, also if it was written as a float.
-    fn integer(&self) -> Option<i64> {
-        match *self {
-            RawLabel::Int(n) => Some(n),
-            RawLabel::Float(x) if x.fract() == 0.0 && x.abs() < 9e15 => Some(x as i64),
-            _ => None,
-        }
-    }
-
-    /// The class name that this label stands for.
-    fn name(&self) -> String {
-        match (self.integer(), self) {
-            (Some(n), _) => n.to_string(),
-            (None, RawLabel::Float(x)) => x.to_string(),
-            (None, RawLabel::Text(text)) => text.clone(),
-            (None, other) => other.to_string(),
-        }
-    }
-
-    /// Whether this is -1, which GLUE has in rows without a label.
-    pub(super) fn is_minus_one(&self) -> bool {
-        self.integer() == Some(-1)
-    }
-}
-
-impl fmt::Display for RawLabel {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            RawLabel::Int(n) => write!(f, "{n}"),
-            RawLabel::Float(x) => write!(f, "{x:?}"),
-            RawLabel::Bool(b) => write!(f, "{b}"),
-            RawLabel::Text(text) => write!(f, "{text:?}"),
+            Label::Class(class) => std::slice::from_ref(class),
+            Label::Set(classes) | Label::Tags(classes) => classes,
+            Label::Value(_) => &[],
         }
     }
 }
 
 /// The task's labels. They are stored with an adapter, so that evaluation and prediction read and
 /// write the same names.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum Labels {
     /// Rows have one of these classes.
     Classification {
-        /// Class names in index order: at least two, all different.
-        #[serde(deserialize_with = "class_names")]
-        names: Vec<String>,
+        #[serde(flatten)]
+        classes: Classes,
         /// Of two classes, the index of the one whose F1 is measured: the second, unless another is
         /// chosen.
         #[serde(default = "second", skip_serializing_if = "is_second")]
         positive: usize,
     },
+    /// Rows have any number of these classes.
+    MultiLabel {
+        #[serde(flatten)]
+        classes: Classes,
+        /// Whether a list with a 0 or 1 for each class says which ones a row has.
+        #[serde(default, skip_serializing_if = "is_false")]
+        indicators: bool,
+    },
+    /// Each word of a row has one of these classes.
+    TokenClassification {
+        #[serde(flatten)]
+        classes: Classes,
+    },
     /// Rows have a number.
     Regression,
+}
+
+/// The classes of a task.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Classes {
+    /// Names in index order: at least two, all different.
+    #[serde(deserialize_with = "class_names")]
+    pub names: Vec<String>,
+    /// Weights in the loss, in index order; empty for 1.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub weights: Vec<f64>,
+}
+
+impl Classes {
+    /// Classes of these names, without weights.
+    pub fn new(names: Vec<String>) -> Self {
+        Classes { names, weights: Vec::new() }
+    }
+}
+
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 fn second() -> usize {
@@ -145,9 +109,9 @@ impl Labels {
         self.names().len().max(1)
     }
 
-    /// Classes with these names, in index order.
+    /// Classes with these names, in index order, of which a row has one.
     pub fn classes(names: Vec<String>) -> Self {
-        Labels::Classification { names, positive: second() }
+        Labels::Classification { classes: Classes::new(names), positive: second() }
     }
 
     /// The same with another class whose F1 is measured.
@@ -156,23 +120,38 @@ impl Labels {
     /// `Error::Options` if there are not two classes, or none has this name.
     pub fn with_positive(self, class: &str) -> Result<Self, Error> {
         let refuse = |what: String| Err(Error::Options(format!("`positive_class = {class}`: {what}")));
-        let Labels::Classification { names, .. } = self else {
-            return refuse("a regression has no classes".into());
+        let Labels::Classification { classes, .. } = self else {
+            return refuse(match self {
+                Labels::Regression => "a regression has no classes".into(),
+                _ => "F1 is measured over all classes".into(),
+            });
         };
+        let names = &classes.names;
         if names.len() != 2 {
             return refuse(format!("F1 is the mean over all {} classes", names.len()));
         }
         match names.iter().position(|name| name == class) {
-            Some(positive) => Ok(Labels::Classification { names, positive }),
+            Some(positive) => Ok(Labels::Classification { classes, positive }),
             None => refuse(format!("the classes are {} and {}", names[0], names[1])),
         }
     }
 
-    /// Of two classes, the one whose F1 is measured; None for others and for a regression.
+    /// The same with these weights of classes in the loss, in index order.
+    pub(super) fn with_weights(mut self, new: Vec<f64>) -> Self {
+        match &mut self {
+            Labels::Classification { classes, .. }
+            | Labels::MultiLabel { classes, .. }
+            | Labels::TokenClassification { classes } => classes.weights = new,
+            Labels::Regression => {}
+        }
+        self
+    }
+
+    /// Of two classes, the one whose F1 is measured; None for others and for other tasks.
     pub fn positive(&self) -> Option<&str> {
         match self {
-            Labels::Classification { names, positive } if names.len() == 2 => {
-                names.get(*positive).map(String::as_str)
+            Labels::Classification { classes, positive } if classes.names.len() == 2 => {
+                classes.names.get(*positive).map(String::as_str)
             }
             _ => None,
         }
@@ -183,12 +162,23 @@ impl Labels {
         if let Labels::Classification { positive, .. } = self { *positive } else { second() }
     }
 
+    fn of_classes(&self) -> Option<&Classes> {
+        match self {
+            Labels::Classification { classes, .. }
+            | Labels::MultiLabel { classes, .. }
+            | Labels::TokenClassification { classes } => Some(classes),
+            Labels::Regression => None,
+        }
+    }
+
     /// Class names in index order; empty for a regression.
     pub fn names(&self) -> &[String] {
-        match self {
-            Labels::Classification { names, .. } => names,
-            Labels::Regression => &[],
-        }
+        self.of_classes().map_or(&[], |classes| &classes.names)
+    }
+
+    /// Weights of the classes in the loss, in index order; empty for 1.
+    pub fn weights(&self) -> &[f64] {
+        self.of_classes().map_or(&[], |classes| &classes.weights)
     }
 
     /// Whether the labels are numbers to predict.
@@ -196,9 +186,19 @@ impl Labels {
         *self == Labels::Regression
     }
 
+    /// Whether each word of a row has a label.
+    pub fn of_words(&self) -> bool {
+        matches!(self, Labels::TokenClassification { .. })
+    }
+
     /// What is learned from rows with these labels.
     pub fn task(&self) -> Task {
-        if self.is_regression() { Task::Regression } else { Task::Classification }
+        match self {
+            Labels::Classification { .. } => Task::Classification,
+            Labels::MultiLabel { .. } => Task::MultiLabel,
+            Labels::TokenClassification { .. } => Task::TokenClassification,
+            Labels::Regression => Task::Regression,
+        }
     }
 
     /// Whether classes are named by whole numbers.
@@ -206,9 +206,10 @@ impl Labels {
         self.names().iter().any(|name| name.parse::<i64>().is_ok())
     }
 
-    /// A function that reads a label's class or value. A class is given by its name, whatever its
+    /// A function that reads a label's classes or value. A class is given by its name, whatever its
     /// case if that is unique, or by its index if no name is an integer. Its errors: no such class; a
-    /// regression's label is not a finite number.
+    /// list where one label is expected, or none where a list is; a regression's label is not a finite
+    /// number.
     pub(super) fn reader(&self) -> impl Fn(&RawLabel) -> Result<Label, Problem> {
         let names = self.names();
         let index: HashMap<&str, usize> = names.iter().map(|name| name.trim()).zip(0..).collect();
@@ -217,9 +218,43 @@ impl Labels {
             without_case.entry(name).and_modify(|class| *class = None).or_insert(Some(class));
         }
         let integer_names = self.are_integers();
+        let class_of = move |label: &RawLabel| {
+            let name = label.name();
+            let in_any_case = || without_case.get(&name.to_lowercase()).copied().flatten();
+            if let Some(class) = index.get(name.as_str()).copied().or_else(in_any_case) {
+                return Ok(class);
+            }
+            match label.integer().and_then(|n| usize::try_from(n).ok()) {
+                Some(class) if !integer_names && class < names.len() => Ok(class),
+                _ => Err(Problem::LabelUnknown { seen: label.to_string(), known: names.to_vec() }),
+            }
+        };
         move |label| {
-            if self.is_regression() {
-                return match (value(label), label) {
+            let classes = |items: &[RawLabel]| items.iter().map(&class_of).collect::<Result<Vec<_>, _>>();
+            match (self, label) {
+                (Labels::Classification { .. } | Labels::Regression, RawLabel::List(_)) => {
+                    Err(Problem::LabelOfList { seen: label.to_string() })
+                }
+                (Labels::Classification { .. }, _) => class_of(label).map(Label::Class),
+                (Labels::MultiLabel { indicators: true, .. }, RawLabel::List(list))
+                    if list.len() == names.len() && list.iter().all(|item| bit(item).is_some()) =>
+                {
+                    let has = |class: &usize| bit(&list[*class]) == Some(true);
+                    Ok(Label::Set((0..list.len()).filter(has).collect()))
+                }
+                (Labels::MultiLabel { .. }, _) => {
+                    let found = classes(label.items())?;
+                    let set: BTreeSet<usize> = found.iter().copied().collect();
+                    // Numbers that repeat are no classes.
+                    let numbers = label.items().iter().any(|item| item.integer().is_some());
+                    if numbers && set.len() < found.len() {
+                        return Err(Problem::LabelTwice { seen: label.to_string() });
+                    }
+                    Ok(Label::Set(set.into_iter().collect()))
+                }
+                (Labels::TokenClassification { .. }, RawLabel::List(list)) => classes(list).map(Label::Tags),
+                (Labels::TokenClassification { .. }, _) => Err(Problem::TagsType { seen: label.to_string() }),
+                (Labels::Regression, _) => match (value(label), label) {
                     (Some(value), _) => Ok(Label::Value(value)),
                     (None, RawLabel::Text(text)) if text.parse::<f64>().is_ok() => {
                         Err(Problem::LabelNotFinite { seen: text.clone() })
@@ -228,16 +263,7 @@ impl Labels {
                         Err(Problem::LabelNotFinite { seen: label.to_string() })
                     }
                     (None, _) => Err(Problem::LabelNotNumber { seen: label.to_string() }),
-                };
-            }
-            let name = label.name();
-            let in_any_case = || without_case.get(&name.to_lowercase()).copied().flatten();
-            if let Some(class) = index.get(name.as_str()).copied().or_else(in_any_case) {
-                return Ok(Label::Class(class));
-            }
-            match label.integer().and_then(|n| usize::try_from(n).ok()) {
-                Some(class) if !integer_names && class < names.len() => Ok(Label::Class(class)),
-                _ => Err(Problem::LabelUnknown { seen: label.to_string(), known: names.to_vec() }),
+                },
             }
         }
     }
@@ -245,8 +271,12 @@ impl Labels {
     /// What numbers are taken for, if a row's class is given by its index: a warning, for data may
     /// number the classes in another order.
     pub(super) fn index_warning(&self, split: &RawSplit) -> Option<String> {
-        let is_number = |row: &RawRow| row.label.as_ref().is_some_and(|label| label.integer().is_some());
-        if self.is_regression() || self.are_integers() || !split.rows.iter().any(is_number) {
+        let is_number = |row: &RawRow| match split.label_of(row, self.names()).as_deref() {
+            Some(label) => label.items().iter().any(|item| item.integer().is_some()),
+            None => false,
+        };
+        let by_place = matches!(self, Labels::MultiLabel { indicators: true, .. });
+        if self.is_regression() || by_place || self.are_integers() || !split.rows.iter().any(is_number) {
             return None;
         }
         const SHOWN: usize = 10;
@@ -261,28 +291,59 @@ impl Labels {
         ))
     }
 
-    /// Finds out what train's labels are. If a label has a fraction, or all are floats, they are a
-    /// regression; otherwise they are classes, sorted by name (numbers by value, false before
-    /// true). Floats that count from 0 without a gap are classes too: so whole numbers are written
-    /// where a column has missing values. If a task is given, it decides instead.
+    /// Finds out what train's labels are. Lists are the tags of words where a row has words, and else
+    /// the classes of a row that may have several. Other labels are a regression if one has a
+    /// fraction, or all are floats; otherwise they are classes, sorted by name (numbers by value,
+    /// false before true). Floats that count from 0 without a gap are classes too: so whole numbers
+    /// are written where a column has missing values. If a task is given, it decides instead. `names`
+    /// are those of all classes in their order, if they are known.
     ///
     /// # Errors
     /// A row without label, numbers mixed with text or booleans, labels that are all the same, or
     /// labels that the given task cannot have.
-    pub fn of(train: &RawSplit, task: Option<Task>) -> Result<Self, Error> {
-        let mut first: Option<(&RawLabel, usize)> = None;
-        // Numbers sort by their value, other names as texts; labels are all numbers, or none is.
-        let mut names: BTreeSet<(Option<i64>, String)> = BTreeSet::new();
+    pub fn of(train: &RawSplit, task: Option<Task>, names: Option<&[String]>) -> Result<Self, Error> {
+        let lists = train.rows.iter().find_map(|row| row.label.as_ref());
+        let lists = matches!(lists, Some(RawLabel::List(_)));
+        let of_words = train.rows.iter().any(|row| row.text.is_words());
+        let task = task.or(match (of_words, lists) {
+            (true, _) => Some(Task::TokenClassification),
+            (false, true) => Some(Task::MultiLabel),
+            (false, false) => None,
+        });
+        match task {
+            Some(Task::MultiLabel) => {
+                let indicators = count_indicators(train);
+                let numbers = || indicators.map(|count| (0..count).map(|class| class.to_string()).collect());
+                let names = match names.map(<[_]>::to_vec).or_else(numbers) {
+                    Some(names) => names,
+                    None => found_names(train)?,
+                };
+                Ok(Labels::MultiLabel { classes: Classes::new(names), indicators: indicators.is_some() })
+            }
+            Some(Task::TokenClassification) => {
+                let names = names.map_or_else(|| found_names(train), |names| Ok(names.to_vec()))?;
+                Ok(Labels::TokenClassification { classes: Classes::new(names) })
+            }
+            Some(Task::Classification) | None if names.is_some() => {
+                Ok(Labels::classes(names.unwrap_or_default().to_vec()))
+            }
+            task => Labels::of_one(train, task),
+        }
+    }
+
+    /// The same of labels that are no lists.
+    fn of_one(train: &RawSplit, task: Option<Task>) -> Result<Self, Error> {
+        let mut found = Names::default();
         let (mut floats, mut fraction) = (0, false);
         for row in &train.rows {
             let refuse = |problem| Error::row(&train.files[row.file], row.line, problem);
             let Some(label) = &row.label else {
                 return Err(refuse(Problem::NoLabel { column: train.label_column().into() }));
             };
-            let (other, other_line) = *first.get_or_insert((label, row.line));
-            if other.kind() != label.kind() {
-                return Err(refuse(mixed(label, other, other_line)));
+            if let RawLabel::List(_) = label {
+                return Err(refuse(Problem::LabelOfList { seen: label.to_string() }));
             }
+            found.check(label, row.line).map_err(refuse)?;
             if let RawLabel::Float(_) = label {
                 floats += 1;
                 if label.integer().is_none() {
@@ -294,13 +355,12 @@ impl Labels {
             }
             // A regression needs no names, and could have one for every row.
             if !fraction {
-                names.insert((label.integer(), label.name()));
+                found.add(label);
             }
         }
-        let path = || train.files[0].clone();
         let regression = match task {
             Some(task) => task == Task::Regression,
-            None => fraction || (floats > 0 && floats == train.rows.len() && !count_from_zero(&names)),
+            None => fraction || (floats > 0 && floats == train.rows.len() && !count_from_zero(&found.names)),
         };
         if regression {
             // A value that is not a finite number differs from the others here; `reader`
@@ -308,16 +368,88 @@ impl Labels {
             let mut values = train.rows.iter().map(|row| row.label.as_ref().and_then(value));
             return match values.next().flatten() {
                 Some(value) if values.all(|other| other == Some(value)) => {
-                    Err(Error::OneValue { path: path(), value })
+                    Err(Error::OneValue { path: train.files[0].clone(), value })
                 }
                 _ => Ok(Labels::Regression),
             };
         }
-        let names: Vec<String> = names.into_iter().map(|(_, name)| name).collect();
+        found.finish(train).map(Labels::classes)
+    }
+}
+
+/// The names of the classes in train's lists, sorted.
+fn found_names(train: &RawSplit) -> Result<Vec<String>, Error> {
+    let mut found = Names::default();
+    for row in &train.rows {
+        let refuse = |problem| Error::row(&train.files[row.file], row.line, problem);
+        let label = train.label_of(row, &[]);
+        let label = label.ok_or_else(|| refuse(Problem::NoLabel { column: train.label_column().into() }))?;
+        for item in label.items() {
+            found.check(item, row.line).map_err(refuse)?;
+            if matches!(item, RawLabel::Float(_)) && item.integer().is_none() {
+                return Err(refuse(Problem::LabelFractions { seen: label.to_string() }));
+            }
+            found.add(item);
+        }
+    }
+    found.finish(train)
+}
+
+/// The number of classes if every row has a 0 or 1 for each, as transformers takes them. Lists of
+/// class numbers would be the same only if all rows had the first two classes and no other.
+fn count_indicators(train: &RawSplit) -> Option<usize> {
+    let mut lists = train.rows.iter().map(|row| match &row.label {
+        Some(RawLabel::List(list)) if list.iter().all(|item| bit(item).is_some()) => Some(list.len()),
+        _ => None,
+    });
+    let first = lists.next().flatten().filter(|&classes| classes >= 2)?;
+    lists.all(|classes| classes == Some(first)).then_some(first)
+}
+
+/// Whether a row has a class, by a 0 or 1; None for anything else.
+fn bit(label: &RawLabel) -> Option<bool> {
+    match label {
+        RawLabel::Bool(has) => Some(*has),
+        label => [Some(0), Some(1)].iter().position(|bit| label.integer() == *bit).map(|bit| bit == 1),
+    }
+}
+
+/// The names that labels have. Labels are all numbers, or none is.
+#[derive(Default)]
+struct Names {
+    /// The first label and its line.
+    first: Option<(RawLabel, usize)>,
+    /// Numbers sort by their value, other names as texts.
+    names: BTreeSet<(Option<i64>, String)>,
+}
+
+impl Names {
+    /// Checks that a label is of the first one's kind.
+    fn check(&mut self, label: &RawLabel, line: usize) -> Result<(), Problem> {
+        let (other, other_line) = self.first.get_or_insert_with(|| (label.clone(), line));
+        if other.kind() != label.kind() {
+            return Err(mixed(label, other, *other_line));
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, label: &RawLabel) {
+        self.names.insert((label.integer(), label.name()));
+    }
+
+    /// The names, of which there are at least two.
+    fn finish(self, train: &RawSplit) -> Result<Vec<String>, Error> {
+        let (names, path) = (self.names.into_iter().map(|(_, name)| name), train.files[0].clone());
+        let names: Vec<String> = names.collect();
         match &names[..] {
-            [] => Err(Error::NoRows { path: path() }),
-            [class] => Err(Error::OneClass { path: path(), class: class.clone() }),
-            _ => Ok(Labels::classes(names)),
+            [] if train.rows.is_empty() => Err(Error::NoRows { path }),
+            [] => Err(Error::file(&path, "no row has a class; training needs at least two classes")),
+            [class] if matches!(train.rows[0].label, Some(RawLabel::List(_))) => {
+                let problem = format!("{class} is the only class; training needs at least two classes");
+                Err(Error::file(&path, problem))
+            }
+            [class] => Err(Error::OneClass { path, class: class.clone() }),
+            _ => Ok(names),
         }
     }
 }
@@ -366,21 +498,6 @@ mod tests {
     }
 
     #[test]
-    fn fields_become_labels() {
-        let of = |value: Value, textual| RawLabel::of(&value, "label", textual).unwrap();
-        assert_eq!(of("3".into(), false), Some(RawLabel::Text("3".into())));
-        assert_eq!(of(" 3 ".into(), true), Some(RawLabel::Int(3)));
-        assert_eq!(of("3.0".into(), true), Some(RawLabel::Float(3.0)));
-        assert_eq!(of("nan".into(), true), Some(RawLabel::Text("nan".into())));
-        assert_eq!(of(" positive\t".into(), false), Some(RawLabel::Text("positive".into())));
-        assert_eq!(of("".into(), true), None);
-        assert_eq!(of(Value::Null, false), None);
-        assert_eq!(of(5.0.into(), false), Some(RawLabel::Float(5.0)));
-        assert!(RawLabel::of(&u64::MAX.into(), "label", false).is_err());
-        assert!(RawLabel::of(&serde_json::json!([1]), "label", false).is_err());
-    }
-
-    #[test]
     fn a_class_by_name_or_index() {
         let labels = classes(&["neg", "pos"]);
         let reader = labels.reader();
@@ -404,6 +521,24 @@ mod tests {
     }
 
     #[test]
+    fn lists_are_several_classes_or_tags() {
+        let classes = Classes::new(["a", "b", "c"].map(String::from).into());
+        let list = |items: &[i64]| RawLabel::List(items.iter().map(|&n| RawLabel::Int(n)).collect());
+        let sets = Labels::MultiLabel { classes: classes.clone(), indicators: false };
+        assert_eq!(sets.reader()(&list(&[2, 0])), Ok(Label::Set(vec![0, 2])));
+        assert_eq!(sets.reader()(&list(&[])), Ok(Label::Set(vec![])));
+        assert_eq!(sets.reader()(&RawLabel::Text("B".into())), Ok(Label::Set(vec![1])));
+        // With a 0 or 1 for each class, [0, 1, 1] has the second and the third, and else no meaning.
+        assert!(sets.reader()(&list(&[0, 1, 1])).is_err());
+        let bits = Labels::MultiLabel { classes: classes.clone(), indicators: true };
+        assert_eq!(bits.reader()(&list(&[0, 1, 1])), Ok(Label::Set(vec![1, 2])));
+        assert_eq!(bits.reader()(&list(&[2])), Ok(Label::Set(vec![2])));
+        let tags = Labels::TokenClassification { classes };
+        assert_eq!(tags.reader()(&list(&[1, 1, 0])), Ok(Label::Tags(vec![1, 1, 0])));
+        assert!(tags.reader()(&RawLabel::Int(1)).is_err() && tags.reader()(&list(&[3])).is_err());
+    }
+
+    #[test]
     fn kept_as_json() {
         let labels = classes(&["b", "a"]);
         let text = serde_json::to_string(&labels).unwrap();
@@ -417,6 +552,18 @@ mod tests {
         assert!(other.with_positive("c").unwrap_err().to_string().contains("the classes are b and a"));
         assert!(classes(&["a", "b", "c"]).with_positive("a").is_err());
         assert_eq!(serde_json::to_string(&Labels::Regression).unwrap(), r#"{"kind":"regression"}"#);
+        let two = Classes::new(["b", "a"].map(String::from).into());
+        let weighted = Labels::TokenClassification { classes: two.clone() }.with_weights(vec![1.0, 0.5]);
+        let sets = |indicators| Labels::MultiLabel { classes: two.clone(), indicators };
+        for (labels, text) in [
+            (weighted, r#"{"kind":"token-classification","names":["b","a"],"weights":[1.0,0.5]}"#),
+            (sets(false), r#"{"kind":"multi-label","names":["b","a"]}"#),
+            (sets(true), r#"{"kind":"multi-label","names":["b","a"],"indicators":true}"#),
+        ] {
+            assert_eq!(serde_json::to_string(&labels).unwrap(), text);
+            assert_eq!(serde_json::from_str::<Labels>(text).unwrap(), labels);
+            assert!(labels.with_positive("a").is_err());
+        }
         for bad in [r#"["a"]"#, r#"["a","a"]"#] {
             let text = format!(r#"{{"kind":"classification","names":{bad}}}"#);
             assert!(serde_json::from_str::<Labels>(&text).is_err());

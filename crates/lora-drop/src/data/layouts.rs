@@ -8,6 +8,8 @@ use super::text::TextKind;
 pub(super) enum RowKind {
     /// A text or a pair of texts, with a label.
     Labelled,
+    /// Words, each with a tag.
+    Words,
     /// Rows from which text is learned.
     Texts(TextKind),
 }
@@ -16,10 +18,10 @@ pub(super) enum RowKind {
 /// compared without regard to case.
 pub(super) struct Layout {
     pub rows: RowKind,
-    /// The text, the first text of a pair, the prompt or the conversation.
+    /// The text, the first text of a pair, the words, the prompt or the conversation.
     pub text: &'static str,
-    /// The second text of a pair, or the completion, by one of these names; empty if the layout has
-    /// none.
+    /// The second text of a pair, the words' tags, or the completion, by one of these names; empty if
+    /// the layout has none.
     pub second: &'static [&'static str],
     /// What follows the prompt on a new line, where it has text.
     pub input: &'static [&'static str],
@@ -31,6 +33,10 @@ const fn single(text: &'static str) -> Layout {
 
 const fn pair(text: &'static str, second: &'static [&'static str]) -> Layout {
     Layout { rows: RowKind::Labelled, text, second, input: &[] }
+}
+
+const fn words(text: &'static str) -> Layout {
+    Layout { rows: RowKind::Words, text, second: TAGS, input: &[] }
 }
 
 const fn completion(prompt: &'static str, second: &'static [&'static str]) -> Layout {
@@ -65,6 +71,9 @@ pub(super) const LAYOUTS: &[Layout] = &[
     single("question"),
     single("query"),
     single("body"),
+    // Words with tags.
+    words("tokens"),
+    words("words"),
     // Prompts with completions, as texts or as turns.
     completion("prompt", &["completion", "response"]),
     Layout { input: &["input", "context"], ..completion("instruction", &["output", "response"]) },
@@ -81,6 +90,20 @@ pub(super) const LAYOUTS: &[Layout] = &[
     whole(TextKind::Text, "text"),
 ];
 
+/// Columns of the tags of words.
+const TAGS: &[&str] = &[
+    "tags",
+    "ner_tags",
+    "pos_tags",
+    "chunk_tags",
+    "labels",
+    "ner",
+    "ner_labels",
+    "pos",
+    "upos",
+    "xpos",
+    "fine_ner_tags",
+];
 /// Columns of the label.
 pub(super) const LABELS: &[&str] = &[
     "label",
@@ -137,6 +160,7 @@ impl Layout {
 pub(super) fn looks_read(name: &str, rows: RowKind) -> bool {
     let is = |names: &[&str]| names.iter().any(|known| known.eq_ignore_ascii_case(name));
     match rows {
+        RowKind::Words => false,
         RowKind::Labelled => {
             is(PROMPT_LIKE) || Layout::of(rows).any(|layout| is(layout.second) || is(&[layout.text]))
         }
@@ -158,7 +182,7 @@ mod tests {
         const DATA: &str = include_str!("../../../../docs/data.md");
         const CHAT: &str = include_str!("../../../../docs/chat.md");
         for layout in LAYOUTS {
-            let page = if layout.rows == RowKind::Labelled { DATA } else { CHAT }.to_lowercase();
+            let page = if matches!(layout.rows, RowKind::Texts(_)) { CHAT } else { DATA }.to_lowercase();
             let names = [&[layout.text][..], layout.second, layout.input].concat();
             for name in names {
                 assert!(page.contains(name), "{name} of {}", layout.text);

@@ -1,5 +1,6 @@
 //! A split before tokenising: its rows with their places, read from files or given in memory.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
@@ -10,9 +11,11 @@ use super::columns::{ColumnNames, Columns, LabelColumn, field, not_blank, option
 use super::dataset::LabelledRow;
 use super::error::{Error, Place, Problem, list};
 use super::files::{Format, SplitName};
-use super::labels::{Label, Labels, RawLabel};
-use super::layouts::{RowKind, looks_read};
-use super::rows::{Row, Rows};
+use super::labels::{Label, Labels};
+use super::layouts::looks_read;
+use super::raw_label::RawLabel;
+use super::row_text::RowText;
+use super::rows::{ClassNames, Row, Rows};
 use super::sample;
 use crate::settings::BadRows;
 use crate::summary::SplitFacts;
@@ -29,6 +32,8 @@ pub struct RawRows<C, R> {
     /// The columns, as the first file spells them.
     pub columns: C,
     pub rows: Vec<R>,
+    /// The first file's names for a column's class numbers.
+    pub class_names: ClassNames,
     /// What the user should know of rows that were left out and of columns that are not read.
     pub warnings: Vec<String>,
 }
@@ -39,10 +44,7 @@ pub type RawSplit = RawRows<Columns, RawRow>;
 /// A row's texts and label.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RawRow {
-    /// The text, or the first text of a pair.
-    pub text: String,
-    /// The second text of a pair.
-    pub pair: Option<String>,
+    pub text: RowText,
     /// None if the row has no label.
     pub label: Option<RawLabel>,
     /// Index into the split's files.
@@ -86,11 +88,15 @@ impl<C: Clone, R> RawRows<C, R> {
     ) -> Result<Self, Error> {
         let (mut first, mut rows): (Option<C>, _) = (None, Vec::new());
         let (mut left_out, mut blank) = (LeftOut::default(), Vec::new());
-        let mut unread: Vec<String> = Vec::new();
+        let (mut unread, mut class_names): (Vec<String>, _) = (Vec::new(), ClassNames::new());
         for (number, file) in files.iter().enumerate() {
             let mut columns: Option<C> = None;
             let (mut any, mut seen) = (false, HashSet::new());
-            for row in Rows::open(file)? {
+            let rows_of_file = Rows::open(file)?;
+            if number == 0 {
+                class_names = rows_of_file.class_names.clone();
+            }
+            for row in rows_of_file {
                 any = true;
                 let row = match row {
                     Ok(row) => row,
@@ -143,7 +149,7 @@ impl<C: Clone, R> RawRows<C, R> {
         unread.retain(|column| name == SplitName::Train && how.looks_read(&columns, column));
         let warnings = [left_out.warning(name), blank_rows(name, &blank), unread_columns(name, &unread)];
         let warnings = warnings.into_iter().flatten().collect();
-        Ok(RawRows { name, files: files.to_vec(), columns, rows, warnings })
+        Ok(RawRows { name, files: files.to_vec(), columns, rows, class_names, warnings })
     }
 
     /// A split of rows in memory; `read` checks a row and is given its number, from 1.
@@ -162,7 +168,8 @@ impl<C: Clone, R> RawRows<C, R> {
         }
         let read = |(row, number)| read(row, number).map_err(|e| Error::row(&file, number, e));
         let rows = rows.into_iter().zip(1..).map(read).collect::<Result<_, _>>()?;
-        Ok(RawRows { name, files: vec![file], columns, rows, warnings: Vec::new() })
+        let class_names = ClassNames::new();
+        Ok(RawRows { name, files: vec![file], columns, rows, class_names, warnings: Vec::new() })
     }
 
     /// Moves the rows of train that stand in for dev into a split of their own; `labels` are those
@@ -172,8 +179,10 @@ impl<C: Clone, R> RawRows<C, R> {
         sample::hold_out(labels, HOLD_OUT).into_iter().for_each(|row| held[row] = true);
         let mut held = held.into_iter();
         let dev: Vec<R> = self.rows.extract_if(.., |_| held.next() == Some(true)).collect();
-        let (files, columns) = (self.files.clone(), self.columns.clone());
-        let dev = RawRows { name: SplitName::Dev, files, columns, rows: dev, warnings: Vec::new() };
+        let (files, columns, class_names) =
+            (self.files.clone(), self.columns.clone(), self.class_names.clone());
+        let name = SplitName::Dev;
+        let dev = RawRows { name, files, columns, rows: dev, class_names, warnings: Vec::new() };
         (!dev.rows.is_empty()).then_some(dev)
     }
 
@@ -307,7 +316,7 @@ impl ReadRows for Labelled<'_> {
     }
 
     fn read(&self, row: &Row, columns: &Columns, file: usize) -> Result<Option<RawRow>, Problem> {
-        let (text, pair) = columns.texts(row)?;
+        let Some(text) = columns.text(row)? else { return Ok(None) };
         let textual = matches!(Format::of(&self.files[file]), Some((Format::Csv | Format::Tsv, _)));
         let label = match &columns.label {
             Some(column) if self.needed() == LabelColumn::Required => {
@@ -319,15 +328,20 @@ impl ReadRows for Labelled<'_> {
                 RawLabel::of(value, column.as_deref().unwrap_or_default(), textual)?
             }
         };
-        Ok(Some(RawRow { text: text.into(), pair: pair.map(Into::into), label, file, line: row.line }))
+        if let (RowText::Words(words), Some(RawLabel::List(tags))) = (&text, &label)
+            && words.len() != tags.len()
+        {
+            return Err(Problem::TagCount { words: words.len(), tags: tags.len() });
+        }
+        Ok(Some(RawRow { text, label, file, line: row.line }))
     }
 
     fn reads(&self, columns: &Columns, name: &str) -> bool {
         columns.reads(name)
     }
 
-    fn looks_read(&self, _: &Columns, name: &str) -> bool {
-        self.named.text.is_none() && looks_read(name, RowKind::Labelled)
+    fn looks_read(&self, columns: &Columns, name: &str) -> bool {
+        self.named.text.is_none() && looks_read(name, columns.rows())
     }
 }
 
@@ -361,7 +375,8 @@ impl RawSplit {
                 (None, true) => return Err(Problem::NoText { column: "pair".into(), seen: "null" }),
                 (_, false) => {}
             }
-            Ok(RawRow { text, pair: pair.filter(|_| pairs), label: Some(label), file: 0, line })
+            let text = (text, pair.filter(|_| pairs)).into();
+            Ok(RawRow { text, label: Some(label), file: 0, line })
         })
     }
 
@@ -373,6 +388,28 @@ impl RawSplit {
     /// The label column's name, `label` if there is none.
     pub fn label_column(&self) -> &str {
         self.columns.label.as_deref().unwrap_or("label")
+    }
+
+    /// A row's label; numbers in a list have the names that the file gives them, if these are among
+    /// the classes `known`, or none are.
+    pub(super) fn label_of<'a>(&self, row: &'a RawRow, known: &[String]) -> Option<Cow<'a, RawLabel>> {
+        let label = row.label.as_ref()?;
+        let names = self.columns.label.as_ref().and_then(|column| self.class_names.get(column));
+        let names = names.filter(|names| known.is_empty() || names.iter().all(|name| known.contains(name)));
+        let (RawLabel::List(list), Some(names)) = (label, names) else { return Some(Cow::Borrowed(label)) };
+        let name = |item: &RawLabel| match item.integer().and_then(|n| names.get(usize::try_from(n).ok()?)) {
+            Some(name) => RawLabel::Text(name.clone()),
+            None => item.clone(),
+        };
+        Some(Cow::Owned(RawLabel::List(list.iter().map(name).collect())))
+    }
+
+    /// The names of the label column's classes in their order, if the file has them and labels are
+    /// lists.
+    pub(super) fn names_of_lists(&self) -> Option<&[String]> {
+        let lists = self.rows.iter().any(|row| matches!(row.label, Some(RawLabel::List(_))));
+        let names = self.class_names.get(self.columns.label.as_ref()?)?;
+        lists.then_some(names)
     }
 
     /// Every row's label under `labels`. None for a test split without labels: one without the
@@ -388,9 +425,19 @@ impl RawSplit {
         }
         let reader = labels.reader();
         let read = self.rows.iter().map(|row| {
-            let label =
-                row.label.as_ref().ok_or_else(|| Problem::NoLabel { column: self.label_column().into() });
-            label.and_then(&reader).map_err(|p| Error::row(self.file_of(row), row.line, p))
+            let label = self
+                .label_of(row, labels.names())
+                .ok_or_else(|| Problem::NoLabel { column: self.label_column().into() });
+            let label = label.and_then(|label| {
+                let read = reader(&label)?;
+                match (&read, row.text.words()) {
+                    (Label::Tags(tags), Some(words)) if tags.len() != words.len() => {
+                        Err(Problem::TagCount { words: words.len(), tags: tags.len() })
+                    }
+                    _ => Ok(read),
+                }
+            });
+            label.map_err(|p| Error::row(self.file_of(row), row.line, p))
         });
         read.collect::<Result<_, _>>().map(Some)
     }

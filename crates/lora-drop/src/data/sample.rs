@@ -35,19 +35,23 @@ fn target(rows: usize, ratio: f64) -> usize {
     ((ratio * rows as f64).round() as usize).clamp(1, rows)
 }
 
-/// Each row's stratum: its class, or the quantile of its value. There are at most ten quantiles,
-/// and no more than the sample has rows.
+/// Each row's stratum: its class, the rarest of several, or the quantile of its value. There are at
+/// most ten quantiles, and no more than the sample has rows. Rows without a class have a stratum of
+/// their own.
 fn strata(labels: &[Label], size: usize) -> Vec<usize> {
     let quantiles = QUANTILES.min(size).max(1);
     let mut by_value: Vec<(f32, usize)> = Vec::new();
     let mut of: Vec<usize> = Vec::with_capacity(labels.len());
+    let classes = labels.iter().flat_map(Label::classes).max().map_or(0, |most| most + 1);
+    let mut count = vec![0usize; classes];
+    labels.iter().flat_map(Label::classes).for_each(|&class| count[class] += 1);
     for (row, label) in labels.iter().enumerate() {
-        match *label {
-            Label::Class(class) => of.push(class),
-            Label::Value(value) => {
-                by_value.push((value, row));
-                of.push(0);
-            }
+        if let Label::Value(value) = *label {
+            by_value.push((value, row));
+            of.push(0);
+        } else {
+            let rarest = label.classes().iter().copied().min_by_key(|&class| (count[class], class));
+            of.push(rarest.unwrap_or(classes));
         }
     }
     by_value.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
@@ -112,7 +116,7 @@ mod tests {
     fn per_class(labels: &[Label], rows: &[usize]) -> Vec<usize> {
         let mut count = vec![0; 12];
         for &row in rows {
-            let Label::Class(class) = labels[row] else { unreachable!() };
+            let [class] = *labels[row].classes() else { unreachable!() };
             count[class] += 1;
         }
         count

@@ -2,9 +2,11 @@
 //! transformers cuts.
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use tokenizers::models::wordpiece::WordPiece;
 use tokenizers::normalizers::BertNormalizer;
+use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
 use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::utils::truncation::{
@@ -14,6 +16,7 @@ use tokenizers::{AddedToken, Encoding, PostProcessor, Tokenizer};
 
 use super::cache::Fingerprint;
 use super::error::{Error, Problem};
+use super::row_text::RowText;
 use super::tokenizer_rules;
 use crate::files::read_if_there;
 use crate::panics::caught;
@@ -26,6 +29,8 @@ pub struct Tokens {
     pub(super) side: TruncationDirection,
     /// The token for text that the vocabulary does not have, if there is one.
     unknown: Option<u32>,
+    /// The tokenizer of rows that are given as words, once it is needed.
+    of_words: OnceLock<Tokenizer>,
     file: PathBuf,
     /// The hash of the bytes that it was built from.
     hash: u128,
@@ -44,6 +49,20 @@ pub struct Encoded {
     pub length: usize,
     /// Whether `length` counts the whole row.
     pub counted: bool,
+    /// For rows that are given as words: the number of each word that has a token, and the place of
+    /// its first.
+    pub words: Vec<(u32, u32)>,
+}
+
+/// How rows become tokens.
+#[derive(Clone, Copy, Debug)]
+pub struct RowLimits {
+    /// Most tokens of a row, special tokens included.
+    pub max_length: usize,
+    /// Tokens that the model has an embedding for.
+    pub vocabulary: usize,
+    /// Token types that the model has an embedding for; None if it has no token types.
+    pub token_types: Option<usize>,
 }
 
 /// The tokens of a text, or more of them than are used, from the side that is kept.
@@ -119,7 +138,14 @@ impl Tokens {
             Some("left") => TruncationDirection::Left,
             _ => TruncationDirection::Right,
         };
-        Ok(Tokens { unknown: unknown_token(&tokenizer), tokenizer, side, file, hash: source.finish() })
+        Ok(Tokens {
+            unknown: unknown_token(&tokenizer),
+            tokenizer,
+            side,
+            of_words: OnceLock::new(),
+            file,
+            hash: source.finish(),
+        })
     }
 
     /// A tokenizer that was built from these bytes of `file`, which is named in messages.
@@ -127,7 +153,7 @@ impl Tokens {
         let mut source = Fingerprint::new("tokenizer");
         source.bytes(built_from);
         let (unknown, side) = (unknown_token(&tokenizer), TruncationDirection::Right);
-        Tokens { tokenizer, side, unknown, file, hash: source.finish() }
+        Tokens { tokenizer, side, unknown, of_words: OnceLock::new(), file, hash: source.finish() }
     }
 
     /// The tokenizer itself.
@@ -163,6 +189,62 @@ impl Tokens {
             return Err(Error::MaxLength { max_length, special, texts });
         }
         Ok(())
+    }
+
+    /// Tokens of a row, for labels of its words or of the whole row; see [`Tokens::encode`] and
+    /// [`Tokens::encode_words`].
+    ///
+    /// # Errors
+    /// Those of the two; a row of words for labels of the whole row, and a pair for those of words.
+    pub fn encode_row(&self, row: &RowText, of_words: bool, limits: RowLimits) -> Result<Encoded, Problem> {
+        let RowLimits { max_length, vocabulary, token_types } = limits;
+        match (row, of_words) {
+            (RowText::One(text), false) => self.encode(text, None, max_length, vocabulary, token_types),
+            (RowText::Pair(text, pair), false) => {
+                self.encode(text, Some(pair), max_length, vocabulary, token_types)
+            }
+            (RowText::Words(_), false) => Err(Problem::Words),
+            (_, true) => self.encode_words(&row.words().ok_or(Problem::PairOfWords)?, limits),
+        }
+    }
+
+    /// Tokens of words, each by itself as transformers does with `is_split_into_words=True`, with
+    /// special tokens, cut to `max_length`.
+    ///
+    /// # Errors
+    /// Those of [`Tokens::encode`]; no word has a token.
+    pub fn encode_words(&self, words: &[&str], limits: RowLimits) -> Result<Encoded, Problem> {
+        let special = self.special_tokens(false);
+        let room = limits.max_length.saturating_sub(special);
+        let tokenizer = self.of_words.get_or_init(|| of_words(&self.tokenizer));
+        let (mut parts, mut made, mut read) = (Vec::new(), 0, 0);
+        // Nearly every word has a token, so that one chunk is enough of a row far over the limit.
+        for chunk in words.chunks(room + 1) {
+            let mut part = self.ask(|_| tokenizer.encode(chunk, false))?;
+            part.get_word_ids_mut().iter_mut().flatten().for_each(|word| *word += read as u32);
+            (made, read) = (made + part.len(), read + chunk.len());
+            parts.push(part);
+            if made > room && self.side == TruncationDirection::Right {
+                break;
+            }
+        }
+        let mut whole = Encoding::merge(parts, false);
+        if made > room {
+            whole.truncate(room, 0, self.side);
+            whole.take_overflowing();
+        }
+        let whole = self.ask(|tokenizer| tokenizer.post_process(whole, None, true))?;
+        let mut first: Vec<(u32, u32)> = Vec::new();
+        for (place, word) in whole.get_word_ids().iter().enumerate() {
+            if let Some(word) = word.filter(|word| first.last().is_none_or(|(last, _)| last != word)) {
+                first.push((word, place as u32));
+            }
+        }
+        if first.is_empty() {
+            return Err(Problem::NoTokens);
+        }
+        let encoded = self.checked(&whole, made + special, read == words.len(), limits)?;
+        Ok(Encoded { words: first, ..encoded })
     }
 
     /// Tokens of a text or a pair, with special tokens, cut to `max_length` (see
@@ -222,6 +304,18 @@ impl Tokens {
             (first, second)
         };
         let whole = self.ask(|tokenizer| tokenizer.post_process(first, second, true))?;
+        self.checked(&whole, length, counted, RowLimits { max_length, vocabulary, token_types })
+    }
+
+    /// A row's tokens, which the model has embeddings for.
+    fn checked(
+        &self,
+        whole: &Encoding,
+        length: usize,
+        counted: bool,
+        limits: RowLimits,
+    ) -> Result<Encoded, Problem> {
+        let RowLimits { vocabulary, token_types, .. } = limits;
         let (ids, types) = (whole.get_ids().to_vec(), whole.get_type_ids().to_vec());
         if ids.is_empty() {
             return Err(Problem::NoTokens);
@@ -231,7 +325,7 @@ impl Tokens {
         if let Some((kind, known)) = token_types.and_then(|known| Some((beyond(known)?, known))) {
             return Err(Problem::TokenType { kind, known });
         }
-        Ok(Encoded { ids, types, length, counted })
+        Ok(Encoded { ids, types, length, counted, words: Vec::new() })
     }
 
     /// Checks that the model has an embedding for every token.
@@ -407,6 +501,17 @@ fn unknown_token(tokenizer: &Tokenizer) -> Option<u32> {
 
 /// More special tokens than any model's template adds.
 const MOST_SPECIAL_TOKENS: usize = 1024;
+
+/// A tokenizer of single words. As transformers demands of those whose tokens contain the space
+/// before a word, each word gets one.
+fn of_words(tokenizer: &Tokenizer) -> Tokenizer {
+    let mut tokenizer = tokenizer.clone();
+    if let Some(PreTokenizerWrapper::ByteLevel(bytes)) = tokenizer.get_pre_tokenizer() {
+        let bytes = bytes.add_prefix_space(true);
+        tokenizer.with_pre_tokenizer(Some(bytes));
+    }
+    tokenizer
+}
 
 const SAVE_IT: &str =
     "save the tokenizer with transformers: AutoTokenizer.from_pretrained(MODEL).save_pretrained(DIR)";
@@ -598,6 +703,43 @@ mod tests {
         for side in [TruncationDirection::Right, TruncationDirection::Left] {
             for (kind, tokens) in kinds(side) {
                 assert!(same_tokens(&tokens, &text, 30), "{kind}");
+            }
+        }
+    }
+
+    #[test]
+    fn words_are_tokenised_one_by_one() {
+        let words = ["ab", "aab", "b1", "a"];
+        for side in [TruncationDirection::Right, TruncationDirection::Left] {
+            for (kind, tokens) in kinds(side) {
+                // The space before a word is a part of its tokens.
+                let space = if kind == "GPT-2" { " " } else { "" };
+                let ids = |word: &str| {
+                    tokens.part(&format!("{space}{word}"), 99).unwrap().encoding.get_ids().to_vec()
+                };
+                let each: Vec<(u32, u32)> = (0..)
+                    .zip(words)
+                    .flat_map(|(number, word)| ids(word).into_iter().map(move |id| (number, id)))
+                    .collect();
+                for max_length in [99, 5] {
+                    let limits = RowLimits { max_length, vocabulary: 100, token_types: None };
+                    let found = tokens.encode_words(&words, limits).unwrap();
+                    let cut = each.len().saturating_sub(max_length);
+                    let kept = if side == TruncationDirection::Left {
+                        &each[cut..]
+                    } else {
+                        &each[..each.len() - cut]
+                    };
+                    assert_eq!(found.ids, kept.iter().map(|(_, id)| *id).collect::<Vec<_>>(), "{kind}");
+                    let first = |i: usize| i == 0 || kept[i - 1].0 != kept[i].0;
+                    let places = (0..kept.len()).filter(|&i| first(i)).map(|i| (kept[i].0, i as u32));
+                    assert_eq!(found.words, places.collect::<Vec<_>>(), "{kind}");
+                    assert_eq!((found.length, found.counted), (each.len(), true), "{kind}");
+                }
+                let many = vec!["ab"; 10_000];
+                let found = tokens
+                    .encode_words(&many, RowLimits { max_length: 5, vocabulary: 100, token_types: None });
+                assert_eq!(found.unwrap().counted, side == TruncationDirection::Left, "{kind}");
             }
         }
     }

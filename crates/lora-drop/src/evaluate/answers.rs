@@ -14,6 +14,10 @@ use crate::events::OnlyClass;
 #[derive(Clone, Debug, PartialEq)]
 pub enum Answers {
     Classes(Vec<ClassAnswer>),
+    /// Of rows that may have several classes.
+    Sets(Vec<SetAnswer>),
+    /// Of each labelled word of a row.
+    Tags(Vec<Vec<ClassAnswer>>),
     Values(Vec<ValueAnswer>),
     /// For texts: the mean loss of each one's learned tokens.
     Losses(Vec<f32>),
@@ -30,6 +34,22 @@ pub struct ClassAnswer {
     pub label: u32,
 }
 
+impl ClassAnswer {
+    fn is_wrong(&self) -> bool {
+        self.predicted != self.label
+    }
+}
+
+/// The predicted and the true classes of a row, by index, ascending.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct SetAnswer {
+    /// Those with a probability of at least 0.5.
+    pub predicted: Box<[u32]>,
+    pub labels: Box<[u32]>,
+    /// The loss of the row.
+    pub loss: f32,
+}
+
 /// The predicted and the true value of a row.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ValueAnswer {
@@ -37,12 +57,13 @@ pub struct ValueAnswer {
     pub label: f32,
 }
 
-/// Rows counted by class.
+/// Rows or words counted by class.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ClassCounts {
     /// Classes that a row has or that the model predicts, the most frequent first, then by index.
     pub classes: Vec<ClassCount>,
-    /// Number of rows by (true class, predicted class), without pairs that never occur.
+    /// Number of rows by (true class, predicted class), without pairs that never occur. Empty where
+    /// rows may have several.
     #[serde(with = "pairs")]
     pub pairs: BTreeMap<(u32, u32), usize>,
 }
@@ -99,23 +120,48 @@ fn share(of: usize, all: usize) -> f64 {
 }
 
 impl Answers {
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        match self {
+            Answers::Classes(rows) => rows.len(),
+            Answers::Sets(rows) => rows.len(),
+            Answers::Tags(rows) => rows.len(),
+            Answers::Values(rows) => rows.len(),
+            Answers::Losses(rows) => rows.len(),
+        }
+    }
+
+    /// The answers with one class each, of rows or words.
+    fn single(&self) -> Option<impl Iterator<Item = &ClassAnswer>> {
+        let (rows, words): (&[_], &[_]) = match self {
+            Answers::Classes(rows) => (rows, &[]),
+            Answers::Tags(rows) => (&[], rows),
+            Answers::Sets(_) | Answers::Values(_) | Answers::Losses(_) => return None,
+        };
+        Some(rows.iter().chain(words.iter().flatten()))
+    }
+
     /// The counts by class; None if rows have no classes.
     pub fn by_class(&self) -> Option<ClassCounts> {
-        let Answers::Classes(rows) = self else {
-            return None;
+        let mut classes: BTreeMap<u32, ClassCount> = BTreeMap::new();
+        let mut add = |class, labelled, predicted, correct| {
+            let found = classes.entry(class).or_insert(ClassCount { class, ..ClassCount::default() });
+            found.labelled += labelled;
+            found.predicted += predicted;
+            found.correct += correct;
         };
         let mut pairs: BTreeMap<(u32, u32), usize> = BTreeMap::new();
-        for row in rows {
-            *pairs.entry((row.label, row.predicted)).or_default() += 1;
+        if let Answers::Sets(rows) = self {
+            for SetAnswer { predicted, labels, .. } in rows {
+                labels.iter().for_each(|&class| add(class, 1, 0, usize::from(predicted.contains(&class))));
+                predicted.iter().for_each(|&class| add(class, 0, 1, 0));
+            }
+        } else {
+            for answer in self.single()? {
+                *pairs.entry((answer.label, answer.predicted)).or_default() += 1;
+            }
         }
-        let mut classes: BTreeMap<u32, ClassCount> = BTreeMap::new();
         for (&(label, predicted), &count) in &pairs {
-            let mut add = |class, labelled, predicted, correct| {
-                let found = classes.entry(class).or_insert(ClassCount { class, ..ClassCount::default() });
-                found.labelled += labelled;
-                found.predicted += predicted;
-                found.correct += correct;
-            };
             add(label, count, 0, if label == predicted { count } else { 0 });
             add(predicted, 0, count, 0);
         }
@@ -124,27 +170,35 @@ impl Answers {
         Some(ClassCounts { classes, pairs })
     }
 
-    /// The class that is predicted for every row although rows have several; `names` are those of
-    /// all classes, by index.
+    /// The class that is predicted for every row or word although they have several; `names` are those
+    /// of all classes, by index.
     pub fn only_class(&self, names: &[String]) -> Option<OnlyClass> {
-        let Answers::Classes(rows) = self else {
-            return None;
-        };
-        let first = rows.first()?;
-        let correct = rows.iter().filter(|row| row.label == first.predicted).count();
-        let is_only = rows.iter().all(|row| row.predicted == first.predicted) && correct < rows.len();
+        let first = self.single()?.next()?;
+        let rows = self.single()?.count();
+        let correct = self.single()?.filter(|row| row.label == first.predicted).count();
+        let is_only = self.single()?.all(|row| row.predicted == first.predicted) && correct < rows;
         let name = names.get(first.predicted as usize).filter(|_| is_only)?;
-        Some(OnlyClass { name: name.clone(), share: share(correct, rows.len()) })
+        let words = matches!(self, Answers::Tags(_));
+        Some(OnlyClass { name: name.clone(), share: share(correct, rows), words })
     }
 
     /// Returns the numbers of at most `most` rows that say most about the model: the wrong ones
-    /// with the highest confidence, the values with the largest error, or the texts with the
-    /// highest loss.
+    /// with the highest confidence, those with most wrong words, the values with the largest error,
+    /// or those with the highest loss.
     fn worst(&self, most: usize) -> Vec<usize> {
         let mut rows: Vec<(f32, usize)> = match self {
             Answers::Classes(rows) => {
                 let wrong = rows.iter().enumerate().filter(|(_, row)| row.predicted != row.label);
                 wrong.map(|(number, row)| (row.confidence, number)).collect()
+            }
+            Answers::Sets(rows) => {
+                let wrong = rows.iter().enumerate().filter(|(_, row)| row.predicted != row.labels);
+                wrong.map(|(number, row)| (row.loss, number)).collect()
+            }
+            Answers::Tags(rows) => {
+                let wrong = |row: &Vec<ClassAnswer>| row.iter().filter(|word| word.is_wrong()).count() as f32;
+                let rows = rows.iter().enumerate().map(|(number, row)| (wrong(row), number));
+                rows.filter(|(wrong, _)| *wrong > 0.0).collect()
             }
             Answers::Values(rows) => {
                 let off = |row: &ValueAnswer| (row.predicted - row.label).abs();
@@ -175,10 +229,23 @@ pub struct ExampleRow {
 pub enum Outcome {
     /// Class names, and the probability of the predicted class.
     Class { label: String, predicted: String, confidence: f64 },
+    /// Names of the classes.
+    Set { labels: Vec<String>, predicted: Vec<String> },
+    /// The wrong words of a row with this number of words.
+    Tags { wrong: Vec<WrongTag>, words: usize },
     /// Values of a regression.
     Value { label: f64, predicted: f64 },
     /// The mean loss of the learned tokens.
     Loss(f64),
+}
+
+/// A word with a wrong tag.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WrongTag {
+    /// The word, decoded from its tokens.
+    pub word: String,
+    pub label: String,
+    pub predicted: String,
 }
 
 /// Returns at most `most` rows of dev that show most about the model: wrong ones with the highest
@@ -193,7 +260,12 @@ pub fn examples(data: &TaskData, answers: &Answers, tokens: &Tokens, most: usize
                 let example = &data.dev.examples[number];
                 let texts = tokens.texts(&example.ids)?;
                 let place = data.dev.place(example).to_string();
-                ExampleRow { place, texts, outcome: outcome(answers, number, data.labels.names()) }
+                let word = |word: usize| {
+                    let start = example.labelled[word] as usize;
+                    let end = example.labelled.get(word + 1).map_or(example.ids.len(), |&end| end as usize);
+                    Ok(tokens.decode(&example.ids[start..end])?.trim().to_string())
+                };
+                ExampleRow { place, texts, outcome: outcome(answers, number, data.labels.names(), word)? }
             }
             TaskData::Text(data) => {
                 let example = &data.dev.examples[number];
@@ -205,25 +277,44 @@ pub fn examples(data: &TaskData, answers: &Answers, tokens: &Tokens, most: usize
                     .map(|ids| tokens.decode_all(ids))
                     .collect::<std::result::Result<_, _>>()?;
                 let place = data.dev.place(example).to_string();
-                ExampleRow { place, texts, outcome: outcome(answers, number, &[]) }
+                ExampleRow { place, texts, outcome: outcome(answers, number, &[], |_| Ok(String::new()))? }
             }
         })
     };
     answers.worst(most).into_iter().map(row).collect()
 }
 
-fn outcome(answers: &Answers, number: usize, names: &[String]) -> Outcome {
+fn outcome(
+    answers: &Answers,
+    number: usize,
+    names: &[String],
+    word: impl Fn(usize) -> Result<String>,
+) -> Result<Outcome> {
     let name = |class: u32| names.get(class as usize).cloned().unwrap_or_default();
-    match answers {
+    Ok(match answers {
         Answers::Classes(rows) => {
             let ClassAnswer { predicted, confidence, label } = rows[number];
             Outcome::Class { label: name(label), predicted: name(predicted), confidence: confidence.into() }
+        }
+        Answers::Sets(rows) => {
+            let SetAnswer { predicted, labels, .. } = &rows[number];
+            let [labels, predicted] =
+                [labels, predicted].map(|classes| classes.iter().map(|&class| name(class)).collect());
+            Outcome::Set { labels, predicted }
+        }
+        Answers::Tags(rows) => {
+            let wrong = rows[number].iter().enumerate().filter(|(_, answer)| answer.is_wrong());
+            let wrong = wrong.map(|(place, answer)| {
+                let (label, predicted) = (name(answer.label), name(answer.predicted));
+                Ok(WrongTag { word: word(place)?, label, predicted })
+            });
+            Outcome::Tags { wrong: wrong.collect::<Result<_>>()?, words: rows[number].len() }
         }
         Answers::Values(rows) => {
             Outcome::Value { label: rows[number].label.into(), predicted: rows[number].predicted.into() }
         }
         Answers::Losses(losses) => Outcome::Loss(losses[number].into()),
-    }
+    })
 }
 
 /// What a decoder generated for a row of dev.

@@ -173,7 +173,7 @@ impl Predictor {
 
 /// The model at `path`, if it writes text.
 fn decoder<'a>(model: &'a Model, path: &Path) -> Result<&'a Model> {
-    match model.outputs {
+    match model.head {
         None => Ok(model),
         Some(_) => Err(Error::Usage(format!(
             "{}: with its head for labels it writes no text; metrics of generated text are for decoders without one",

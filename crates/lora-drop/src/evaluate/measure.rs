@@ -2,25 +2,26 @@
 
 use std::time::Instant;
 
-use lora_drop_compute::loss;
 use lora_drop_transformer::{
-    Context, LoraTable, Memory, Model, Observations, Observer, Observing, Parameters, Stopped,
+    Context, Head, HeadKind, LoraTable, Memory, Model, Observations, Observer, Observing, Parameters, Stopped,
 };
 
-use super::answers::{Answers, ClassAnswer, ValueAnswer};
-use super::metrics::{self, Metric};
+use super::answers::Answers;
+use super::metrics::Metric;
 use crate::data::batch::{self, PackedBatch};
 use crate::data::text::{PackedTexts, TextExample};
 use crate::data::{Example, Label, Labels, TaskRows};
-use crate::engine::{Packed, sequences, texts, unzip};
+use crate::engine::{Packed, sequences, texts};
 use crate::events::{Event, Stage};
+use crate::heads::{self, Answer, take};
 use crate::ranks::{Ranks, share_out};
 use crate::{Cancel, Error, Result, finite};
 
 /// Loss and metrics of a model on rows.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct Evaluation {
-    /// Mean over the rows, without label smoothing.
+    /// Mean over the rows, over rows and classes where a row may have several, or over labelled words,
+    /// by the classes' weights, without label smoothing.
     pub loss: f64,
     /// Name and value, the task's default metric first.
     pub metrics: Vec<(String, f64)>,
@@ -102,7 +103,7 @@ impl Measuring<'_> {
     }
 
     /// Computes the rows' logits by a model with a head, and gives each row's number and logits,
-    /// (outputs), to `take`. None are kept: with thousands of classes they would be larger than the
+    /// (outputs) or (labelled words, outputs), to `take`. None are kept: with thousands of classes they would be larger than the
     /// model.
     ///
     /// # Errors
@@ -122,11 +123,15 @@ impl Measuring<'_> {
         mut take: impl FnMut(usize, &[f32]),
     ) -> Result<()> {
         let model = self.model;
-        let outputs = model.outputs.expect("logits are of models with a head");
+        let Head { kind, outputs } = model.head.expect("logits are of models with a head");
         let of = Some(examples.iter().map(|example| example.ids.len()).sum());
         self.each_batch(TaskRows::Labelled(examples), chosen, of, |context, rows| {
             let found = model.net.outputs(context, sequences(&PackedBatch::pack(examples, rows)))?;
-            for (&row, logits) in rows.iter().zip(found.chunks_exact(outputs)) {
+            let mut rest = &found[..];
+            for &row in rows {
+                let count = if kind == HeadKind::Token { examples[row].labelled.len() } else { 1 };
+                let (logits, others) = rest.split_at(count * outputs);
+                rest = others;
                 finite::check_logits(logits, || format!("row {}", row + 1))?;
                 take(row, logits);
             }
@@ -151,77 +156,46 @@ impl Measuring<'_> {
     fn labelled(&mut self, examples: &[Example], labels: &Labels) -> Result<Evaluation> {
         let began = Instant::now();
         let truth: Vec<Label> =
-            examples.iter().map(|e| e.label).collect::<Option<_>>().ok_or_else(|| {
+            examples.iter().map(|e| e.label.clone()).collect::<Option<_>>().ok_or_else(|| {
                 Error::Input("the split has rows without labels and cannot be measured".into())
             })?;
-        let (classes, values) = unzip(&truth);
-        // A row's loss, and its class or its value.
+        // A row's answer, its loss, and what that counts.
         let mut losses = vec![0.0; examples.len()];
-        let unknown = ClassAnswer { predicted: 0, confidence: 0.0, label: 0 };
-        let mut of_classes = vec![unknown; classes.len()];
-        let mut of_values = vec![ValueAnswer { predicted: 0.0, label: 0.0 }; values.len()];
+        let mut answers: Vec<Option<Answer>> = vec![None; examples.len()];
+        let share = |row: usize| heads::share(&truth[row], labels.weights(), labels.outputs());
         let (owners, rank) = (self.owners(TaskRows::Labelled(examples)), self.ranks.rank());
         let own = || (0..examples.len()).filter(|&row| owners[row] == rank);
         let mut made = self.logits_of(examples, own(), |row, logits| {
-            losses[row] = match truth[row] {
-                Label::Class(class) => {
-                    of_classes[row] = answer(logits, class);
-                    loss::cross_entropy(logits, &[class], 0.0, 1, None)
-                }
-                Label::Value(label) => {
-                    of_values[row] = ValueAnswer { predicted: logits[0], label };
-                    loss::squared_error(logits, &[label], 1, None)
-                }
-            };
+            let (answer, loss) = Answer::new(logits, &truth[row], labels);
+            (answers[row], losses[row]) = (Some(answer), loss);
         });
         if self.ranks.size() > 1 {
             let bytes = made.map(|()| {
                 let mut bytes = Vec::new();
                 for row in own() {
-                    bytes.extend(losses[row].to_le_bytes());
-                    match truth[row] {
-                        Label::Class(_) => {
-                            bytes.extend(of_classes[row].predicted.to_le_bytes());
-                            bytes.extend(of_classes[row].confidence.to_le_bytes());
-                        }
-                        Label::Value(_) => bytes.extend(of_values[row].predicted.to_le_bytes()),
-                    }
+                    bytes.extend(f64::to_le_bytes(losses[row]));
+                    answers[row].iter().for_each(|answer| answer.put(&mut bytes));
                 }
                 bytes
             });
             made = self.exchange(&owners, bytes, |row, told| {
-                losses[row] = f64::from_le_bytes(read(told)?);
-                match truth[row] {
-                    Label::Class(class) => {
-                        let (predicted, confidence) = (read(told)?, read(told)?);
-                        of_classes[row] = ClassAnswer {
-                            predicted: u32::from_le_bytes(predicted),
-                            confidence: f32::from_le_bytes(confidence),
-                            label: class as u32,
-                        };
-                    }
-                    Label::Value(label) => {
-                        of_values[row] = ValueAnswer { predicted: f32::from_le_bytes(read(told)?), label };
-                    }
-                }
+                losses[row] = f64::from_le_bytes(take(told)?);
+                answers[row] = Some(Answer::take(&truth[row], told)?);
                 Some(())
             });
         }
         made?;
-        let (metrics, answers) = if labels.is_regression() {
-            let predicted: Vec<f32> = of_values.iter().map(|answer| answer.predicted).collect();
-            (metrics::regression(&predicted, &values), Answers::Values(of_values))
-        } else {
-            let predicted: Vec<usize> = of_classes.iter().map(|answer| answer.predicted as usize).collect();
-            let found =
-                metrics::classification(&predicted, &classes, labels.outputs(), labels.positive_index());
-            (found, Answers::Classes(of_classes))
-        };
+        let answers = labels.answers(answers.into_iter().flatten());
+        let rows: Vec<usize> = (0..examples.len()).collect();
+        let metrics = labels.measure(&answers, &rows);
+        let shares: Vec<f64> = rows.iter().map(|&row| share(row)).collect();
         Ok(Evaluation {
             // In the rows' order, whatever the one in which they were computed.
-            loss: losses.iter().sum::<f64>() / examples.len() as f64,
+            loss: losses.iter().sum::<f64>() / shares.iter().sum::<f64>(),
             metrics: metrics.into_iter().map(|(metric, value)| (metric.name().to_string(), value)).collect(),
-            loss_standard_error: standard_error(losses.iter().map(|&loss| (loss, 1.0))),
+            loss_standard_error: standard_error(
+                losses.iter().zip(&shares).map(|(loss, share)| (loss / share, *share)),
+            ),
             rows: examples.len(),
             tokens: examples.iter().map(|e| e.ids.len()).sum(),
             seconds: began.elapsed().as_secs_f64(),
@@ -260,7 +234,7 @@ impl Measuring<'_> {
         });
         self.exchange(&owners, bytes, |row, told| {
             for loss in &mut losses[ends[row]..ends[row + 1]] {
-                *loss = f32::from_le_bytes(read(told)?);
+                *loss = f32::from_le_bytes(take(told)?);
             }
             Some(())
         })?;
@@ -369,22 +343,4 @@ fn standard_error(values: impl Iterator<Item = (f64, f64)> + Clone) -> f64 {
     let weight: f64 = values.clone().map(|(_, w)| w).sum();
     let mean = values.clone().map(|(x, w)| w * x).sum::<f64>() / weight;
     values.map(|(x, w)| (w * (x - mean)).powi(2)).sum::<f64>().sqrt() / weight
-}
-
-/// The next bytes of a message.
-fn read<const N: usize>(message: &mut &[u8]) -> Option<[u8; N]> {
-    message.split_off(..N)?.try_into().ok()
-}
-
-/// The class of a row's logits, and its probability.
-fn answer(logits: &[f32], label: usize) -> ClassAnswer {
-    let predicted = argmax(logits);
-    let top = f64::from(logits[predicted]);
-    let sum: f64 = logits.iter().map(|&x| (f64::from(x) - top).exp()).sum();
-    ClassAnswer { predicted: predicted as u32, confidence: (1.0 / sum) as f32, label: label as u32 }
-}
-
-/// The first of the largest.
-pub fn argmax(x: &[f32]) -> usize {
-    (0..x.len()).fold(0, |best, i| if x[i] > x[best] { i } else { best })
 }

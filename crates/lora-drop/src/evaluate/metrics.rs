@@ -1,21 +1,33 @@
-//! The metrics of classification and regression, defined as scikit-learn and SciPy define them.
+//! The metrics of rows with labels, defined as scikit-learn, SciPy and seqeval define them.
 //!
 //! Where a metric has no value (a constant prediction has no correlation, a class that never occurs
 //! and is never predicted has no F1), it is 0, so that a collapsed model never counts as a good one
 //! and never stops a run.
 
+use super::entities::EntityCount;
 use crate::settings::definition::choices;
 
 choices! {
     /// A measure of predictions against the labels, or of a text's probability.
     #[derive(Hash, PartialOrd, Ord)]
     Metric {
-        /// Share of rows with the right class.
+        /// Share of rows, or of words, with the right class.
         Accuracy = "accuracy",
-        /// Two classes: F1 of the positive one. More: the mean of every class's F1 (macro).
+        /// Two classes: F1 of the positive one. More: the mean of every class's F1 (macro). Of words:
+        /// F1 of their entities.
         F1 = "f1",
         /// Matthews correlation coefficient, in the form for any number of classes.
         Mcc = "mcc",
+        /// Share of the predicted entities that are in the labels.
+        Precision = "precision",
+        /// Share of the labels' entities that are predicted.
+        Recall = "recall",
+        /// F1 over the classes of all rows together.
+        MicroF1 = "micro_f1",
+        /// The mean of every class's F1.
+        MacroF1 = "macro_f1",
+        /// Share of rows with just the right classes.
+        SubsetAccuracy = "subset_accuracy",
         /// Correlation of predicted and true values.
         Pearson = "pearson",
         /// Correlation of their ranks.
@@ -31,15 +43,12 @@ impl Metric {
     /// The metrics of regression.
     pub const REGRESSION: [Metric; 2] = [Metric::Pearson, Metric::Spearman];
 
-    /// The metrics of a task, the default one first. `regression`: labels are numbers.
-    pub fn of_task(regression: bool) -> &'static [Metric] {
-        if regression { &Self::REGRESSION } else { &Self::CLASSIFICATION }
-    }
-
-    /// Whether it compares values instead of classes.
-    pub fn is_regression(self) -> bool {
-        Self::REGRESSION.contains(&self)
-    }
+    /// The metrics of rows that may have several classes.
+    pub const MULTI_LABEL: [Metric; 3] = [Metric::MicroF1, Metric::MacroF1, Metric::SubsetAccuracy];
+    /// The metrics of words whose tags mark entities.
+    pub const ENTITIES: [Metric; 4] = [Metric::F1, Metric::Precision, Metric::Recall, Metric::Accuracy];
+    /// The metrics of words with other tags.
+    pub const TAGS: [Metric; 2] = [Metric::Accuracy, Metric::MacroF1];
 
     /// Whether a higher value is better.
     pub fn higher_is_better(self) -> bool {
@@ -72,6 +81,52 @@ pub fn classification(
     ]
 }
 
+/// All metrics of rows that may have several classes, from each row's predicted and true class
+/// numbers below `classes`.
+pub fn multi_label<'a>(
+    rows: impl Iterator<Item = (&'a [u32], &'a [u32])>,
+    classes: usize,
+) -> Vec<(Metric, f64)> {
+    let mut counts = Counts::none(classes);
+    let (mut all, mut right) = (0, 0);
+    for (predicted, labels) in rows {
+        predicted.iter().for_each(|&class| counts.predicted[class as usize] += 1.0);
+        labels.iter().for_each(|&class| counts.labelled[class as usize] += 1.0);
+        let hits = predicted.iter().filter(|class| labels.contains(class));
+        hits.for_each(|&class| counts.hits[class as usize] += 1.0);
+        all += 1;
+        right += usize::from(predicted == labels);
+    }
+    let both: f64 = counts.labelled.iter().chain(&counts.predicted).sum();
+    // Classes that never occur take part in the mean, as in scikit-learn.
+    let mean = (0..classes).map(|class| counts.f1_of(class)).sum::<f64>() / classes.max(1) as f64;
+    vec![
+        (Metric::MicroF1, ratio(2.0 * counts.correct(), both)),
+        (Metric::MacroF1, mean),
+        (Metric::SubsetAccuracy, ratio(right as f64, all as f64)),
+    ]
+}
+
+/// All metrics of words whose tags mark entities, from the entities' counts and the share of words
+/// with the right tag.
+pub fn entities(counts: &[EntityCount], accuracy: f64) -> Vec<(Metric, f64)> {
+    let sum = |count: fn(&EntityCount) -> usize| counts.iter().map(count).sum::<usize>() as f64;
+    let (correct, labelled, predicted) =
+        (sum(|count| count.correct), sum(|count| count.labelled), sum(|count| count.predicted));
+    vec![
+        (Metric::F1, ratio(2.0 * correct, labelled + predicted)),
+        (Metric::Precision, ratio(correct, predicted)),
+        (Metric::Recall, ratio(correct, labelled)),
+        (Metric::Accuracy, accuracy),
+    ]
+}
+
+/// All metrics of words with other tags, from predicted and true class numbers below `classes`.
+pub fn tags(predicted: &[usize], labels: &[usize], classes: usize) -> Vec<(Metric, f64)> {
+    let counts = Counts::new(predicted, labels, classes);
+    vec![(Metric::Accuracy, counts.accuracy()), (Metric::MacroF1, counts.macro_f1())]
+}
+
 /// All metrics of regression from predicted and true values.
 ///
 /// # Panics
@@ -93,16 +148,21 @@ struct Counts {
 }
 
 impl Counts {
+    fn none(classes: usize) -> Self {
+        let [labelled, predicted, hits] = [(); 3].map(|()| vec![0.0; classes]);
+        Counts { labelled, predicted, hits }
+    }
+
     fn new(predicted: &[usize], labels: &[usize], classes: usize) -> Self {
         assert_eq!(predicted.len(), labels.len(), "as many predictions as labels");
-        let [mut counts_labelled, mut counts_predicted, mut hits] = [(); 3].map(|()| vec![0.0; classes]);
+        let mut counts = Counts::none(classes);
         for (&p, &l) in predicted.iter().zip(labels) {
             assert!(p < classes && l < classes, "class {p} or {l} of {classes}");
-            counts_labelled[l] += 1.0;
-            counts_predicted[p] += 1.0;
-            hits[l] += if p == l { 1.0 } else { 0.0 };
+            counts.labelled[l] += 1.0;
+            counts.predicted[p] += 1.0;
+            counts.hits[l] += if p == l { 1.0 } else { 0.0 };
         }
-        Counts { labelled: counts_labelled, predicted: counts_predicted, hits }
+        counts
     }
 
     fn rows(&self) -> f64 {
@@ -118,14 +178,18 @@ impl Counts {
     }
 
     fn f1(&self, positive: usize) -> f64 {
-        let of = |class: usize| ratio(2.0 * self.hits[class], self.labelled[class] + self.predicted[class]);
-        if self.hits.len() == 2 {
-            return of(positive);
-        }
+        if self.hits.len() == 2 { self.f1_of(positive) } else { self.macro_f1() }
+    }
+
+    fn f1_of(&self, class: usize) -> f64 {
+        ratio(2.0 * self.hits[class], self.labelled[class] + self.predicted[class])
+    }
+
+    fn macro_f1(&self) -> f64 {
         // as in scikit-learn, a class that neither occurs nor is predicted does not take part
         let present: Vec<usize> =
             (0..self.hits.len()).filter(|&c| self.labelled[c] + self.predicted[c] > 0.0).collect();
-        ratio(present.iter().map(|&c| of(c)).sum(), present.len() as f64)
+        ratio(present.iter().map(|&c| self.f1_of(c)).sum(), present.len() as f64)
     }
 
     /// Gorodkin 2004: the correlation of the two assignments of rows to classes.
@@ -264,18 +328,16 @@ mod tests {
 
     #[test]
     fn names_are_read_back() {
-        for regression in [true, false] {
-            for &metric in Metric::of_task(regression) {
-                assert_eq!(metric.to_string().parse::<Metric>().expect("a known name"), metric);
-                assert_eq!(metric.is_regression(), regression);
-            }
+        for &metric in Metric::ALL {
+            assert_eq!(metric.to_string().parse::<Metric>().expect("a known name"), metric);
         }
         assert_eq!("perplexity".parse::<Metric>().expect("a known name"), Metric::Perplexity);
         assert!(!Metric::Perplexity.higher_is_better() && Metric::Mcc.higher_is_better());
         let message = "rouge".parse::<Metric>().expect_err("unknown").to_string();
         assert_eq!(
             message,
-            "\"rouge\" is unknown; expected accuracy, f1, mcc, pearson, spearman or perplexity"
+            "\"rouge\" is unknown; expected accuracy, f1, mcc, precision, recall, micro_f1, macro_f1, subset_accuracy, \
+             pearson, spearman or perplexity"
         );
     }
 }

@@ -1,6 +1,7 @@
 //! Measuring a model on a split, predicting with it, and comparing generated text with references.
 
 mod answers;
+pub mod entities;
 mod generation;
 mod measure;
 pub mod metrics;
@@ -8,10 +9,12 @@ mod predictor;
 pub mod text;
 
 pub use answers::{
-    Answers, ClassAnswer, ClassCount, ClassCounts, ExampleRow, Outcome, TextSample, ValueAnswer, examples,
+    Answers, ClassAnswer, ClassCount, ClassCounts, ExampleRow, Outcome, SetAnswer, TextSample, ValueAnswer,
+    WrongTag, examples,
 };
+pub use entities::EntityCount;
 pub use generation::{GenerationEvaluation, GenerationOptions, Input, Written};
 pub use measure::Evaluation;
 pub(crate) use measure::Measuring;
 pub(crate) use measure::RepeatedPasses;
-pub use predictor::{Prediction, Predictor, SplitRows};
+pub use predictor::{Prediction, Predictor, SplitRows, TaggedWord};

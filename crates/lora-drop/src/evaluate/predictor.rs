@@ -1,14 +1,18 @@
 //! A model with its head, ready to measure and to predict.
 
+use std::ops::Range;
 use std::path::Path;
 
 use lora_drop_transformer::{Observations, Observer};
 
-use super::measure::{Evaluation, Measuring, argmax};
+use super::measure::{Evaluation, Measuring};
 use crate::adapter::AdapterFile;
 use crate::agreement;
 use crate::data::text::{RawText, TextContent, TextEncoder, TextOptions, TextSplit};
-use crate::data::{DataOptions, Example, LabelledRow, Labels, RawSplit, Split, SplitName, TaskRows, Tokens};
+use crate::data::{
+    ColumnNames, DataOptions, Encoded, Example, LabelledRow, Labels, RawSplit, RowLimits, RowText, Split,
+    SplitName, TaskRows, Tokens,
+};
 use crate::engine::{micro_tokens, thread_pool};
 use crate::events::{Event, Stage};
 use crate::loaded::{Arithmetic, Loaded};
@@ -19,20 +23,36 @@ use crate::settings::{MAX_LENGTH, OverLength, Situation, Task};
 use crate::summary::SplitFacts;
 use crate::{Cancel, Error, Result};
 
-/// A text, or a pair of texts.
-pub type Texts = (String, Option<String>);
-
 /// The prediction for one row.
-#[derive(Clone, Debug, serde::Serialize)]
+#[derive(Clone, Debug, Default, serde::Serialize)]
 pub struct Prediction {
-    /// The class's name, or the value as text.
+    /// What is predicted.
+    pub task: Task,
+    /// The class's name, or the value as text. Of several classes their names with commas between, of
+    /// words their tags with spaces between.
     pub label: String,
-    /// Index of the class; None for a regression.
+    /// Index of the class; None for other tasks than classification.
     pub index: Option<usize>,
-    /// Each class with its probability; empty for a regression.
+    /// Names of the classes of a row that may have several: those with a probability of at least 0.5.
+    pub labels: Vec<String>,
+    /// Each word with its tag; empty where words have none.
+    pub words: Vec<TaggedWord>,
+    /// Each entity's type and words, by number; None where tags mark none.
+    pub entities: Option<Vec<(String, Range<usize>)>>,
+    /// Each class with its probability; empty for words and for a regression.
     pub scores: Vec<(String, f32)>,
-    /// The head's outputs, (outputs).
+    /// The head's outputs, (outputs) or (words with a tag, outputs).
     pub logits: Vec<f32>,
+}
+
+/// A word with its predicted tag.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct TaggedWord {
+    pub word: String,
+    /// None for a word without a token: beyond `max_length`, or the tokenizer makes nothing of it.
+    pub tag: Option<String>,
+    /// The tag's probability.
+    pub score: Option<f32>,
 }
 
 /// A split's tokenised rows: labelled ones for a model with a head, or texts for a decoder.
@@ -70,16 +90,23 @@ pub struct Predictor {
 }
 
 /// How rows with labels are read for a model in use.
-fn labelled_options(files: &ModelFiles, reading: &Reading, max_length: usize) -> DataOptions {
+fn labelled_options(
+    files: &ModelFiles,
+    reading: &Reading,
+    max_length: usize,
+    labels: &Labels,
+) -> DataOptions {
     DataOptions {
-        columns: reading.columns.clone(),
+        columns: ColumnNames { task: Some(labels.task()), ..reading.columns.clone() },
         max_length,
         bad_rows: reading.bad_rows,
         over_length: OverLength::Truncate,
         vocabulary: files.config.vocab_size,
         token_types: files.config.token_types,
         task: None,
+        label_names: None,
         positive_class: None,
+        class_weights: None,
         reads_first: !files.config.architecture.is_decoder(),
         trained_on: reading.trained_on.clone(),
         cache: None,
@@ -217,7 +244,7 @@ impl Predictor {
         pool.install(|| {
             let (rows, warnings) = match labels {
                 Some(labels) => {
-                    let options = labelled_options(files, reading, *max_length);
+                    let options = labelled_options(files, reading, *max_length, labels);
                     let (split, warnings) = Split::load(data, split, tokens, &options, labels)?;
                     (SplitRows::Labelled(Box::new(split)), warnings)
                 }
@@ -243,7 +270,7 @@ impl Predictor {
     pub fn labelled_rows(&self, rows: Vec<LabelledRow>) -> Result<SplitRows> {
         let labels = self.labels();
         let labels = labels.ok_or_else(|| Error::Usage("the model has no head for labels".to_string()))?;
-        let options = labelled_options(self.files(), &Reading::default(), self.max_length);
+        let options = labelled_options(self.files(), &Reading::default(), self.max_length, labels);
         let raw = RawSplit::of_rows(SplitName::Dev, rows)?;
         self.pool.install(|| {
             Ok(SplitRows::Labelled(Box::new(Split::encode(raw, labels, &self.tokens, &options)?)))
@@ -326,12 +353,12 @@ impl Predictor {
         })
     }
 
-    /// Labels rows, in their order.
+    /// Labels rows, in their order: texts, pairs of texts, or words.
     ///
     /// # Errors
-    /// `Error::Usage` for a decoder without a head; a row without a token; logits that are not
-    /// finite.
-    pub fn predict(&mut self, rows: &[Texts]) -> Result<Vec<Prediction>> {
+    /// `Error::Usage` for a decoder without a head; a row without a token, or of another kind than the
+    /// model's labels; logits that are not finite.
+    pub fn predict(&mut self, rows: &[impl Clone + Into<RowText>]) -> Result<Vec<Prediction>> {
         self.predict_until(rows, &Cancel::new())
     }
 
@@ -339,43 +366,44 @@ impl Predictor {
     ///
     /// # Errors
     /// Those of `predict`; `Error::Interrupted` soon after `cancel` was raised.
-    pub fn predict_until(&mut self, rows: &[Texts], cancel: &Cancel) -> Result<Vec<Prediction>> {
+    pub fn predict_until(
+        &mut self,
+        rows: &[impl Clone + Into<RowText>],
+        cancel: &Cancel,
+    ) -> Result<Vec<Prediction>> {
+        let rows: Vec<RowText> = rows.iter().map(|row| row.clone().into()).collect();
         let Predictor { loaded, tokens, max_length, pool, .. } = self;
         pool.install(|| {
             let Loaded { files, model, parameters, table, labels, memory, .. } = loaded;
             let Some(labels) = labels else {
-                let message = "a decoder without a head has no labels to predict; `lora-drop generate` writes text with it";
+                let message =
+                    "a decoder without a head has no labels to predict; `lora-drop generate` writes text with it";
                 return Err(Error::Usage(message.to_string()));
             };
             let (vocabulary, token_types) = (files.config.vocab_size, files.config.token_types);
-            let mut examples = Vec::with_capacity(rows.len());
-            for (line, (text, pair)) in rows.iter().enumerate() {
+            let limits = RowLimits { max_length: *max_length, vocabulary, token_types };
+            let (mut examples, mut words) = (Vec::with_capacity(rows.len()), Vec::with_capacity(rows.len()));
+            for (line, row) in rows.iter().enumerate() {
                 let encoded = tokens
-                    .encode(text, pair.as_deref(), *max_length, vocabulary, token_types)
+                    .encode_row(row, labels.of_words(), limits)
                     .map_err(|problem| Error::Input(format!("row {}: {problem}", line + 1)))?;
-                examples.push(Example { ids: encoded.ids, types: encoded.types, label: None, file: 0, line });
+                let Encoded { ids, types, words: placed, .. } = encoded;
+                let labelled = placed.iter().map(|&(_, place)| place).collect();
+                words.push(placed.into_iter().map(|(word, _)| word as usize).collect::<Vec<_>>());
+                examples.push(Example { ids, types, labelled, label: None, file: 0, line });
             }
             let (micro_tokens, ranks) = (micro_tokens(model), &ALONE);
             let mut predictions = vec![None; examples.len()];
-            let take = |row: usize, logits: &[f32]| predictions[row] = Some(prediction(logits, labels));
+            let take = |row: usize, logits: &[f32]| {
+                let of_row = if labels.of_words() { rows[row].words() } else { None };
+                let of_row = of_row.unwrap_or_default();
+                predictions[row] = Some(labels.prediction(logits, &of_row, &words[row]));
+            };
             let listen = &mut |_: &Event| {};
-            let mut measuring = Measuring { model, parameters, table, micro_tokens, memory, ranks, cancel, listen };
+            let mut measuring =
+                Measuring { model, parameters, table, micro_tokens, memory, ranks, cancel, listen };
             measuring.each_logits(&examples, take)?;
             Ok(predictions.into_iter().flatten().collect())
         })
     }
-}
-
-fn prediction(logits: &[f32], labels: &Labels) -> Prediction {
-    if labels.is_regression() {
-        let label = logits[0].to_string();
-        return Prediction { label, index: None, scores: Vec::new(), logits: logits.to_vec() };
-    }
-    let index = argmax(logits);
-    let top = logits[index] as f64;
-    let weights: Vec<f64> = logits.iter().map(|&x| (x as f64 - top).exp()).collect();
-    let sum: f64 = weights.iter().sum();
-    let names = labels.names();
-    let scores = names.iter().zip(&weights).map(|(name, w)| (name.clone(), (w / sum) as f32)).collect();
-    Prediction { label: names[index].clone(), index: Some(index), scores, logits: logits.to_vec() }
 }

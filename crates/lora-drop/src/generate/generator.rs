@@ -60,7 +60,7 @@ impl Generator {
         if !config.architecture.is_decoder() {
             return refuse(format!("{} is an encoder ({})", loaded.files.name, config.model_type));
         }
-        if loaded.model.outputs.is_some() {
+        if loaded.model.head.is_some() {
             return refuse(format!("{what} has a head for labels"));
         }
         let (tokens, template) = (loaded.files.tokens()?, loaded.files.template(&reading.template_vars)?);

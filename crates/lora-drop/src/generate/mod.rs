@@ -341,7 +341,7 @@ fn pass(model: Model, jobs: &mut [Job], memory: &mut Memory, cancel: &Cancel) ->
         caches.extend(&mut job.caches);
     }
     let context = Context::new(model.parameters.read(), model.table, memory, cancel.flag());
-    let sequences = Sequences { ids: &ids, types: &[], offsets: &offsets };
+    let sequences = Sequences { ids: &ids, types: &[], offsets: &offsets, labelled: &[] };
     Ok(model.decoder.net.extend(context, sequences, &mut caches)?)
 }
 

@@ -3,9 +3,10 @@
 
 use rayon::prelude::*;
 
+use crate::data::Labels;
 use crate::data::random::{Stream, stream};
 use crate::evaluate::Answers;
-use crate::evaluate::metrics::{self, Metric};
+use crate::evaluate::metrics::Metric;
 
 /// Number of draws.
 const DRAWS: u64 = 1000;
@@ -16,21 +17,15 @@ pub struct DevAnswers<'a> {
     pub answers: &'a Answers,
     /// Learned tokens of each text; empty for rows with labels.
     pub tokens: Vec<usize>,
-    /// Number of classes; 0 without classes.
-    pub classes: usize,
-    /// Of two classes, the one whose F1 is measured.
-    pub positive: usize,
+    /// None for texts.
+    pub labels: Option<&'a Labels>,
 }
 
 impl DevAnswers<'_> {
     /// The standard deviation of the metric over draws of the rows with replacement. The number of
     /// threads does not affect it.
     pub fn standard_error(&self, metric: Metric) -> f64 {
-        let rows = match self.answers {
-            Answers::Classes(of) => of.len(),
-            Answers::Values(of) => of.len(),
-            Answers::Losses(of) => of.len(),
-        };
+        let rows = self.answers.rows();
         let draw = |number: u64| {
             let mut random = Stream::new(number, stream::BOOTSTRAP);
             let drawn: Vec<usize> = (0..rows).map(|_| random.below(rows as u64) as usize).collect();
@@ -43,22 +38,14 @@ impl DevAnswers<'_> {
 
     /// The metric of the rows `drawn`; NaN if it is not one of theirs.
     fn value(&self, metric: Metric, drawn: &[usize]) -> f64 {
-        let found = match self.answers {
-            Answers::Classes(of) => {
-                let predicted: Vec<usize> = drawn.iter().map(|&row| of[row].predicted as usize).collect();
-                let labels: Vec<usize> = drawn.iter().map(|&row| of[row].label as usize).collect();
-                metrics::classification(&predicted, &labels, self.classes, self.positive)
-            }
-            Answers::Values(of) => {
-                let predicted: Vec<f32> = drawn.iter().map(|&row| of[row].predicted).collect();
-                let labels: Vec<f32> = drawn.iter().map(|&row| of[row].label).collect();
-                metrics::regression(&predicted, &labels)
-            }
-            Answers::Losses(of) => {
+        let found = match (self.answers, self.labels) {
+            (answers, Some(labels)) => labels.measure(answers, drawn),
+            (Answers::Losses(of), None) => {
                 let sum: f64 = drawn.iter().map(|&row| f64::from(of[row]) * self.tokens[row] as f64).sum();
                 let tokens: usize = drawn.iter().map(|&row| self.tokens[row]).sum();
                 vec![(Metric::Perplexity, (sum / tokens.max(1) as f64).exp())]
             }
+            (_, None) => Vec::new(),
         };
         found.into_iter().find(|(name, _)| *name == metric).map_or(f64::NAN, |(_, value)| value)
     }
@@ -67,6 +54,7 @@ impl DevAnswers<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::evaluate::metrics;
     use crate::evaluate::{ClassAnswer, ValueAnswer};
 
     fn near(found: f64, expected: f64) {
@@ -79,7 +67,8 @@ mod tests {
         let answer =
             |row: u32| ClassAnswer { predicted: u32::from(row.is_multiple_of(5)), confidence: 1.0, label: 0 };
         let answers = Answers::Classes((0..500).map(answer).collect());
-        let outcomes = DevAnswers { answers: &answers, tokens: Vec::new(), classes: 2, positive: 1 };
+        let labels = Labels::classes(["a", "b"].map(String::from).into());
+        let outcomes = DevAnswers { answers: &answers, tokens: Vec::new(), labels: Some(&labels) };
         near(outcomes.standard_error(Metric::Accuracy), (0.8 * 0.2 / 500f64).sqrt());
     }
 
@@ -97,14 +86,15 @@ mod tests {
         let (x, y): (Vec<f64>, Vec<f64>) =
             of.iter().map(|answer| (f64::from(answer.predicted), f64::from(answer.label))).unzip();
         let answers = Answers::Values(of);
-        let outcomes = DevAnswers { answers: &answers, tokens: Vec::new(), classes: 0, positive: 1 };
+        let labels = Some(&Labels::Regression);
+        let outcomes = DevAnswers { answers: &answers, tokens: Vec::new(), labels };
         near(outcomes.standard_error(Metric::Pearson), (1.0 - metrics::pearson(&x, &y).powi(2)) / 20.0);
     }
 
     #[test]
     fn a_perplexity_has_that_of_its_mean_loss_times_itself() {
         let answers = Answers::Losses((0..300).map(|row| (row % 3) as f32 / 2.0).collect());
-        let outcomes = DevAnswers { answers: &answers, tokens: vec![4; 300], classes: 0, positive: 1 };
+        let outcomes = DevAnswers { answers: &answers, tokens: vec![4; 300], labels: None };
         let deviation = (1.0f64 / 6.0).sqrt();
         near(outcomes.standard_error(Metric::Perplexity), 0.5f64.exp() * deviation / 300f64.sqrt());
     }

@@ -255,9 +255,7 @@ impl<'a> Pruner<'a> {
                     TaskRows::Labelled(_) => Vec::new(),
                 };
                 let labels = self.predictor.labels();
-                let classes = labels.map_or(0, |labels| labels.outputs());
-                let positive = labels.map_or(1, |labels| labels.positive_index());
-                let outcomes = DevAnswers { answers: &found.answers, tokens, classes, positive };
+                let outcomes = DevAnswers { answers: &found.answers, tokens, labels };
                 Some(self.predictor.pool().install(|| outcomes.standard_error(metric)))
             }
             _ => None,

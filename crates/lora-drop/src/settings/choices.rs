@@ -6,11 +6,17 @@ use super::definition::choices;
 
 choices! {
     /// What is learned from the rows.
+    #[derive(Default)]
     Task {
         /// The tokens of texts; decoders only.
         Text = "text",
         /// Each row's class.
+        #[default]
         Classification = "classification",
+        /// Each row's classes, of which it may have several or none.
+        MultiLabel = "multi-label",
+        /// The class of each word of a row.
+        TokenClassification = "token-classification",
         /// Each row's number.
         Regression = "regression",
     }

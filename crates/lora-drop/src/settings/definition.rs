@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use toml::Value;
 
 use super::situation::Need;
-use super::{Budget, RunSettings, SampleEpochs, Size};
+use super::{Budget, ClassWeights, RunSettings, SampleEpochs, Size};
 
 /// The definition of a setting.
 #[derive(Debug)]
@@ -201,6 +201,7 @@ kinds! {
     f64 = Kind::Number;
     String = Kind::Text;
     PathBuf = Kind::Text;
+    ClassWeights = Kind::Text;
     Size = Kind::Size;
     SampleEpochs = Kind::OrAuto(&Kind::Whole);
     Budget = Kind::OrAuto(&Kind::Number);

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use super::definition::{Definition, Range, Setting, kebab_case, settings};
 use super::situation::Need;
 use super::{
-    BadRows, Budget, CriterionName, Dtype, Method, OverLength, Quantize, Restart, SampleEpochs, Schedule,
-    Scope, Size, SparseBy, Task, Unselected,
+    BadRows, Budget, ClassWeights, CriterionName, Dtype, Method, OverLength, Quantize, Restart, SampleEpochs,
+    Schedule, Scope, Size, SparseBy, Task, Unselected,
 };
 use crate::evaluate::metrics::Metric;
 
@@ -150,7 +150,7 @@ settings! {
         attention_dropout: Option<f64> = None, "P" in Range::BelowOne, reads [Trains], or "the model's own",
             also ["attention-probs-dropout-prob"];
         /// Classification: share of the target probability that is spread over all classes
-        label_smoothing: f64 = 0.0, "F" in Range::BelowOne, reads [Trains, Classes], also ["label-smoothing-factor"];
+        label_smoothing: f64 = 0.0, "F" in Range::BelowOne, reads [Trains, Classes, OneClass], also ["label-smoothing-factor"];
         /// Metric on dev by which the best epoch is chosen
         metric: Option<Metric> = None, "NAME", reads [FineTunes], or "by the data",
             also ["metric-for-best-model"];
@@ -169,7 +169,8 @@ settings! {
 settings! {
     /// How rows are read.
     RowSettings "Data" (settings => settings.rows) {
-        /// What is learned: the texts (decoders), each row's class, or each row's number
+        /// What is learned: the texts (decoders), each row's class, any number of classes of a row, a
+        /// tag for each word, or each row's number
         task: Option<Task> = None, "TASK", or "text for a decoder; for an encoder by the labels", also ["task-type"];
         /// Column of the text, or of the first text of a pair
         text_column: Option<String> = None, "NAME", or "found by the usual names";
@@ -177,9 +178,16 @@ settings! {
         pair_column: Option<String> = None, "NAME", reads [Labels], or "found by the usual names";
         /// Column of the label
         label_column: Option<String> = None, "NAME", reads [Labels], or "label";
+        /// Names of the classes that the numbers 0, 1, 2, ... in the column of the label stand for,
+        /// separated by commas
+        label_names: Option<Vec<String>> = None, "NAMES", reads [Trains, Classes],
+            or "those in train or, for lists of numbers, in a Parquet file";
         /// Of two classes, the one whose F1 is measured
         positive_class: Option<String> = None, "CLASS", reads [FineTunes, Classes],
             or "the second, in the order of their names";
+        /// Weights of the classes in the loss: a JSON file with a weight for each name, or balanced,
+        /// which gives a class of few rows as much weight as one of many
+        class_weights: Option<ClassWeights> = None, "balanced|FILE", reads [Trains, Classes], or "all the same";
         /// Decoders: column of the prompt
         prompt_column: Option<String> = None, "NAME", reads [Texts], or "found by the usual names";
         /// Decoders: column of the completion

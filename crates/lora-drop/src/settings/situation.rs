@@ -56,6 +56,8 @@ pub enum Need {
     Labels,
     /// Labels are classes.
     Classes,
+    /// A row, or a word, has one class.
+    OneClass,
     /// Rows are texts.
     Texts,
     /// Rows have a prompt and a completion.
@@ -247,7 +249,11 @@ impl Situation {
             Need::Labels => (without_labels, "for texts; see `task`".to_string()),
             Need::Classes => (
                 without_labels || self.task == Some(Task::Regression),
-                "for texts and regressions: it spreads a class's target over all classes".to_string(),
+                "for texts and regressions, which have no classes".to_string(),
+            ),
+            Need::OneClass => (
+                self.task == Some(Task::MultiLabel),
+                "for rows of several classes: it spreads the target of one class over all".to_string(),
             ),
             Need::Texts => (with_labels, "for rows with labels; see `task`".to_string()),
             Need::Prompts => match self.rows {

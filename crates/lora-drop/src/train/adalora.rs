@@ -194,7 +194,7 @@ mod tests {
     use std::sync::atomic::AtomicBool;
 
     use lora_drop_transformer::{
-        Checkpoint, Context, DropoutRates, ModuleKind, Sequences, Targets, TrainPart,
+        Checkpoint, Context, DropoutRates, Head, ModuleKind, Sequences, Targets, TrainPart,
     };
 
     use super::*;
@@ -249,7 +249,7 @@ mod tests {
         let files = ModelFiles::open(folder.to_str().unwrap(), &Cancel::new(), &mut |_| {}).unwrap();
         let modules = files.config.modules(&[ModuleKind::Query, ModuleKind::Value]);
         let assignment = Assignment::all_own(modules.clone());
-        let mut learner = Learner::load(&files, Some(3), &settings, &assignment).unwrap();
+        let mut learner = Learner::load(&files, Some(Head::of_sequences(3)), &settings, &assignment).unwrap();
         for &id in &modules {
             let (pair, name) = (
                 learner.bank.pair_of(id).unwrap().clone(),
@@ -279,10 +279,11 @@ mod tests {
             let (values, gradients) = state.parameters.training();
             let context = Context { values, table, observing: None, memory: arenas.memory(), stop: &GO };
             let part = TrainPart {
-                sequences: Sequences { ids: &ids, types: &types, offsets: &offsets },
+                sequences: Sequences { ids: &ids, types: &types, offsets: &offsets, labelled: &[] },
                 targets: Targets::Classes(&labels),
                 label_smoothing: 0.0,
-                total: labels.len(),
+                total: labels.len() as f64,
+                weights: &[],
                 dropout: DropoutRates::NONE,
                 keys: &[lora_drop_compute::random::Key::new(0); 6],
                 recompute: false,

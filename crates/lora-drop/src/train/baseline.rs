@@ -7,7 +7,9 @@ use lora_drop_compute::loss;
 use super::learner::Learner;
 use super::prepare::Prepared;
 use crate::data::{Label, TaskData};
+use crate::evaluate::metrics::Metric;
 use crate::events::{Event, Stage};
+use crate::settings::Task;
 use crate::summary::{Baseline, BaselineKind};
 use crate::{Cancel, Result};
 
@@ -29,17 +31,23 @@ pub fn measure(
             let value = |label| if let Label::Value(value) = label { Some(value) } else { None };
             let dev: Vec<f32> = data.dev.labels().unwrap_or_default().into_iter().filter_map(value).collect();
             let mean = data.train.mean_value().unwrap_or_default();
-            let error = loss::squared_error(&vec![mean as f32; dev.len()], &dev, 1, None) / dev.len() as f64;
+            let error =
+                loss::squared_error(&vec![mean as f32; dev.len()], &dev, 1.0, None) / dev.len() as f64;
             Some(Baseline { kind: BaselineKind::Mean, name: "loss".into(), value: error, class: None })
         }
         TaskData::Labelled(data) => {
             let dev = &data.dev.facts;
             let largest = (0..dev.per_class.len()).rev().max_by_key(|&class| dev.per_class[class]);
-            largest.filter(|_| dev.rows > 0).map(|class| Baseline {
-                kind: BaselineKind::CommonestClass,
-                name: "accuracy".into(),
-                value: dev.per_class[class] as f64 / dev.rows as f64,
-                class: Some(data.labels.names()[class].clone()),
+            // Every row, or every word, has the commonest class.
+            let all = dev.per_class.iter().sum::<usize>() as f64;
+            largest.filter(|_| dev.rows > 0).map(|class| {
+                let right = dev.per_class[class] as f64;
+                let (metric, value) = match data.labels.task() {
+                    Task::MultiLabel => (Metric::MicroF1, 2.0 * right / (dev.rows as f64 + all)),
+                    _ => (Metric::Accuracy, right / all),
+                };
+                let (kind, class) = (BaselineKind::CommonestClass, data.labels.names()[class].clone());
+                Baseline { kind, name: metric.name().into(), value, class: Some(class) }
             })
         }
         TaskData::Text(data) => {

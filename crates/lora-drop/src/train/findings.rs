@@ -12,7 +12,7 @@ use crate::{Cancel, Error, Result};
 /// Rows of dev that the report shows.
 const EXAMPLES: usize = 8;
 
-/// The counts by class, the rows that are worth a look, and what a decoder writes. They help the
+/// The counts by class and of entities, the rows that are worth a look, and what a decoder writes. They help the
 /// reader and end no run: where they cannot be had a warning says why. Soon after `cancel` was raised
 /// there are no more. Only the first rank writes a report, so the others have none.
 pub fn of(
@@ -26,7 +26,8 @@ pub fn of(
     if !learner.ranks.is_first() {
         return DevFindings::default();
     }
-    let mut found = DevFindings { classes: answers.by_class(), ..DevFindings::default() };
+    let entities = prepared.data.labels().map(|labels| labels.count_entities(answers)).unwrap_or_default();
+    let mut found = DevFindings { classes: answers.by_class(), entities, ..DevFindings::default() };
     let mut look = || -> Result<()> {
         // Not kept since the rows were read: some are as large as a small model.
         let tokens = prepared.model.tokens()?;

@@ -6,8 +6,8 @@ use std::path::Path;
 use lora_drop_compute::random::Key;
 use lora_drop_transformer::Values;
 use lora_drop_transformer::{
-    AdapterMethod, Context, DropoutRates, Group, HeadOrigin, LoraTable, Memory, Model, ModuleId,
-    Observations, Observing, Parameters, PrefixOutput, Targets, TextPart, TrainPart, Trained,
+    AdapterMethod, Context, DropoutRates, Group, Head, HeadOrigin, LoraTable, Memory, Model, ModuleId,
+    Observations, Observing, Parameters, PrefixOutput, TextPart, TrainPart, Trained,
 };
 
 use super::optimiser::Optimiser;
@@ -19,11 +19,12 @@ use super::shared_parts::{Shares, StepSums};
 use super::state::TrainState;
 use crate::adapter::{AdapterFile, LoraBank, NewPairs};
 use crate::assignment::{Assignment, Owner};
-use crate::data::{TaskData, TaskRows};
-use crate::engine::{Packed, sequences, texts, unzip};
+use crate::data::{Labels, TaskData, TaskRows};
+use crate::engine::{Packed, sequences, texts};
 use crate::estimate::{PassPlan, Passes};
 use crate::evaluate::{Evaluation, Measuring};
 use crate::events::{Event, Stage};
+use crate::heads::{self, BatchTargets};
 use crate::model::ModelFiles;
 use crate::ranks::{Ranks, share_out};
 use crate::settings::{Method, Restart, TrainSettings, Unselected};
@@ -54,6 +55,8 @@ pub struct Learner {
     start: Option<Parameters>,
     dropout: DropoutRates,
     pub(super) reuse: Option<Reuse>,
+    /// Weights of the classes in the loss; empty for 1.
+    weights: Vec<f64>,
     /// Whether the stage continues from what another one has trained.
     pub(super) continued: bool,
 }
@@ -68,9 +71,10 @@ impl Learner {
         if let Some(adapter) = &prepared.init {
             return Self::from_adapter(prepared, settings, adapter, assignment);
         }
-        let outputs = prepared.data.labels().map(|labels| labels.outputs());
-        let mut learner = Self::load(&prepared.model, outputs, settings, assignment)?;
+        let head = prepared.data.labels().map(Labels::head);
+        let mut learner = Self::load(&prepared.model, head, settings, assignment)?;
         learner.ranks = prepared.ranks.clone();
+        learner.weights = weights(prepared);
         if let TaskData::Labelled(data) = &prepared.data
             && let Some(mean) = data.train.mean_value()
         {
@@ -107,7 +111,7 @@ impl Learner {
         adapter: &AdapterFile,
         assignment: &Assignment,
     ) -> Result<Self> {
-        let outputs = prepared.data.labels().map(|labels| labels.outputs());
+        let head = prepared.data.labels().map(Labels::head);
         let config = &prepared.model.config;
         let own = adapter.assignment();
         let with_pair = |assignment: &Assignment| -> BTreeMap<ModuleId, Owner> {
@@ -132,13 +136,14 @@ impl Learner {
             Ok(bank)
         };
         let trained = adapter.trained(config);
-        Self::assemble(&prepared.model, outputs, settings, trained, bank, assignment)
+        let learner = Self::assemble(&prepared.model, head, settings, trained, bank, assignment)?;
+        Ok(Learner { weights: weights(prepared), ..learner })
     }
 
-    /// The same for a model with a head of `outputs` outputs.
+    /// The same for a model with this head, whose classes have no weights.
     pub(crate) fn load(
         files: &ModelFiles,
-        outputs: Option<usize>,
+        head: Option<Head>,
         settings: &TrainSettings,
         assignment: &Assignment,
     ) -> Result<Self> {
@@ -147,12 +152,12 @@ impl Learner {
             _ => Trained::Head,
         };
         let new = |model: &Model, parameters: &mut Parameters| bank(model, settings, assignment, parameters);
-        Self::assemble(files, outputs, settings, trained, new, assignment)
+        Self::assemble(files, head, settings, trained, new, assignment)
     }
 
     fn assemble(
         files: &ModelFiles,
-        outputs: Option<usize>,
+        head: Option<Head>,
         settings: &TrainSettings,
         trained: Trained,
         bank: impl FnOnce(&Model, &mut Parameters) -> Result<LoraBank>,
@@ -160,7 +165,7 @@ impl Learner {
     ) -> Result<Self> {
         let mut parameters = Parameters::new();
         let key = Key::new(settings.optimisation.seed).fold(Purpose::Head as u64);
-        let mut model = files.load(outputs, trained, settings.compute.quantize, key, &mut parameters)?;
+        let mut model = files.load(head, trained, settings.compute.quantize, key, &mut parameters)?;
         model.net.multiply_in(settings.compute.dtype.precision());
         let start = settings.samples().then(|| parameters.clone());
         let bank = bank(&model, &mut parameters)?;
@@ -183,6 +188,7 @@ impl Learner {
             start,
             dropout,
             reuse: None,
+            weights: Vec::new(),
             continued: false,
         })
     }
@@ -316,9 +322,10 @@ impl Learner {
     /// The adapter in training, pairs and head, with what the head's outputs mean.
     pub(super) fn adapter(&self, prepared: &Prepared, settings: &TrainSettings) -> AdapterFile {
         let (architecture, dropout) = (prepared.model.config.architecture, settings.adapter.lora_dropout);
+        let head_kind = prepared.data.labels().map(|labels| labels.head().kind).unwrap_or_default();
         let labels = prepared.data.labels().and_then(|labels| serde_json::to_value(labels).ok());
         let file = AdapterFile::from_bank(&self.bank, &self.state.parameters, architecture, dropout);
-        AdapterFile { labels, base: prepared.model.name.clone(), ..file }
+        AdapterFile { labels, head_kind, base: prepared.model.name.clone(), ..file }
     }
 
     /// Puts the gradients of the mean loss over the rows of one step into the parameters, and adds
@@ -332,7 +339,8 @@ impl Learner {
         step: &[usize],
         cancel: &Cancel,
     ) -> Result<(f64, usize)> {
-        let Learner { model, table, state, arenas, ranks, passes, dropout, reuse, .. } = self;
+        let Learner { model, table, state, arenas, ranks, passes, dropout, reuse, weights, .. } = self;
+        let outputs = model.head.map_or(0, |head| head.outputs);
         let (dropout, recompute) = (*dropout, passes.recompute);
         let purpose = match schedule.stage {
             Stage::Sample => Purpose::SampleDropout,
@@ -342,8 +350,11 @@ impl Learner {
         let key = Key::new(schedule.settings.optimisation.seed).fold(purpose as u64).fold(number);
         let lengths: Vec<usize> = step.iter().map(|&row| rows.length(row)).collect();
         let total = match rows {
-            TaskRows::Labelled(_) => step.len(),
-            TaskRows::Text(examples) => step.iter().map(|&row| examples[row].learned()).sum(),
+            TaskRows::Labelled(examples) => {
+                let labels = step.iter().flat_map(|&row| &examples[row].label);
+                labels.map(|label| heads::share(label, weights, outputs)).sum()
+            }
+            TaskRows::Text(examples) => step.iter().map(|&row| examples[row].learned()).sum::<usize>() as f64,
         };
         let part = |slots: &Vec<usize>,
                     values: Values,
@@ -368,15 +379,12 @@ impl Learner {
             let context = Context { values, table, observing, memory, stop: cancel.flag() };
             Ok(match &packed {
                 Packed::Labelled(batch) => {
-                    let (sequences, (classes, values)) = (sequences(batch), unzip(&batch.labels));
-                    let targets = match values.is_empty() {
-                        true => Targets::Classes(&classes),
-                        false => Targets::Values(&values),
-                    };
+                    let targets = BatchTargets::new(&batch.labels, outputs);
                     let label_smoothing = schedule.settings.optimisation.label_smoothing;
                     let part = TrainPart {
-                        sequences,
-                        targets,
+                        sequences: sequences(batch),
+                        targets: targets.targets(),
+                        weights,
                         label_smoothing,
                         total,
                         dropout,
@@ -387,6 +395,7 @@ impl Learner {
                     model.net.train(context, gradients, part)?
                 }
                 Packed::Texts(batch) => {
+                    let total = total as usize;
                     let part = TextPart { texts: texts(batch), total, dropout, keys, recompute, below };
                     model.net.train_texts(context, gradients, part)?
                 }
@@ -408,8 +417,13 @@ impl Learner {
                 arenas.run(&parts, together, &mut state.parameters, &mut loss, observations, part)?;
             }
         }
-        Ok((loss / total as f64, lengths.iter().sum()))
+        Ok((loss / total, lengths.iter().sum()))
     }
+}
+
+/// The weights of the classes in the data.
+fn weights(prepared: &Prepared) -> Vec<f64> {
+    prepared.data.labels().map(|labels| labels.weights().to_vec()).unwrap_or_default()
 }
 
 /// Gives pairs and head what others have learned.

@@ -27,7 +27,7 @@ use crate::machine::Machine;
 use crate::metrics_log::MetricsLog;
 use crate::record::{Page, RunRecord, module_names};
 use crate::score::record::Record;
-use crate::settings::{Method, Place, RunSettings};
+use crate::settings::{ClassWeights, Method, Place, RunSettings};
 use crate::summary::{MemoryEstimate, Status, Summary};
 use crate::{Error, Result, finite, hub, memory};
 
@@ -414,6 +414,9 @@ fn resolved(prepared: &Prepared, settings: &RunSettings, passes: Passes) -> RunS
     }
     resolved.place.data = absolute(&settings.place.data);
     resolved.train.selection.scores = settings.train.selection.scores.as_deref().map(absolute);
+    if let Some(ClassWeights::File(path)) = &mut resolved.rows.class_weights {
+        *path = absolute(path);
+    }
     resolved.train.adapter.init_adapter = settings.train.adapter.init_adapter.as_deref().map(absolute);
     // With more threads or on another system the limit might choose otherwise, to other bits.
     resolved.train.compute.recompute = passes.recompute;

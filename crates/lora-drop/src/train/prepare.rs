@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use lora_drop_transformer::{ModelConfig, ModuleId, ModuleKind, Parameters};
 
 use super::sample;
-use crate::adapter::{AdapterFile, added_values};
+use crate::adapter::{AdapterFile, added_values, check_token_head};
 use crate::assignment::Sizes;
 use crate::data::text::{TextContent, TextDataset, TextOptions};
 use crate::data::{
@@ -91,7 +91,7 @@ impl Prepared {
             listen(&Event::Warning(warning));
         }
         data.forget_unread();
-        let (metric, situation) = of_data(settings, &data, situation)?;
+        let (metric, situation) = of_data(settings, &model.config, &data, situation)?;
         for note in settings.check_read(&situation)? {
             listen(&Event::Warning(&note));
         }
@@ -159,7 +159,7 @@ impl Prepared {
         let mut facts = model.facts(labelled);
         find_head(&mut facts, model, &data);
         data.forget_unread();
-        let (metric, situation) = of_data(run, &data, situation)?;
+        let (metric, situation) = of_data(run, &model.config, &data, situation)?;
         run.check_read(&situation)?;
         let (model, ranks, hash) = (model.clone(), Ranks::default(), OnceLock::new());
         let prepared =
@@ -173,9 +173,11 @@ impl Prepared {
     /// # Errors
     /// `Error::Input` with both lists of labels.
     pub(super) fn check_labels(&self, adapter: &AdapterFile, rows: &dyn std::fmt::Display) -> Result<()> {
-        // Whose F1 is measured does not matter to the head.
+        // Whose F1 is measured and how classes are weighted does not matter to the head.
         let names = |mut labels: serde_json::Value| {
-            labels.as_object_mut().map(|labels| labels.remove("positive"));
+            for unimportant in ["positive", "weights", "indicators"] {
+                labels.as_object_mut().map(|labels| labels.remove(unimportant));
+            }
             labels
         };
         let of_data = self.data.labels().and_then(|labels| serde_json::to_value(labels).ok()).map(names);
@@ -303,16 +305,23 @@ fn check(
 /// Notes that the head is new where the checkpoint's has other outputs than the labels need;
 /// returns what to say of it.
 fn find_head(facts: &mut ModelFacts, model: &ModelFiles, data: &TaskData) -> Option<String> {
-    let outputs = data.labels()?.outputs();
-    let seen = model.other_head(outputs).filter(|_| facts.head_found == Some(true))?;
+    let head = data.labels()?.head();
+    facts.head_found = facts.head_found.map(|_| model.has_head_of(head));
+    let seen = model.other_head(head).filter(|_| facts.head_found == Some(true))?;
     facts.head_found = Some(false);
+    let outputs = head.outputs;
     Some(format!(
         "the checkpoint's head has {seen} outputs, and the labels need {outputs}: the head is newly initialised"
     ))
 }
 
 /// The metric that decides, and what is known once the data is.
-fn of_data(settings: &RunSettings, data: &TaskData, before: Situation) -> Result<(Metric, Situation)> {
+fn of_data(
+    settings: &RunSettings,
+    config: &ModelConfig,
+    data: &TaskData,
+    before: Situation,
+) -> Result<(Metric, Situation)> {
     let (task, rows) = match data {
         TaskData::Labelled(data) if data.dev.labels().is_none() => {
             return Err(Error::Input(format!(
@@ -323,6 +332,9 @@ fn of_data(settings: &RunSettings, data: &TaskData, before: Situation) -> Result
         TaskData::Labelled(data) => (data.labels.task(), None),
         TaskData::Text(data) => (Task::Text, Some(data.kind)),
     };
+    if data.labels().is_some_and(Labels::of_words) {
+        check_token_head(config)?;
+    }
     let metric = metric(settings.train.optimisation.metric, data.labels())?;
     Ok((metric, Situation { task: Some(task), rows, ..before }))
 }
@@ -336,11 +348,11 @@ fn check_task(settings: &RunSettings, config: &ModelConfig) -> Result<bool> {
         (Some(Task::Text), false) => {
             let kind = &config.model_type;
             return Err(Error::Usage(format!(
-                "`task = text` is for decoders; an encoder ({kind}) learns classification or regression"
+                "`task = text` is for decoders; an encoder ({kind}) learns labels"
             )));
         }
-        (None, false) | (Some(Task::Classification | Task::Regression), _) => true,
         (None | Some(Task::Text), true) => false,
+        (None | Some(_), _) => true,
     };
     let reading = Reading::of(&settings.rows, None);
     if settings.rows.task.is_none()
@@ -348,7 +360,7 @@ fn check_task(settings: &RunSettings, config: &ModelConfig) -> Result<bool> {
         && let Some(label) = label_beside_text(&settings.place.data, &reading.columns, &reading.texts)?
     {
         return Err(Error::Usage(format!(
-            "{}: the rows have a text and a label, {label:?}; give `task = classification` or `task = regression` to learn \
+            "{}: the rows have a text and a label, {label:?}; give `task = classification` or another task to learn \
              the label, or `task = text` to learn the text",
             settings.place.data.display()
         )));
@@ -391,8 +403,7 @@ fn text_options(rows: &RowSettings, config: &ModelConfig) -> TextOptions {
 pub fn metric(asked: Option<Metric>, labels: Option<&Labels>) -> Result<Metric> {
     let (known, task): (&[Metric], _) = match labels {
         None => (&[Metric::Perplexity], "texts have no labels"),
-        Some(labels) if labels.is_regression() => (&Metric::REGRESSION, "the labels are a regression"),
-        Some(_) => (&Metric::CLASSIFICATION, "the labels are classification"),
+        Some(labels) => (labels.metrics(), labels.kind()),
     };
     let metric = asked.unwrap_or(known[0]);
     if !known.contains(&metric) {

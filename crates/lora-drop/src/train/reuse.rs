@@ -177,7 +177,7 @@ mod tests {
         let path = folder.path().join("kept");
         std::fs::write(&path, "").unwrap();
         let mut reuse = Reuse::new(1, 2, 3, 1 << 20, folder.path()).unwrap();
-        let sequences = Sequences { ids: &[7, 8, 9], types: &[0, 0, 0], offsets: &[0, 1, 3] };
+        let sequences = Sequences { ids: &[7, 8, 9], types: &[0, 0, 0], offsets: &[0, 1, 3], labelled: &[] };
         let output = |reuse: &Reuse| {
             let compute = |_: Sequences, _| Ok(vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
             reuse.output(&[0, 2], sequences, compute).unwrap()

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
-use lora_drop_transformer::{ModuleId, Observations, Observer};
+use lora_drop_transformer::{HeadKind, ModuleId, Observations, Observer};
 
 use super::auto_budget;
 use super::learner::Learner;
@@ -402,9 +402,10 @@ pub fn score_adapter(
     }
     let examples = prepared.data.train();
     let rows = sample(prepared, settings)?;
-    if model.outputs.is_some() != prepared.data.labels().is_some() {
-        let (has, task) = match model.outputs {
-            Some(_) => ("a head", "classification or regression"),
+    if model.head.map(|head| head.kind) != prepared.data.labels().map(|labels| labels.head().kind) {
+        let (has, task) = match model.head.map(|head| head.kind) {
+            Some(HeadKind::Sequence) => ("a head", "classification, multi-label or regression"),
+            Some(HeadKind::Token) => ("a head for words", "token-classification"),
             None => ("no head", "text"),
         };
         return Err(Error::Usage(format!(

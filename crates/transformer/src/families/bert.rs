@@ -12,15 +12,16 @@ pub const FAMILY: Family = Family {
     layers: "encoder.layer",
     modules: &MODULES,
     head: &["bert.pooler.dense", "classifier"],
+    token_head: Some("classifier"),
     defaults: |_| Vec::new(),
     config: |keys, config| encoder::config(keys, config, 0),
-    graph: |config, outputs| {
+    graph: |config, head| {
         let own = Encoder {
             attention_norm: "attention.output.LayerNorm",
             relative_bias: None,
             head: [("pooler.dense", Place::Pooler), ("classifier", Place::Head)],
             drops_head_input: false,
         };
-        encoder::graph(config, outputs, own)
+        encoder::graph(config, head, own)
     },
 };

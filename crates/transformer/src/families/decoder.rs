@@ -10,6 +10,7 @@ use crate::drops::Site;
 use crate::error::Result;
 use crate::gguf::architecture::Written;
 use crate::gguf::metadata;
+use crate::model::{Head, HeadKind};
 use crate::module::ModuleKind;
 use crate::network::Reads;
 use crate::network::graph::{self, Builder, Drop, Graph, Heads, Index, Place, Rate, Rows, Segment, ValueId};
@@ -64,6 +65,11 @@ pub fn config(keys: &Keys, config: ModelConfig) -> Result<ModelConfig> {
         norm_eps: keys.required_fraction("rms_norm_eps")? as f32,
         tied: keys.flag("tie_word_embeddings")?,
         attention_dropout: keys.fraction("attention_dropout")?.unwrap_or(0.0),
+        // A head for sequences has none, whatever these say.
+        head_dropout: match keys.fraction("classifier_dropout")? {
+            Some(rate) => rate,
+            None => keys.fraction("hidden_dropout")?.unwrap_or(0.1),
+        },
         bos_token_id: begin.transpose()?,
         eos_token_ids: ends.transpose()?.unwrap_or_default(),
         ..config
@@ -146,9 +152,9 @@ pub struct Decoder {
     pub norm_offset: f32,
 }
 
-/// The graph of a decoder with a head of this many outputs on each text's last token, or with one
-/// for tokens.
-pub fn graph(config: &ModelConfig, outputs: Option<usize>, own: Decoder) -> Graph {
+/// The graph of a decoder with a head on each text's last token or on labelled tokens, or with one
+/// that predicts tokens.
+pub fn graph(config: &ModelConfig, head: Option<Head>, own: Decoder) -> Graph {
     let h = config.hidden_size;
     let mut parts = Parts::new(config);
     let mut b = Builder::new(None);
@@ -160,19 +166,24 @@ pub fn graph(config: &ModelConfig, outputs: Option<usize>, own: Decoder) -> Grap
     let mut b = tokens(h);
     let x = b.input();
     let x = b.gather(x);
-    let n = b.rms_norm(x, (parts.vector("norm.weight", h), own.norm_offset), config.norm_eps);
-    let (stem, width, place, reads) = match outputs {
-        Some(outputs) => ("score", outputs, Place::Head, Reads::Last),
+    let mut n = b.rms_norm(x, (parts.vector("norm.weight", h), own.norm_offset), config.norm_eps);
+    let (stem, width, place, reads) = match head {
+        Some(Head { kind: HeadKind::Sequence, outputs }) => ("score", outputs, Place::Head, Reads::Last),
+        Some(Head { kind: HeadKind::Token, outputs }) => ("score", outputs, Place::Head, Reads::Labelled),
         None => ("lm_head", config.vocab_size, Place::Output, Reads::Learned),
     };
-    let [logits] = b.linear(n, [(parts.head(stem, false, (width, h), place), width)]);
+    let of_tokens = reads == Reads::Labelled;
+    if of_tokens {
+        n = b.dropout(n, Drop { site: Site::HeadInput, rate: Rate::Head, by_row: true });
+    }
+    let [logits] = b.linear(n, [(parts.head(stem, of_tokens, (width, h), place), width)]);
     let described = Graph {
         embedding,
         blocks,
         head: b.finish(logits),
         hidden: h,
         reads,
-        tied: config.tied && outputs.is_none(),
+        tied: config.tied && head.is_none(),
         rope: config.rope.clone(),
         ..Graph::default()
     };

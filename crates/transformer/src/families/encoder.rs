@@ -1,6 +1,6 @@
 //! What BERT, RoBERTa and MPNet have in common: y₁ = norm(x + drop(O · attention(Q x, K x, V x))),
 //! y = norm(y₁ + drop(W₂ · act(W₁ y₁))), and on the first token a dense layer with tanh and the
-//! output layer.
+//! output layer, or on labelled tokens the output layer alone.
 
 use lora_drop_compute::activation::Activation;
 use lora_drop_compute::attention::Sight;
@@ -10,6 +10,7 @@ use super::family::{Module, Parts, module};
 use crate::config::{Keys, ModelConfig};
 use crate::drops::Site;
 use crate::error::Result;
+use crate::model::{Head, HeadKind};
 use crate::module::ModuleKind;
 use crate::network::Reads;
 use crate::network::graph::{
@@ -32,7 +33,7 @@ pub struct Encoder {
     pub attention_norm: &'static str,
     /// The table of the bias by distance.
     pub relative_bias: Option<&'static str>,
-    /// The dense layer, which may be the body's pooler, and the output layer.
+    /// For sequences: the dense layer, which may be the body's pooler, and the output layer.
     pub head: [(&'static str, Place); 2],
     /// BERT: drop(tanh(dense x)), RoBERTa and MPNet: drop(tanh(dense drop(x))).
     pub drops_head_input: bool,
@@ -111,9 +112,9 @@ fn drop(site: Site, rate: Rate, by_row: bool) -> Drop {
     Drop { site, rate, by_row }
 }
 
-/// The graph of an encoder with a head of this many outputs.
-pub fn graph(config: &ModelConfig, outputs: Option<usize>, own: Encoder) -> Graph {
-    let outputs = outputs.expect("an encoder has a head");
+/// The graph of an encoder with this head.
+pub fn graph(config: &ModelConfig, head: Option<Head>, own: Encoder) -> Graph {
+    let head = head.expect("an encoder has a head");
     let h = config.hidden_size;
     let mut parts = Parts::new(config);
     let mut tables = vec![
@@ -140,20 +141,27 @@ pub fn graph(config: &ModelConfig, outputs: Option<usize>, own: Encoder) -> Grap
         let (buckets, heads) = (config.relative_buckets, config.heads);
         (parts.table(name, buckets, heads), Relative { buckets, heads, reach: 0 })
     });
-    let [(dense, place), (output, _)] = own.head;
-    let head = Head {
-        dense: parts.head(dense, true, (h, h), place),
-        output: parts.head(output, true, (outputs, h), Place::Head),
-        outputs,
-        drops_input: own.drops_head_input,
+    let (segment, first, reads) = match head.kind {
+        HeadKind::Sequence => {
+            let [(dense, place), (output, _)] = own.head;
+            let head = SequenceHead {
+                dense: parts.head(dense, true, (h, h), place),
+                output: parts.head(output, true, (head.outputs, h), Place::Head),
+                outputs: head.outputs,
+                drops_input: own.drops_head_input,
+            };
+            let first = [last.block(config, true), head.segment(h, Rows::Chosen)];
+            (head.segment(h, Rows::Tokens), Some(first), Reads::First)
+        }
+        HeadKind::Token => (token_head(&mut parts, head.outputs), None, Reads::Labelled),
     };
     let described = Graph {
         embedding,
         blocks: layers.iter().map(|layer| layer.block(config, false)).collect(),
-        head: head.segment(h, Rows::Tokens),
-        first: Some([last.block(config, true), head.segment(h, Rows::Chosen)]),
+        head: segment,
+        first,
         hidden: h,
-        reads: Reads::First,
+        reads,
         relative,
         ..Graph::default()
     };
@@ -217,7 +225,19 @@ impl Layer {
     }
 }
 
-struct Head {
+/// Dropout and the output layer on the labelled tokens.
+fn token_head(parts: &mut Parts, outputs: usize) -> Segment {
+    let h = parts.config.hidden_size;
+    let mut b = Builder::new(Some(graph::Value { rows: Rows::Tokens, width: h }));
+    let input = b.input();
+    let x = b.gather(input);
+    let x = b.dropout(x, drop(Site::HeadInput, Rate::Head, true));
+    let stem = parts.config.architecture.family().token_head.expect("every encoder has a head for tokens");
+    let [logits] = b.linear(x, [(parts.head(stem, true, (outputs, h), Place::Head), outputs)]);
+    b.finish(logits)
+}
+
+struct SequenceHead {
     /// (hidden, hidden)
     dense: LayerId,
     output: LayerId,
@@ -225,7 +245,7 @@ struct Head {
     drops_input: bool,
 }
 
-impl Head {
+impl SequenceHead {
     fn segment(&self, hidden: usize, rows: Rows) -> Segment {
         let mut b = Builder::new(Some(graph::Value { rows, width: hidden }));
         let input = b.input();

@@ -5,6 +5,7 @@ use serde_json::Value;
 use crate::config::{Keys, ModelConfig};
 use crate::error::Result;
 use crate::gguf::architecture::GgufArchitecture;
+use crate::model::Head;
 use crate::module::{ModuleId, ModuleKind};
 use crate::network::graph::{Graph, LayerId, LayerSpec, Place, WeightId, WeightSpec};
 
@@ -22,15 +23,17 @@ pub struct Family {
     pub layers: &'static str,
     /// The linear layers of a block, in the order in which it computes them.
     pub modules: &'static [Module],
-    /// Linear layers after the blocks of a model with a head for labels, by their full names.
+    /// Linear layers after the blocks of a model with a head for sequences, by their full names.
     pub head: &'static [&'static str],
+    /// The linear layer of a head for tokens; None where transformers has no such model.
+    pub token_head: Option<&'static str>,
     /// What transformers takes where config.json of this model_type leaves a key out, and a
     /// config.json that is written had better say.
     pub defaults: fn(&str) -> Vec<(&'static str, Value)>,
     /// Reads what is its own of config.json, into what all have.
     pub config: fn(&Keys, ModelConfig) -> Result<ModelConfig>,
-    /// The graph with a head of this many outputs, or for a decoder that predicts tokens with none.
-    pub graph: fn(&ModelConfig, Option<usize>) -> Graph,
+    /// The graph with this head, or for a decoder that predicts tokens with none.
+    pub graph: fn(&ModelConfig, Option<Head>) -> Graph,
 }
 
 /// A model_type of config.json.

@@ -26,11 +26,12 @@ pub const FAMILY: Family = Family {
     layers: "layers",
     modules: &MODULES,
     head: &["score"],
+    token_head: None,
     defaults,
     config,
-    graph: |config, outputs| {
+    graph: |config, head| {
         let embedding_scale = Some((config.hidden_size as f32).sqrt());
-        decoder::graph(config, outputs, Decoder { block, embedding_scale, norm_offset: 1.0 })
+        decoder::graph(config, head, Decoder { block, embedding_scale, norm_offset: 1.0 })
     },
 };
 

@@ -28,10 +28,11 @@ pub const FAMILY: Family = Family {
     layers: "layers",
     modules: &MODULES,
     head: &["score"],
+    token_head: Some("score"),
     defaults,
     config,
-    graph: |config, outputs| {
-        decoder::graph(config, outputs, Decoder { block, embedding_scale: None, norm_offset: 0.0 })
+    graph: |config, head| {
+        decoder::graph(config, head, Decoder { block, embedding_scale: None, norm_offset: 0.0 })
     },
 };
 

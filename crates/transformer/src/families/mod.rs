@@ -18,6 +18,7 @@ use serde_json::{Map, Value};
 use crate::config::{Architecture, Keys, ModelConfig, parse_object, read_folder};
 use crate::error::{Error, Result};
 use crate::gguf::architecture::GgufArchitecture;
+use crate::model::{Head, HeadKind};
 use crate::module::{ModuleId, ModuleKind};
 use crate::network::graph::{Graph, Place};
 use family::{Family, ModelType, Module};
@@ -102,10 +103,16 @@ impl Architecture {
         format!("{}.{}", self.prefix(), self.linear(module))
     }
 
-    /// Full names of the linear layers after the blocks: the pooler with its prefix, the head
-    /// without.
+    /// Full names of the linear layers after the blocks in the transformers model for sequence
+    /// classification: the pooler with its prefix, the head without.
     pub fn head_linears(self) -> &'static [&'static str] {
         self.family().head
+    }
+
+    /// Full name of the linear layer of a head for tokens; None where transformers has no such
+    /// model.
+    pub fn token_head(self) -> Option<&'static str> {
+        self.family().token_head
     }
 
     /// Full names of all linear layers in the transformers model for sequence classification, in
@@ -248,20 +255,34 @@ impl ModelConfig {
         known.iter().find(|known| known.name == self.model_type).map_or("", |ModelType { class, .. }| class)
     }
 
-    /// The graph with a head of this many outputs, or with none for a decoder that predicts tokens.
-    pub(crate) fn graph(&self, outputs: Option<usize>) -> Graph {
-        (self.architecture.family().graph)(self, outputs)
+    /// What the head of the checkpoint labels, by the class that config.json names.
+    pub fn head_kind(&self) -> HeadKind {
+        let class = self.raw.get("architectures").and_then(|classes| classes.get(0)?.as_str());
+        match class.is_some_and(|class| class.ends_with("ForTokenClassification")) {
+            true => HeadKind::Token,
+            false => HeadKind::Sequence,
+        }
+    }
+
+    /// The graph with this head, or with none for a decoder that predicts tokens.
+    pub(crate) fn graph(&self, head: Option<Head>) -> Graph {
+        (self.architecture.family().graph)(self, head)
     }
 
     /// Names (without the prefix) and shapes of all weights, from input to output. Includes BERT's
     /// pooler, but no output layer and no head.
     pub fn weights(&self) -> Vec<(String, Vec<usize>)> {
-        self.specs(Some(1), |place| matches!(place, Place::Body | Place::Pooler))
+        self.body_weights(Head::of_sequences(1))
     }
 
-    /// Full names and shapes of the weights of a head with this number of outputs.
-    pub fn head_weights(&self, outputs: usize) -> Vec<(String, Vec<usize>)> {
-        self.specs(Some(outputs), |place| place == Place::Head)
+    /// The same of a model with this head: BERT has no pooler below one for tokens.
+    pub fn body_weights(&self, head: Head) -> Vec<(String, Vec<usize>)> {
+        self.specs(Some(head), |place| matches!(place, Place::Body | Place::Pooler))
+    }
+
+    /// Full names and shapes of the weights of a head.
+    pub fn head_weights(&self, head: Head) -> Vec<(String, Vec<usize>)> {
+        self.specs(Some(head), |place| place == Place::Head)
     }
 
     /// Full names and shapes of the weights of a decoder's output layer; empty if it is the table
@@ -274,8 +295,8 @@ impl ModelConfig {
         }
     }
 
-    fn specs(&self, outputs: Option<usize>, of: impl Fn(Place) -> bool) -> Vec<(String, Vec<usize>)> {
-        let specs = self.graph(outputs).specs.into_iter().filter(|spec| of(spec.place));
+    fn specs(&self, head: Option<Head>, of: impl Fn(Place) -> bool) -> Vec<(String, Vec<usize>)> {
+        let specs = self.graph(head).specs.into_iter().filter(|spec| of(spec.place));
         specs.map(|spec| (spec.name, spec.shape)).collect()
     }
 

@@ -22,6 +22,7 @@ pub const FAMILY: Family = Family {
         module(Output, "output.dense", "output.dense"),
     ],
     head: &["classifier.dense", "classifier.out_proj"],
+    token_head: Some("classifier"),
     defaults: |_| Vec::new(),
     config: |keys, config| {
         let config = encoder::config(keys, config, 1)?;
@@ -41,13 +42,13 @@ pub const FAMILY: Family = Family {
             ..config
         })
     },
-    graph: |config, outputs| {
+    graph: |config, head| {
         let own = Encoder {
             attention_norm: "attention.LayerNorm",
             relative_bias: Some("encoder.relative_attention_bias.weight"),
             head: [("classifier.dense", Place::Head), ("classifier.out_proj", Place::Head)],
             drops_head_input: true,
         };
-        encoder::graph(config, outputs, own)
+        encoder::graph(config, head, own)
     },
 };

@@ -18,18 +18,19 @@ pub const FAMILY: Family = Family {
     layers: "encoder.layer",
     modules: &MODULES,
     head: &["classifier.dense", "classifier.out_proj"],
+    token_head: Some("classifier"),
     defaults: |_| Vec::new(),
     config: |keys, config| {
         let config = encoder::config(keys, config, 1)?;
         Ok(ModelConfig { first_position: config.pad_token_id.saturating_add(1), ..config })
     },
-    graph: |config, outputs| {
+    graph: |config, head| {
         let own = Encoder {
             attention_norm: "attention.output.LayerNorm",
             relative_bias: None,
             head: [("classifier.dense", Place::Head), ("classifier.out_proj", Place::Head)],
             drops_head_input: true,
         };
-        encoder::graph(config, outputs, own)
+        encoder::graph(config, head, own)
     },
 };

@@ -27,6 +27,8 @@ pub enum Reads {
     First,
     /// Each sequence's last token.
     Last,
+    /// The tokens that have labels.
+    Labelled,
     /// The tokens before the targets, in groups, because their logits are wide.
     Learned,
 }

@@ -42,7 +42,7 @@ impl<D: Device> Default for Options<'_, D> {
 /// What a pass's outputs should be.
 #[derive(Clone, Copy)]
 pub enum Goal<'a> {
-    Sequences(Targets<'a>),
+    Head(Targets<'a>),
     /// The learned tokens, and what their losses count.
     Tokens(&'a [u32], f32),
     /// Nothing, for a pass that measures.
@@ -72,7 +72,7 @@ impl<D: Device> Network<D> {
     ) -> Result<R> {
         let Context { values, table, observing, memory, stop } = context;
         let Options { gradients, drops, positions, caches } = options;
-        let Sequences { ids, types, offsets } = sequences;
+        let Sequences { ids, types, offsets, .. } = sequences;
         let places = || offsets.windows(2).flat_map(|ends| 0..(ends[1] - ends[0]) as u32).collect();
         let positions = positions.unwrap_or_else(places);
         let rotary = self.rotary(&positions, memory);
@@ -132,7 +132,11 @@ impl<D: Device> Network<D> {
 
     fn shape(&self, size: &PassSize) -> Shape {
         let PassSize { tokens, sequences, learned, lora_dropout, scored, every, .. } = *size;
-        let chosen = if self.graph.reads == Reads::Learned { learned.min(self.chunk()) } else { sequences };
+        let chosen = match self.graph.reads {
+            Reads::First | Reads::Last => sequences,
+            Reads::Labelled => learned,
+            Reads::Learned => learned.min(self.chunk()),
+        };
         Shape { tokens, chosen, lora_dropout, scored, every }
     }
 
@@ -175,23 +179,26 @@ impl<'a, D: Device> Context<'a, D> {
 }
 
 impl<D: Device> Network<D> {
-    /// The head's outputs for packed sequences, (sequences, outputs), without dropout.
+    /// The head's outputs for packed sequences, (sequences, outputs), or for their labelled tokens,
+    /// (labelled, outputs), without dropout.
     pub fn outputs(&self, context: Context<D>, sequences: Sequences) -> Result<Vec<f32>> {
         let size = PassSize::of_forward(sequences.offsets, context.observing.is_some());
-        let chosen = self.chosen(sequences.offsets);
+        let size = PassSize { learned: sequences.labelled.len(), ..size };
+        let chosen = self.chosen(sequences);
         self.pass(context, (sequences, &chosen), size, Options::default(), |pass| pass.outputs())
     }
 
     /// One micro-batch of a training step, for a model with a head: adds to `gradients` and to the
-    /// observations; returns the sum of the sequences' losses.
+    /// observations; returns the sum of the losses of sequences or labelled tokens.
     pub fn train(&self, context: Context<D>, gradients: &mut D::Buffer, part: TrainPart) -> Result<f64> {
         let sequences = part.sequences;
         let drops = part.dropout.drops(part.keys, sequences.offsets);
         let (dropped, scored) = (drops.lora.is_active(), context.observing.is_some());
         let size = PassSize::of_training(sequences.offsets, part.recompute, dropped, scored);
-        let chosen = self.chosen(sequences.offsets);
+        let size = PassSize { learned: sequences.labelled.len(), ..size };
+        let chosen = self.chosen(sequences);
         let options = Options { gradients: Some(gradients), drops: Some(drops), ..Options::default() };
-        let goal = Goal::Sequences(part.targets());
+        let goal = Goal::Head(part.targets());
         let train = |pass: &mut Pass<D>| pass.train(goal, part.recompute, part.below);
         self.pass(context, (sequences, &chosen), size, options, train)
     }
@@ -260,11 +267,12 @@ impl<D: Device> Network<D> {
         self.pass(context, (sequences, &chosen), size, options, |pass| pass.outputs_cached())
     }
 
-    /// The tokens that the head of sequences reads.
-    fn chosen(&self, offsets: &[usize]) -> Vec<usize> {
+    /// The tokens that a head for labels reads.
+    fn chosen(&self, Sequences { offsets, labelled, .. }: Sequences) -> Vec<usize> {
         match self.graph.reads {
             Reads::First => offsets[..offsets.len() - 1].to_vec(),
             Reads::Last | Reads::Learned => last_tokens(offsets),
+            Reads::Labelled => labelled.to_vec(),
         }
     }
 }
@@ -576,7 +584,7 @@ impl<'p, 'a, D: Device> Pass<'p, 'a, D> {
         if let Some(run) = &mut self.run {
             let memory = &mut *run.store.memory;
             sum = match goal {
-                Goal::Sequences(targets) => run.device.sequence_loss(memory, logits, targets, dlogits)?,
+                Goal::Head(targets) => run.device.head_loss(memory, logits, targets, dlogits)?,
                 Goal::Tokens(targets, scale) => {
                     let losses = run.device.token_losses(memory, logits, targets, Some(scale))?;
                     losses.iter().map(|&loss| loss as f64).sum()

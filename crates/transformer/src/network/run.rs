@@ -61,20 +61,28 @@ pub struct Run<'a, D: Device> {
 }
 
 impl<'a, D: Device> Run<'a, D> {
-    /// The keys of a site; none if nothing is dropped there. Chosen rows with dropout are first
-    /// tokens.
+    /// The keys of a site; none if nothing is dropped there.
     pub fn keys(&self, drop: Drop, rows: Rows) -> SiteKeys {
         let Some(drops) = self.drops.filter(|drops| drop.rate.of(drops).is_active()) else {
             return SiteKeys::default();
         };
         let keys = drops.keys.iter().map(|key| key.fold(drop.site.number()));
-        let keys = if drop.by_row {
-            let rows_of = |ends: &[usize]| if rows == Rows::Chosen { 1 } else { ends[1] - ends[0] };
-            let of_rows =
-                |(key, ends): (Key, &[usize])| (0..rows_of(ends) as u64).map(move |row| key.fold(row));
-            keys.zip(self.offsets.windows(2)).flat_map(of_rows).collect()
-        } else {
-            keys.collect()
+        let keys = match rows {
+            _ if !drop.by_row => keys.collect(),
+            Rows::Tokens => {
+                let of_rows = |(key, ends): (Key, &[usize])| {
+                    (0..(ends[1] - ends[0]) as u64).map(move |row| key.fold(row))
+                };
+                keys.zip(self.offsets.windows(2)).flat_map(of_rows).collect()
+            }
+            Rows::Chosen => {
+                let keys: Vec<Key> = keys.collect();
+                let key = |&token: &usize| {
+                    let sequence = self.offsets.partition_point(|&start| start <= token) - 1;
+                    keys[sequence].fold((token - self.offsets[sequence]) as u64)
+                };
+                self.chosen.iter().map(key).collect()
+            }
         };
         SiteKeys(Some((drop.rate.of(&drops), keys)))
     }

@@ -7,8 +7,8 @@ use lora_drop_compute::gemm::Precision;
 use lora_drop_compute::random::Key;
 use lora_drop_transformer::linear::FrozenForm;
 use lora_drop_transformer::{
-    Checkpoint, Context, DropoutRates, Keep, Loading, LoraTable, Memory, Model, ModelConfig, Parameters,
-    PassSize, Sequences, Targets, TextPart, Texts, TrainPart, Trained,
+    Checkpoint, Context, DropoutRates, Head, Keep, Loading, LoraTable, Memory, Model, ModelConfig,
+    Parameters, PassSize, Sequences, Targets, TextPart, Texts, TrainPart, Trained,
 };
 
 use crate::golden_file::{Golden, OnReference, agree, close, folder};
@@ -37,7 +37,12 @@ impl Adapted {
         let config = ModelConfig::read(&folder(name)).unwrap();
         let encoder = !config.architecture.is_decoder();
         let mut parameters = Parameters::new();
-        let loading = Loading { outputs: encoder.then_some(3), trained, quantize: None, key: Key::new(0) };
+        let loading = Loading {
+            head: encoder.then_some(Head::of_sequences(3)),
+            trained,
+            quantize: None,
+            key: Key::new(0),
+        };
         let checkpoint = Checkpoint::open(&folder(name)).unwrap();
         let model = Model::load(&checkpoint, &config, loading, &mut parameters).unwrap();
         let wide = |name: &str| golden.integers(name).into_iter().map(|x| x as usize).collect();
@@ -87,10 +92,16 @@ impl Adapted {
                 (self.model.net.train_texts(context, gradients, part).unwrap(), want)
             } else {
                 let part = TrainPart {
-                    sequences: Sequences { ids, types: &self.types[start..end], offsets: &offsets },
+                    sequences: Sequences {
+                        ids,
+                        types: &self.types[start..end],
+                        offsets: &offsets,
+                        labelled: &[],
+                    },
                     targets: Targets::Classes(&self.labels[from..to]),
+                    weights: &[],
                     label_smoothing: 0.0,
-                    total,
+                    total: total as f64,
                     dropout,
                     keys,
                     recompute,
@@ -120,7 +131,8 @@ impl Adapted {
             let texts = Texts { ids: &self.ids, offsets: &self.offsets, learn: &self.learn };
             return self.model.net.losses(context, texts).unwrap();
         }
-        let sequences = Sequences { ids: &self.ids, types: &self.types, offsets: &self.offsets };
+        let sequences =
+            Sequences { ids: &self.ids, types: &self.types, offsets: &self.offsets, labelled: &[] };
         self.model.net.outputs(context, sequences).unwrap()
     }
 

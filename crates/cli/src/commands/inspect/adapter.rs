@@ -7,6 +7,7 @@ use lora_drop::Result;
 use lora_drop::adapter::AdapterFile;
 use lora_drop::data::Labels;
 use lora_drop::format::{counted, grouped, layers};
+use lora_drop::settings::Task;
 use serde::Serialize;
 
 use crate::report::terminal::rows;
@@ -113,8 +114,14 @@ impl Adapter {
 fn described(labels: &serde_json::Value) -> String {
     match serde_json::from_value(labels.clone()) {
         Ok(Labels::Regression) => "a number (regression)".to_string(),
-        Ok(Labels::Classification { names, .. }) => {
-            format!("{} classes: {}", grouped(names.len()), names.join(", "))
+        Ok(labels) => {
+            let names = labels.names();
+            let of = match labels.task() {
+                Task::MultiLabel => ", any number of them a row",
+                Task::TokenClassification => " of words",
+                _ => "",
+            };
+            format!("{} classes{of}: {}", grouped(names.len()), names.join(", "))
         }
         Err(_) => labels.to_string(),
     }

@@ -199,7 +199,7 @@ fn many_classes_keep_the_page_small() {
 #[test]
 fn one_predicted_class_is_said() {
     let mut record = samples::lora_drop(6, 2);
-    let only = OnlyClass { name: "equivalent".into(), share: 0.684 };
+    let only = OnlyClass { name: "equivalent".into(), share: 0.684, words: false };
     record.evaluations.iter_mut().for_each(|e| e.only_class = Some(only.clone()));
     let page = checked(&record);
     assert!(page.contains("every row is predicted as &quot;equivalent&quot;, which 68.4 % of them are."));
@@ -273,7 +273,7 @@ fn what_users_wrote_is_escaped() {
     record.model.architecture = evil.into();
     record.module_names.values_mut().for_each(|name| *name = evil.into());
     record.evaluations.iter_mut().for_each(|e| e.metrics[0].0 = evil.into());
-    let only = OnlyClass { name: evil.into(), share: 0.5 };
+    let only = OnlyClass { name: evil.into(), share: 0.5, words: false };
     record.evaluations.iter_mut().for_each(|e| e.only_class = Some(only.clone()));
     record.summary.date = evil.into();
     record.summary.baseline.as_mut().unwrap().name = evil.into();

@@ -80,12 +80,15 @@ pub fn data() -> DataFacts {
         over_long,
         unknown: 0,
         uncounted: 0,
+        words: 0,
+        unread_words: 0,
         per_class: per_class.to_vec(),
         cached: false,
         label_range: None,
     };
     DataFacts {
         positive_class: None,
+        class_weights: Vec::new(),
         splits: vec![
             split("train", 3668, 194_012, 12, [1194, 2474]),
             split("dev", 408, 21_600, 0, [129, 279]),
@@ -286,6 +289,7 @@ pub fn findings() -> DevFindings {
     };
     DevFindings {
         classes: answers(rows).by_class(),
+        entities: Vec::new(),
         examples: (1..=8).map(example).collect(),
         samples: Vec::new(),
     }

@@ -172,7 +172,7 @@ fn scorings_and_evaluations() {
     e.metrics = vec![("accuracy".into(), 0.7843), ("f1".into(), f64::NAN)];
     let line = "epoch  1  accuracy 0.7843  f1 –  dev loss 0.5940  best so far\n";
     assert_eq!(evaluation(&e, PLAIN), line);
-    e.only_class = Some(OnlyClass { name: "equivalent".into(), share: 0.684 });
+    e.only_class = Some(OnlyClass { name: "equivalent".into(), share: 0.684, words: false });
     let note = "          every row is predicted as \"equivalent\", which 68.4 % of them are\n";
     assert_eq!(evaluation(&e, PLAIN), format!("{line}{note}"));
     let mut found = samples::summary("lora").baseline.unwrap();

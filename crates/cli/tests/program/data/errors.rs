@@ -146,8 +146,18 @@ fn labels_that_are_odd() {
     check("train.jsonl", "{\"text\":\"a\",\"label\":null}", &["line 1: \"label\" has no label"]);
     check(
         "train.jsonl",
-        "{\"text\":\"a\",\"label\":[1]}",
-        &["line 1: \"label\" is an array, expected a label"],
+        "{\"text\":\"a\",\"label\":{\"a\":1}}",
+        &["line 1: \"label\" is an object, expected a label"],
+    );
+    check(
+        "train.jsonl",
+        "{\"text\":\"a\",\"label\":[[1]]}",
+        &["line 1: \"label\" is a list of lists, expected a label"],
+    );
+    check(
+        "train.jsonl",
+        "{\"text\":\"a\",\"label\":[1]}\n{\"text\":\"a\",\"label\":[]}",
+        &["1 is the only class"],
     );
     check(
         "train.csv",

@@ -57,7 +57,9 @@ pub fn options() -> DataOptions {
         vocabulary: WORDS,
         token_types: None,
         task: None,
+        label_names: None,
         positive_class: None,
+        class_weights: None,
         reads_first: true,
         cache: None,
     }

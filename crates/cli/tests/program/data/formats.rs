@@ -1,6 +1,6 @@
 //! The same rows in every format, plain and gzipped, are the same examples.
 
-use lora_drop::data::{Columns, LabelColumn, Rows};
+use lora_drop::data::{Columns, LabelColumn, RowText, Rows};
 use serde_json::json;
 
 use super::fixture::*;
@@ -44,8 +44,12 @@ fn every_format_reads_the_same() {
             folder.write(&name, content);
             folder.write("dev.csv", "sentence1,sentence2,label\na,b,1\n");
             let data = folder.load().unwrap_or_else(|e| panic!("{name}: {e}"));
-            let rows: Vec<_> =
-                data.train.examples.iter().map(|e| (e.ids.clone(), e.types.clone(), e.label)).collect();
+            let rows: Vec<_> = data
+                .train
+                .examples
+                .iter()
+                .map(|e| (e.ids.clone(), e.types.clone(), e.label.clone()))
+                .collect();
             assert_eq!(rows.len(), 3, "{name}");
             let expected = expected.get_or_insert_with(|| rows.clone());
             assert_eq!(&rows, expected, "{name}");
@@ -107,11 +111,12 @@ fn prediction_reads_from_any_reader_and_keeps_the_fields() {
     let mut rows = Rows::json_lines(text.as_bytes(), "standard input".as_ref());
     let first = rows.next().unwrap().unwrap();
     let columns = Columns::choose(&first, &rows.file, &Default::default(), LabelColumn::Optional).unwrap();
-    assert_eq!(columns.texts(&first).unwrap(), ("good film", None));
+    assert_eq!(columns.text(&first).unwrap(), Some(RowText::One("good film".into())));
     assert_eq!(serde_json::to_string(&first.fields).unwrap(), r#"{"id":7,"text":"good film","label":null}"#);
     let message = rows.next().unwrap().unwrap_err().to_string();
     assert!(message.starts_with("standard input, line 2: bad JSON at column 2"), "{message}");
-    assert_eq!(columns.texts(&rows.next().unwrap().unwrap()).unwrap(), ("bad", None));
+    let second = rows.next().unwrap().unwrap();
+    assert_eq!(columns.text(&second).unwrap(), Some(RowText::One("bad".into())));
     assert!(rows.next().is_none());
 }
 

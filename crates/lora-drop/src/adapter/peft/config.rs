@@ -53,7 +53,12 @@ pub(super) struct Config {
     pub rslora: bool,
     pub lora_dropout: f64,
     pub base: String,
+    /// Whether the task labels tokens.
+    pub of_tokens: bool,
 }
+
+/// The task_type of models that label tokens.
+pub(super) const TOKEN_CLS: &str = "TOKEN_CLS";
 
 impl Config {
     /// Reads and checks the file.
@@ -77,9 +82,12 @@ impl Config {
             None => return Err(Error::file(path, "the key peft_type is missing, expected \"LORA\"")),
             Some(other) => return Err(keys.unsupported("peft_type", &other, "\"LORA\" or \"VERA\"")),
         };
-        keys.refuse_unless("task_type", "\"SEQ_CLS\", \"CAUSAL_LM\" or \"FEATURE_EXTRACTION\"", |v| {
-            v == "SEQ_CLS" || v == "CAUSAL_LM" || v == "FEATURE_EXTRACTION"
-        })?;
+        let of_tokens = keys.map.get("task_type").is_some_and(|task| task == TOKEN_CLS);
+        keys.refuse_unless(
+            "task_type",
+            "\"SEQ_CLS\", \"TOKEN_CLS\", \"CAUSAL_LM\" or \"FEATURE_EXTRACTION\"",
+            |v| [TOKEN_CLS, "SEQ_CLS", "CAUSAL_LM", "FEATURE_EXTRACTION"].iter().any(|task| v == task),
+        )?;
         keys.refuse_unless("bias", "\"none\"", |v| v == "none")?;
         keys.refuse_unless(
             "init_lora_weights",
@@ -106,6 +114,7 @@ impl Config {
             rslora: false,
             lora_dropout: 0.0,
             base,
+            of_tokens,
         };
         if vera {
             // VeRA has no alpha: its scale is 1.

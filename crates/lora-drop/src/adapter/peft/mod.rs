@@ -11,13 +11,13 @@ mod vera;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use lora_drop_transformer::{AdapterMethod, Architecture, Checkpoint, ModuleId};
+use lora_drop_transformer::{AdapterMethod, Architecture, Checkpoint, HeadKind, ModuleId};
 use serde_json::{Map, Value, json};
 
 use self::config::Config;
 use super::file::{
-    AdapterFile, HeadWeight, StoredPair, is_head_tensor, pair_shape, read_metadata, read_tensor, read_vector,
-    same_bits,
+    AdapterFile, HeadWeight, StoredPair, head_kind, is_head_tensor, pair_shape, read_metadata, read_tensor,
+    read_vector, same_bits,
 };
 use super::tensors::{Tensor, write_f32};
 use super::{Peft, Vector, form};
@@ -107,7 +107,11 @@ impl AdapterFile {
         let vera = form(self.method).peft == Peft::Vera;
         set("peft_type", if vera { "VERA" } else { "LORA" }.into());
         // A decoder without a head predicts tokens.
-        let task = if self.head.is_empty() && architecture.is_decoder() { "CAUSAL_LM" } else { "SEQ_CLS" };
+        let task = match self.head_kind {
+            _ if self.head.is_empty() && architecture.is_decoder() => "CAUSAL_LM",
+            HeadKind::Sequence => "SEQ_CLS",
+            HeadKind::Token => config::TOKEN_CLS,
+        };
         set("task_type", task.into());
         set("base_model_name_or_path", self.base.as_str().into());
         set("r", pair.rank.into());
@@ -199,6 +203,10 @@ pub(super) fn read(folder: &Path) -> Result<AdapterFile> {
         own,
         rslora: config.rslora,
         lora_dropout: config.lora_dropout,
+        head_kind: match config.of_tokens {
+            true => HeadKind::Token,
+            false => head_kind(labels.as_ref()),
+        },
         head,
         labels,
         base: config.base,

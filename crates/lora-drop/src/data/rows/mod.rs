@@ -5,6 +5,7 @@ mod json;
 mod parquet;
 mod separated;
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, Read};
 use std::path::{Path, PathBuf};
 
@@ -22,10 +23,15 @@ pub struct Row {
     pub fields: Map<String, Value>,
 }
 
+/// Names of classes in index order, by column.
+pub type ClassNames = BTreeMap<String, Vec<String>>;
+
 /// A file's rows, read one after the other. An iterator: a wrong row is an error with its line.
 pub struct Rows {
     /// The file's name in errors.
     pub file: PathBuf,
+    /// The names that the file gives the class numbers in its columns.
+    pub class_names: ClassNames,
     rows: Box<dyn Iterator<Item = Result<Row, Error>> + Send>,
 }
 
@@ -36,6 +42,7 @@ impl Rows {
     /// The file is unreadable, empty or of an unknown format, or its header or structure is wrong.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let (format, _) = Format::of(path).ok_or_else(|| Error::Format { path: path.to_path_buf() })?;
+        let mut class_names = ClassNames::new();
         let lines = || Ok::<_, Error>(Lines::new(files::open(path)?, path));
         let rows: Box<dyn Iterator<Item = Result<Row, Error>> + Send> = match format {
             Format::JsonLines => Box::new(json::lines(lines()?)),
@@ -43,13 +50,17 @@ impl Rows {
             Format::Csv => Box::new(separated::csv(lines()?)?),
             Format::Tsv => Box::new(separated::tsv(lines()?)?),
             #[cfg(feature = "parquet")]
-            Format::Parquet => Box::new(parquet::rows(files::open_seekable(path)?, path)?),
+            Format::Parquet => {
+                let (rows, names) = parquet::rows(files::open_seekable(path)?, path)?;
+                class_names = names;
+                Box::new(rows)
+            }
             #[cfg(not(feature = "parquet"))]
             Format::Parquet => {
                 return Err(Error::file(path, "this build has no parquet feature and cannot read Parquet"));
             }
         };
-        Ok(Rows { file: path.to_path_buf(), rows })
+        Ok(Rows { file: path.to_path_buf(), class_names, rows })
     }
 
     /// Whether a file's ending says its format.
@@ -61,7 +72,7 @@ impl Rows {
     /// read when it is asked for, and reading can continue after a wrong row.
     pub fn json_lines(reader: impl BufRead + Send + 'static, name: &Path) -> Self {
         let lines = Lines::new(Box::new(reader), name);
-        Rows { file: name.to_path_buf(), rows: Box::new(json::lines(lines)) }
+        Rows { file: name.to_path_buf(), class_names: ClassNames::new(), rows: Box::new(json::lines(lines)) }
     }
 }
 

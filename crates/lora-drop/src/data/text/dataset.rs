@@ -135,6 +135,7 @@ impl TextDataset {
         let facts = DataFacts {
             splits: splits.into_iter().flatten().map(|split| split.facts.clone()).collect(),
             classes: Vec::new(),
+            class_weights: Vec::new(),
             positive_class: None,
             text_column: columns.text,
             pair_column: columns.completion,

@@ -4,6 +4,7 @@
 mod lengths;
 mod pages;
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
@@ -14,20 +15,21 @@ use ::parquet::file::reader::{FileReader, SerializedFileReader};
 use ::parquet::record::reader::RowIter;
 use ::parquet::record::{Field, Row as Record};
 use ::parquet::schema::types::Type;
+use lora_drop_transformer::json;
 use serde_json::{Map, Value};
 
-use super::{Error, Problem, Row};
+use super::{ClassNames, Error, Problem, Row};
 use crate::panics::caught;
 
 /// Bytes of memory that the pages of a row group may take, or ten times the file's bytes if that is
 /// more.
 const MOST_PAGES: u64 = 64 << 20;
 
-/// The rows of a Parquet file, numbered from 1.
+/// The rows of a Parquet file, numbered from 1, and the names of its classes.
 pub(super) fn rows(
     file: File,
     path: &Path,
-) -> Result<impl Iterator<Item = Result<Row, Error>> + Send + use<>, Error> {
+) -> Result<(impl Iterator<Item = Result<Row, Error>> + Send + use<>, ClassNames), Error> {
     let damaged = |problem: String| Error::file(path, format!("not a valid Parquet file: {problem}"));
     let unsound = |e: ::parquet::errors::ParquetError| damaged(e.to_string());
     let bytes = file.metadata().map_err(|e| Error::io(path, e))?.len();
@@ -59,6 +61,9 @@ pub(super) fn rows(
             }
         }
     }
+    let notes = reader.metadata().file_metadata().key_value_metadata().into_iter().flatten();
+    let features = notes.filter(|note| note.key == FEATURES).filter_map(|note| note.value.as_deref());
+    let class_names = features.flat_map(class_names).collect();
     // The row interface fails at other types, which are not needed here.
     let wanted = Type::group_type_builder(schema.name()).with_fields(plain).build().map_err(unsound)?;
     let records =
@@ -66,7 +71,7 @@ pub(super) fn rows(
     let file = path.to_path_buf();
     // None after the first error: a damaged file cannot be read on.
     let (mut reader, mut line) = (Some(records), 0);
-    Ok(std::iter::from_fn(move || {
+    let rows = std::iter::from_fn(move || {
         let mut records = reader.take()?;
         line += 1;
         // The reader panics on some damaged pages; it is dropped then.
@@ -80,7 +85,26 @@ pub(super) fn rows(
             reader = Some(records);
         }
         Some(row.map(|fields| Row { line, fields }).map_err(|problem| Error::row(&file, line, problem)))
-    }))
+    });
+    Ok((rows, class_names))
+}
+
+/// Where Hugging Face's datasets describe the columns.
+const FEATURES: &str = "huggingface";
+
+/// The names of classes in a description of columns: of a column itself, or of what its lists hold.
+/// None of a description of another form, which is not needed.
+fn class_names(description: &str) -> ClassNames {
+    let found: Value = json::from_str(description).unwrap_or_default();
+    let names = |(column, feature): (&String, &Value)| {
+        let of_item = [&feature["feature"], &feature[0]];
+        let list = [feature].into_iter().chain(of_item).find_map(|f| f["names"].as_array())?;
+        let names = list.iter().map(|name| name.as_str().map(String::from)).collect::<Option<Vec<_>>>()?;
+        let different = names.iter().collect::<BTreeSet<_>>().len() == names.len();
+        (different && names.len() >= 2).then(|| (column.clone(), names))
+    };
+    let features = found["info"]["features"].as_object();
+    features.into_iter().flatten().filter_map(names).collect()
 }
 
 /// Whether a column holds plain values, or lists and structures of nothing else.
