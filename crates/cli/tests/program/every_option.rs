@@ -139,6 +139,7 @@ fn training(option: &str, at: &Situation) -> Option<Case> {
         "task" if at.is(&["classification", "text"]) => learned("regression"),
         "task" => learned("classification"),
         "text-column" => learned("other"),
+        "pair-column" if at.is(&["token-classification"]) => learned("other"),
         "pair-column" => with("other", "--text-column text"),
         "label-column" => learned("label2"),
         "prompt-column" => learned("q --completion-column completion"),
@@ -460,8 +461,10 @@ fn prepare() -> Fixture {
         &|i| json!({ "text": phrase(&word, i, 2 + i % 6), "other": phrase(&word, i + 3, 3), "label": classes(i), "label2": classes(i / 2) }),
     );
     rows("tagged", &|i| {
-        let words = |i: usize| (0..3).map(|j| word(i * 7 + j * 5)).collect::<Vec<_>>();
-        let tags = |i: usize| [["O", "B-bad", "O"], ["B-good", "O", "O"], ["O", "O", "B-good"]][i % 3];
+        let many = 2 + i % 6;
+        let words = |i: usize| (0..many).map(|j| word(i * 7 + j * 5)).collect::<Vec<_>>();
+        let tag = |n: usize| if n.is_multiple_of(4) { ["B-bad", "B-good"][n / 4 % 2] } else { "O" };
+        let tags = |i: usize| (0..many).map(|j| tag(i + j)).collect::<Vec<_>>();
         json!({ "tokens": words(i), "other": words(i + 3), "tags": tags(i), "label2": tags(i / 2) })
     });
     fixture.write("weights.json", r#"{ "bad": 3, "good": 1 }"#);

@@ -78,6 +78,10 @@ fn f1_is_of_the_positive_class() {
     assert_ne!(second.1, first.1);
     fixture.run(&format!("{train} --overwrite --positive-class equivalent")).ok();
     assert_eq!(eval(""), first, "the adapter keeps it");
+    let table = fixture.run("eval --adapter run --data rows.csv").ok().stdout;
+    assert!(table.contains("F1 (equivalent)") && !table.contains("f1 "), "{table}");
+    let page = fixture.read("run/report.html");
+    assert!(page.contains("F1 (equivalent)") && page.contains("unknown tokens"));
     let refused = format!("{train} --overwrite --positive-class equal");
     fixture.run(&refused).fails(2, &["--positive-class equal", "the classes are equivalent and other"]);
 }

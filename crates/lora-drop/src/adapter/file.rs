@@ -328,8 +328,7 @@ impl AdapterFile {
         if kind == HeadKind::Token {
             check_token_head(config)?;
         }
-        let names = config.head_weights(Head { kind, outputs: 1 }).into_iter().map(|(name, _)| name);
-        let name = names.filter(|name| name.ends_with(".weight")).next_back().unwrap_or_default();
+        let (name, _) = config.head_weights(Head { kind, outputs: 1 }).pop().unwrap_or_default();
         match self.head.get(&name).and_then(|weight| weight.shape.first()) {
             Some(&outputs) if outputs > 0 => Ok(Head { kind, outputs }),
             _ => {

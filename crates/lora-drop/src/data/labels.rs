@@ -444,6 +444,10 @@ impl Names {
         match &names[..] {
             [] if train.rows.is_empty() => Err(Error::NoRows { path }),
             [] => Err(Error::file(&path, "no row has a class; training needs at least two classes")),
+            [class] if matches!(train.rows[0].label, Some(RawLabel::List(_))) => {
+                let problem = format!("{class} is the only class; training needs at least two classes");
+                Err(Error::file(&path, problem))
+            }
             [class] => Err(Error::OneClass { path, class: class.clone() }),
             _ => Ok(names),
         }

@@ -771,6 +771,43 @@ mod tests {
     }
 
     #[test]
+    fn words_are_tokenised_one_by_one() {
+        let words = ["ab", "aab", "b1", "a"];
+        for side in [TruncationDirection::Right, TruncationDirection::Left] {
+            for (kind, tokens) in kinds(side) {
+                // The space before a word is a part of its tokens.
+                let space = if kind == "GPT-2" { " " } else { "" };
+                let ids = |word: &str| {
+                    tokens.part(&format!("{space}{word}"), 99).unwrap().encoding.get_ids().to_vec()
+                };
+                let each: Vec<(u32, u32)> = (0..)
+                    .zip(words)
+                    .flat_map(|(number, word)| ids(word).into_iter().map(move |id| (number, id)))
+                    .collect();
+                for max_length in [99, 5] {
+                    let limits = RowLimits { max_length, vocabulary: 100, token_types: None };
+                    let found = tokens.encode_words(&words, limits).unwrap();
+                    let cut = each.len().saturating_sub(max_length);
+                    let kept = if side == TruncationDirection::Left {
+                        &each[cut..]
+                    } else {
+                        &each[..each.len() - cut]
+                    };
+                    assert_eq!(found.ids, kept.iter().map(|(_, id)| *id).collect::<Vec<_>>(), "{kind}");
+                    let first = |i: usize| i == 0 || kept[i - 1].0 != kept[i].0;
+                    let places = (0..kept.len()).filter(|&i| first(i)).map(|i| (kept[i].0, i as u32));
+                    assert_eq!(found.words, places.collect::<Vec<_>>(), "{kind}");
+                    assert_eq!((found.length, found.counted), (each.len(), true), "{kind}");
+                }
+                let many = vec!["ab"; 10_000];
+                let found = tokens
+                    .encode_words(&many, RowLimits { max_length: 5, vocabulary: 100, token_types: None });
+                assert_eq!(found.unwrap().counted, side == TruncationDirection::Left, "{kind}");
+            }
+        }
+    }
+
+    #[test]
     fn where_a_run_begins_decides_its_end() {
         // Of 4,001 letters the last one is left over, and of 4,000 none.
         for count in [4000, 4001, 4002, 4003] {

@@ -16,8 +16,8 @@ use crate::summary::SplitFacts;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ClassWeights {
     /// By their counts in train: n / (k · count) for k classes that occur and n rows or words. For
-    /// rows of several classes: rows without the class / rows with it. 1 for a class that does not
-    /// occur.
+    /// rows of several classes: rows without the class / rows with it. 1 for a class that no row
+    /// has, or every one of several.
     Balanced,
     /// A JSON file: an object with a weight for each name.
     File(PathBuf),
@@ -72,6 +72,7 @@ fn balanced(task: Task, train: &SplitFacts) -> Vec<f64> {
     let all = counts.iter().sum::<usize>() as f64;
     let weight = |&count: &usize| match (count, task) {
         (0, _) => 1.0,
+        (count, Task::MultiLabel) if count == train.rows => 1.0,
         (count, Task::MultiLabel) => (train.rows - count) as f64 / count as f64,
         (count, _) => all / (present * count as f64),
     };
@@ -111,6 +112,6 @@ mod tests {
         assert_eq!(found, [6.0 / 9.0, 2.0, 1.0]);
         // Words are counted, and a class that does not occur takes no part.
         assert_eq!(of(Task::TokenClassification, facts(&[3, 0, 1], 2)), [4.0 / 6.0, 1.0, 2.0]);
-        assert_eq!(of(Task::MultiLabel, facts(&[1, 8, 0], 8)), [7.0, 0.0, 1.0]);
+        assert_eq!(of(Task::MultiLabel, facts(&[1, 8, 0], 8)), [7.0, 1.0, 1.0]);
     }
 }

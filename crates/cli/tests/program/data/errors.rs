@@ -157,7 +157,7 @@ fn labels_that_are_odd() {
     check(
         "train.jsonl",
         "{\"text\":\"a\",\"label\":[1]}\n{\"text\":\"a\",\"label\":[]}",
-        &["every row has the label 1"],
+        &["1 is the only class"],
     );
     check(
         "train.csv",
