@@ -55,6 +55,7 @@ pub mod folder;
 pub mod format;
 pub mod generate;
 pub mod hub;
+pub mod inspect;
 pub mod loaded;
 pub mod machine;
 mod memory;

@@ -79,8 +79,14 @@ pub struct SplitFacts {
     pub shortest: usize,
     /// Median of the rows' tokens, before over-long rows were cut or dropped.
     pub median_length: usize,
+    /// The 95th percentile of the rows' tokens, before over-long rows were cut or dropped.
+    #[serde(default)]
+    pub length_95: usize,
     /// Tokens of the longest row, before over-long rows were cut or dropped.
     pub longest: usize,
+    /// Rows by their tokens, before over-long rows were cut or dropped.
+    #[serde(default)]
+    pub lengths: Vec<LengthRange>,
     /// Rows of more than `max_length` tokens, before they were cut or dropped.
     pub over_long: usize,
     /// Over-long rows whose tokens were not counted to the end because they are far over the limit:
@@ -90,6 +96,9 @@ pub struct SplitFacts {
     /// Tokens that stand for text that the tokenizer's vocabulary does not have.
     #[serde(default)]
     pub unknown: usize,
+    /// Tokens that are learned; 0 for labelled rows.
+    #[serde(default)]
+    pub learned: usize,
     /// Rows per class in index order; empty for regression.
     pub per_class: Vec<usize>,
     /// Smallest, mean and largest label of a regression.
@@ -97,6 +106,17 @@ pub struct SplitFacts {
     /// Whether the tokens were read from the cache of an earlier run.
     #[serde(default)]
     pub cached: bool,
+}
+
+/// Rows whose numbers of tokens are in a range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LengthRange {
+    /// The fewest tokens of the range.
+    pub from: usize,
+    /// The most tokens of the range.
+    pub to: usize,
+    /// Number of rows.
+    pub rows: usize,
 }
 
 /// The sizes of a run, computed without training (`--dry-run`).

@@ -20,7 +20,7 @@ use super::interrupt::Interrupt;
 use super::options::{Given, Takes, no_effect};
 
 /// The settings of rows with texts and labels.
-const ROWS: [&str; 10] = [
+pub const ROWS: [&str; 10] = [
     "text-column",
     "pair-column",
     "label-column",

@@ -46,17 +46,29 @@ impl DataOptions {
     /// A training run's options, for a model of this configuration.
     pub fn new(rows: &RowSettings, config: &ModelConfig) -> Self {
         DataOptions {
-            columns: ColumnNames::of(rows),
             max_length: rows.row_tokens(config.max_tokens()),
-            bad_rows: rows.bad_rows,
-            over_length: rows.over_length,
             vocabulary: config.vocab_size,
             token_types: config.token_types,
+            reads_first: !config.architecture.is_decoder(),
+            cache: TokenCache::of_user(rows.token_cache),
+            ..DataOptions::without_model(rows)
+        }
+    }
+
+    /// The options by which rows are read before they are tokenised for any model.
+    pub fn without_model(rows: &RowSettings) -> Self {
+        DataOptions {
+            columns: ColumnNames::of(rows),
+            max_length: rows.row_tokens(usize::MAX),
+            bad_rows: rows.bad_rows,
+            over_length: rows.over_length,
+            vocabulary: usize::MAX,
+            token_types: None,
             task: rows.task,
             positive_class: rows.positive_class.clone(),
-            reads_first: !config.architecture.is_decoder(),
+            reads_first: false,
             trained_on: None,
-            cache: TokenCache::of_user(rows.token_cache),
+            cache: None,
         }
     }
 }
@@ -110,17 +122,24 @@ pub struct Dataset {
     pub warnings: Vec<String>,
 }
 
-/// Up to this many rows are few, whatever their classes.
-const FEW: usize = 20;
+/// A data set before tokenising: the rows of each split, with what stands in for dev held out of
+/// train.
+#[derive(Clone, Debug)]
+pub struct RawDataset {
+    pub train: RawSplit,
+    pub dev: RawSplit,
+    pub test: Option<RawSplit>,
+    pub labels: Labels,
+    /// Warnings for the user.
+    pub warnings: Vec<String>,
+}
 
-impl Dataset {
-    /// Reads a folder's train, dev and test, or one file as train. Without dev a tenth of train is
-    /// held out, stratified and the same for every seed, and a warning says so. Train decides what
-    /// the labels are.
+impl RawDataset {
+    /// Reads a folder's train, dev and test, or one file as train, as [`Dataset::load`] does.
     ///
     /// # Errors
     /// See [`Error`]: whatever is wrong with a file or a row, with its place.
-    pub fn load(path: &Path, tokens: &Tokens, options: &DataOptions) -> Result<Self, Error> {
+    pub fn read(path: &Path, options: &DataOptions) -> Result<Self, Error> {
         let found = SplitFiles::find(path)?;
         let train = RawSplit::read(
             SplitName::Train,
@@ -134,7 +153,43 @@ impl Dataset {
             None => Ok(None),
         };
         let (dev, test) = (read(SplitName::Dev)?, read(SplitName::Test)?);
-        Dataset::of_splits(train, dev, test, tokens, options)
+        RawDataset::of_splits(train, dev, test, options)
+    }
+
+    fn of_splits(
+        mut train: RawSplit,
+        dev: Option<RawSplit>,
+        test: Option<RawSplit>,
+        options: &DataOptions,
+    ) -> Result<Self, Error> {
+        let labels = Labels::of(&train, options.task)?;
+        let labels = match &options.positive_class {
+            Some(class) => labels.with_positive(class)?,
+            None => labels,
+        };
+        let others = dev.iter().chain(&test).flat_map(|split| &split.warnings);
+        let mut warnings: Vec<String> = train.warnings.iter().chain(others).cloned().collect();
+        warnings.extend(suspicions(&train, &labels, options.task));
+        let dev = match dev {
+            Some(dev) => dev,
+            None => hold_out(&mut train, &labels, &mut warnings)?,
+        };
+        Ok(RawDataset { train, dev, test, labels, warnings })
+    }
+}
+
+/// Up to this many rows are few, whatever their classes.
+const FEW: usize = 20;
+
+impl Dataset {
+    /// Reads a folder's train, dev and test, or one file as train. Without dev a tenth of train is
+    /// held out, stratified and the same for every seed, and a warning says so. Train decides what
+    /// the labels are.
+    ///
+    /// # Errors
+    /// See [`Error`]: whatever is wrong with a file or a row, with its place.
+    pub fn load(path: &Path, tokens: &Tokens, options: &DataOptions) -> Result<Self, Error> {
+        Dataset::encode(RawDataset::read(path, options)?, tokens, options)
     }
 
     /// Tokenises rows in memory. Without rows for dev a tenth of train is held out, as in `load`.
@@ -150,35 +205,22 @@ impl Dataset {
     ) -> Result<Self, Error> {
         let train = RawSplit::of_rows(SplitName::Train, train)?;
         let dev = if dev.is_empty() { None } else { Some(RawSplit::of_rows(SplitName::Dev, dev)?) };
-        Dataset::of_splits(train, dev, None, tokens, options)
+        Dataset::encode(RawDataset::of_splits(train, dev, None, options)?, tokens, options)
     }
 
-    fn of_splits(
-        mut train: RawSplit,
-        dev: Option<RawSplit>,
-        test: Option<RawSplit>,
-        tokens: &Tokens,
-        options: &DataOptions,
-    ) -> Result<Self, Error> {
+    /// Tokenises rows.
+    ///
+    /// # Errors
+    /// The first row whose label or text is wrong; all rows dropped; rows of one class alone.
+    pub fn encode(raw: RawDataset, tokens: &Tokens, options: &DataOptions) -> Result<Self, Error> {
+        let RawDataset { train, dev, test, labels, mut warnings } = raw;
         let columns = train.columns.clone();
         tokens.check_max_length(options.max_length, columns.pair.is_some())?;
-        let labels = Labels::of(&train, options.task)?;
-        let labels = match &options.positive_class {
-            Some(class) => labels.with_positive(class)?,
-            None => labels,
-        };
-        let others = dev.iter().chain(&test).flat_map(|split| &split.warnings);
-        let mut warnings: Vec<String> = train.warnings.iter().chain(others).cloned().collect();
-        warnings.extend(suspicions(&train, &labels, options.task));
         if options.reads_first && tokens.special_tokens(false) == 0 {
             let file = tokens.file().display();
             warnings
                 .push(format!("{file}: adds no special tokens, and the encoder's head reads the first one"));
         }
-        let dev = match dev {
-            Some(dev) => dev,
-            None => hold_out(&mut train, &labels, &mut warnings)?,
-        };
         let train = Split::encode(train, &labels, tokens, options)?;
         if let Some(only) = only_class(&train.facts.per_class) {
             let class = labels.names()[only].clone();
@@ -282,7 +324,7 @@ impl Split {
             let (path, rows) = (raw.files[0].clone(), lengths.len());
             return Err(Error::AllDropped { path, rows, max_length: limit });
         }
-        let (per_class, label_range) = label_facts(&examples, labels);
+        let (per_class, label_range) = label_counts(examples.iter().map(|example| example.label), labels);
         let facts = raw.facts(examples.iter().map(|example| example.ids.len()), lengths, limit);
         let unknown = examples.iter().map(|example| tokens.count_unknown(&example.ids)).sum();
         let facts = SplitFacts { cached, uncounted, unknown, per_class, label_range, ..facts };
@@ -390,11 +432,14 @@ fn only_class(per_class: &[usize]) -> Option<usize> {
 }
 
 /// The number of rows of each class, and the smallest, mean and largest value of a regression.
-fn label_facts(examples: &[Example], labels: &Labels) -> (Vec<usize>, Option<(f64, f64, f64)>) {
+pub(crate) fn label_counts(
+    of_rows: impl Iterator<Item = Option<Label>>,
+    labels: &Labels,
+) -> (Vec<usize>, Option<(f64, f64, f64)>) {
     let mut per_class = vec![0; labels.names().len()];
     let mut values = Vec::new();
-    for example in examples {
-        match example.label {
+    for label in of_rows {
+        match label {
             Some(Label::Class(class)) => per_class[class] += 1,
             Some(Label::Value(value)) => values.push(f64::from(value)),
             None => per_class.clear(),

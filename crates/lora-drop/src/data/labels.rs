@@ -201,6 +201,14 @@ impl Labels {
         if self.is_regression() { Task::Regression } else { Task::Classification }
     }
 
+    /// A label as people read it: its class's name, or its value.
+    pub(crate) fn describe(&self, label: Label) -> String {
+        match label {
+            Label::Class(class) => self.names()[class].clone(),
+            Label::Value(value) => value.to_string(),
+        }
+    }
+
     /// Whether classes are named by whole numbers.
     fn are_integers(&self) -> bool {
         self.names().iter().any(|name| name.parse::<i64>().is_ok())

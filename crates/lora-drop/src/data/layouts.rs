@@ -16,6 +16,8 @@ pub(super) enum RowKind {
 /// compared without regard to case.
 pub(super) struct Layout {
     pub rows: RowKind,
+    /// What rows of it are called.
+    pub name: &'static str,
     /// The text, the first text of a pair, the prompt or the conversation.
     pub text: &'static str,
     /// The second text of a pair, or the completion, by one of these names; empty if the layout has
@@ -25,20 +27,26 @@ pub(super) struct Layout {
     pub input: &'static [&'static str],
 }
 
+const SINGLE: &str = "text with a label";
+const PAIR: &str = "pair of texts with a label";
+const COMPLETION: &str = "prompt with a completion";
+const CONVERSATION: &str = "conversation";
+const TEXT: &str = "plain text";
+
 const fn single(text: &'static str) -> Layout {
-    pair(text, &[])
+    Layout { rows: RowKind::Labelled, name: SINGLE, text, second: &[], input: &[] }
 }
 
 const fn pair(text: &'static str, second: &'static [&'static str]) -> Layout {
-    Layout { rows: RowKind::Labelled, text, second, input: &[] }
+    Layout { name: PAIR, second, ..single(text) }
 }
 
-const fn completion(prompt: &'static str, second: &'static [&'static str]) -> Layout {
-    Layout { rows: RowKind::Texts(TextKind::Completion), text: prompt, second, input: &[] }
+const fn completion(name: &'static str, prompt: &'static str, second: &'static [&'static str]) -> Layout {
+    Layout { rows: RowKind::Texts(TextKind::Completion), name, second, ..single(prompt) }
 }
 
-const fn whole(kind: TextKind, text: &'static str) -> Layout {
-    Layout { rows: RowKind::Texts(kind), text, second: &[], input: &[] }
+const fn whole(kind: TextKind, name: &'static str, text: &'static str) -> Layout {
+    Layout { rows: RowKind::Texts(kind), name, ..single(text) }
 }
 
 /// The known layouts.
@@ -66,19 +74,22 @@ pub(super) const LAYOUTS: &[Layout] = &[
     single("query"),
     single("body"),
     // Prompts with completions, as texts or as turns.
-    completion("prompt", &["completion", "response"]),
-    Layout { input: &["input", "context"], ..completion("instruction", &["output", "response"]) },
-    completion("question", &["answer"]),
-    completion("document", &["summary"]),
-    completion("dialogue", &["summary"]),
-    completion("article", &["highlights"]),
-    completion("source", &["target"]),
-    completion("input", &["output"]),
+    completion(COMPLETION, "prompt", &["completion", "response"]),
+    Layout {
+        input: &["input", "context"],
+        ..completion("instruction with its answer", "instruction", &["output", "response"])
+    },
+    completion("question with its answer", "question", &["answer"]),
+    completion("document with its summary", "document", &["summary"]),
+    completion("dialogue with its summary", "dialogue", &["summary"]),
+    completion("article with its highlights", "article", &["highlights"]),
+    completion("source with its target", "source", &["target"]),
+    completion("input with its output", "input", &["output"]),
     // Conversations.
-    whole(TextKind::Messages, "messages"),
-    whole(TextKind::Messages, "conversations"),
+    whole(TextKind::Messages, CONVERSATION, "messages"),
+    whole(TextKind::Messages, CONVERSATION, "conversations"),
     // Plain text.
-    whole(TextKind::Text, "text"),
+    whole(TextKind::Text, TEXT, "text"),
 ];
 
 /// Columns of the label.
@@ -129,6 +140,26 @@ impl Layout {
     /// The layouts of rows of this kind.
     pub fn of(rows: RowKind) -> impl Iterator<Item = &'static Layout> + Clone {
         LAYOUTS.iter().filter(move |layout| layout.rows == rows)
+    }
+
+    /// What rows with these columns are called: by the known layout, or by their kind alone where
+    /// the user has named other columns.
+    pub fn name_of(rows: RowKind, text: &str, second: Option<&str>) -> &'static str {
+        let is = |names: &[&str], name: &str| names.iter().any(|known| known.eq_ignore_ascii_case(name));
+        let known = Layout::of(rows).find(|layout| {
+            is(&[layout.text], text) && second.is_none_or(|name| is(layout.second, name))
+                && layout.second.is_empty() == second.is_none()
+        });
+        known.map_or_else(
+            || match (rows, second) {
+                (RowKind::Labelled, None) => SINGLE,
+                (RowKind::Labelled, Some(_)) => PAIR,
+                (RowKind::Texts(TextKind::Completion), _) => COMPLETION,
+                (RowKind::Texts(TextKind::Messages), _) => CONVERSATION,
+                (RowKind::Texts(TextKind::Text), _) => TEXT,
+            },
+            |layout| layout.name,
+        )
     }
 }
 

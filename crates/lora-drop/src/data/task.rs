@@ -3,8 +3,10 @@
 use std::path::Path;
 
 use super::files::SplitFiles;
-use super::text::{Targets, TextColumnNames, TextColumns, TextDataset, TextExample, TextKind};
-use super::{ColumnNames, Columns, Dataset, Error, Example, Label, LabelColumn, Labels, Rows, SplitName};
+use super::text::{RawTexts, Targets, TextColumns, TextDataset, TextExample, TextKind};
+use super::{Columns, Dataset, Error, Example, Label, LabelColumn, Labels, RawDataset, Rows, SplitName};
+use crate::reading::Reading;
+use crate::settings::RowSettings;
 use crate::summary::DataFacts;
 
 /// A data set to train on.
@@ -14,6 +16,13 @@ pub enum TaskData {
     Labelled(Box<Dataset>),
     /// Texts, for a decoder that predicts tokens.
     Text(Box<TextDataset>),
+}
+
+/// A data set before tokenising.
+#[derive(Clone, Debug)]
+pub enum RawTask {
+    Labelled(Box<RawDataset>),
+    Text(Box<RawTexts>),
 }
 
 /// Tokenised rows of a split, as in [`TaskData`].
@@ -120,18 +129,15 @@ impl TaskRows<'_> {
 ///
 /// # Errors
 /// There is no train file, or its first row cannot be read.
-pub(crate) fn label_beside_text(
-    path: &Path,
-    labelled: &ColumnNames,
-    texts: &TextColumnNames,
-) -> Result<Option<String>, Error> {
+pub(crate) fn label_beside_text(path: &Path, rows: &RowSettings) -> Result<Option<String>, Error> {
+    let Reading { columns: labelled, texts, .. } = Reading::of(rows, None);
     let found = SplitFiles::find(path)?;
     let Some(file) = found.of(SplitName::Train)?.first() else { return Ok(None) };
     let Some(row) = Rows::open(file)?.next().transpose()? else { return Ok(None) };
-    let as_texts = TextColumns::choose(&row, file, texts, Targets::Required);
+    let as_texts = TextColumns::choose(&row, file, &texts, Targets::Required);
     if as_texts.is_ok_and(|columns| columns.kind != TextKind::Text) {
         return Ok(None);
     }
-    let columns = Columns::choose(&row, file, labelled, LabelColumn::Required);
+    let columns = Columns::choose(&row, file, &labelled, LabelColumn::Required);
     Ok(columns.ok().and_then(|columns| columns.label))
 }

@@ -54,7 +54,11 @@ impl RunSettings {
         Ok(())
     }
 
-    fn validate_rows(&self) -> Result<()> {
+    /// Checks the columns and template variables that are given.
+    ///
+    /// # Errors
+    /// `Error::Usage` for a column that is named twice, or a variable without a value.
+    pub(crate) fn validate_rows(&self) -> Result<()> {
         let columns = [&self.rows.text_column, &self.rows.pair_column, &self.rows.label_column];
         for (i, column) in columns.iter().enumerate() {
             let taken = column.is_some() && columns[..i].contains(column);

@@ -9,9 +9,9 @@ use lora_drop_transformer::{ModelConfig, ModuleId, ModuleKind, Parameters};
 use super::sample;
 use crate::adapter::{AdapterFile, added_values};
 use crate::assignment::Sizes;
-use crate::data::text::{TextContent, TextDataset, TextOptions};
+use crate::data::text::{RawTexts, TextContent, TextDataset, TextOptions};
 use crate::data::{
-    DataOptions, Dataset, LabelledRow, Labels, TaskData, TokenCache, Tokens, label_beside_text,
+    DataOptions, Dataset, LabelledRow, Labels, RawDataset, RawTask, TaskData, TokenCache, Tokens, label_beside_text,
 };
 use crate::evaluate::metrics::Metric;
 use crate::events::Event;
@@ -74,15 +74,7 @@ impl Prepared {
         }
 
         let tokens = model.tokens()?;
-        let mut data = if labelled {
-            let options = DataOptions::new(&settings.rows, &model.config);
-            TaskData::Labelled(Box::new(Dataset::load(&settings.place.data, &tokens, &options)?))
-        } else {
-            let template = model.template(&settings.rows.template_var)?;
-            let options = text_options(&settings.rows, &model.config);
-            let texts = TextDataset::load(&settings.place.data, &tokens, template.as_ref(), &options)?;
-            TaskData::Text(Box::new(texts))
-        };
+        let mut data = tokenise(read_rows(settings, labelled)?, settings, &model, &tokens)?;
         listen(&Event::Data(data.facts()));
         if let Some(note) = find_head(&mut facts, &model, &data) {
             listen(&Event::Warning(&note));
@@ -290,6 +282,16 @@ fn check(
     };
     let situation = situation(settings, config, labelled);
     settings.check_read(&situation)?;
+    check_max_length(settings, model)?;
+    Ok((kinds, situation))
+}
+
+/// Checks that the model takes as many tokens as the settings allow.
+///
+/// # Errors
+/// `Error::Usage` if it does not.
+pub(crate) fn check_max_length(settings: &RunSettings, model: &ModelFiles) -> Result<()> {
+    let config = &model.config;
     if let Some(tokens) = settings.rows.max_length.filter(|&tokens| tokens > config.max_tokens()) {
         return Err(Error::Usage(format!(
             "`max_length = {tokens}` is more than the model's positions allow ({}: {} tokens)",
@@ -297,12 +299,48 @@ fn check(
             config.max_tokens()
         )));
     }
-    Ok((kinds, situation))
+    Ok(())
+}
+
+/// Reads the rows that the settings name, for a head if they are `labelled`.
+///
+/// # Errors
+/// Those of the files and rows.
+pub(crate) fn read_rows(settings: &RunSettings, labelled: bool) -> Result<RawTask> {
+    let (path, rows) = (&settings.place.data, &settings.rows);
+    Ok(if labelled {
+        RawTask::Labelled(Box::new(RawDataset::read(path, &DataOptions::without_model(rows))?))
+    } else {
+        let options = Reading::of(rows, None).text_options(usize::MAX, None);
+        RawTask::Text(Box::new(RawTexts::read(path, &options)?))
+    })
+}
+
+/// Tokenises rows for a model, whose tokenizer is `tokens`.
+///
+/// # Errors
+/// Those of the rows and of the chat template.
+pub(crate) fn tokenise(
+    raw: RawTask,
+    settings: &RunSettings,
+    model: &ModelFiles,
+    tokens: &Tokens,
+) -> Result<TaskData> {
+    let (rows, config) = (&settings.rows, &model.config);
+    Ok(match raw {
+        RawTask::Labelled(raw) => {
+            TaskData::Labelled(Box::new(Dataset::encode(*raw, tokens, &DataOptions::new(rows, config))?))
+        }
+        RawTask::Text(raw) => {
+            let (template, options) = (model.template(&rows.template_var)?, text_options(rows, config));
+            TaskData::Text(Box::new(TextDataset::encode(*raw, tokens, template.as_ref(), &options)?))
+        }
+    })
 }
 
 /// Notes that the head is new where the checkpoint's has other outputs than the labels need;
 /// returns what to say of it.
-fn find_head(facts: &mut ModelFacts, model: &ModelFiles, data: &TaskData) -> Option<String> {
+pub(crate) fn find_head(facts: &mut ModelFacts, model: &ModelFiles, data: &TaskData) -> Option<String> {
     let outputs = data.labels()?.outputs();
     let seen = model.other_head(outputs).filter(|_| facts.head_found == Some(true))?;
     facts.head_found = Some(false);
@@ -312,7 +350,7 @@ fn find_head(facts: &mut ModelFacts, model: &ModelFiles, data: &TaskData) -> Opt
 }
 
 /// The metric that decides, and what is known once the data is.
-fn of_data(settings: &RunSettings, data: &TaskData, before: Situation) -> Result<(Metric, Situation)> {
+pub(crate) fn of_data(settings: &RunSettings, data: &TaskData, before: Situation) -> Result<(Metric, Situation)> {
     let (task, rows) = match data {
         TaskData::Labelled(data) if data.dev.labels().is_none() => {
             return Err(Error::Input(format!(
@@ -331,7 +369,7 @@ fn of_data(settings: &RunSettings, data: &TaskData, before: Situation) -> Result
 ///
 /// # Errors
 /// `Error::Usage` where the model cannot do the task, or the rows could be meant for either.
-fn check_task(settings: &RunSettings, config: &ModelConfig) -> Result<bool> {
+pub(crate) fn check_task(settings: &RunSettings, config: &ModelConfig) -> Result<bool> {
     let labelled = match (settings.rows.task, config.architecture.is_decoder()) {
         (Some(Task::Text), false) => {
             let kind = &config.model_type;
@@ -342,10 +380,9 @@ fn check_task(settings: &RunSettings, config: &ModelConfig) -> Result<bool> {
         (None, false) | (Some(Task::Classification | Task::Regression), _) => true,
         (None | Some(Task::Text), true) => false,
     };
-    let reading = Reading::of(&settings.rows, None);
     if settings.rows.task.is_none()
         && !labelled
-        && let Some(label) = label_beside_text(&settings.place.data, &reading.columns, &reading.texts)?
+        && let Some(label) = label_beside_text(&settings.place.data, &settings.rows)?
     {
         return Err(Error::Usage(format!(
             "{}: the rows have a text and a label, {label:?}; give `task = classification` or `task = regression` to learn \
@@ -357,7 +394,7 @@ fn check_task(settings: &RunSettings, config: &ModelConfig) -> Result<bool> {
 }
 
 /// What is known before the data is read: an encoder's labels are taken for classes.
-fn situation(settings: &RunSettings, config: &ModelConfig, labelled: bool) -> Situation {
+pub(crate) fn situation(settings: &RunSettings, config: &ModelConfig, labelled: bool) -> Situation {
     let decoder = config.architecture.is_decoder();
     let hidden = if decoder {
         0.0

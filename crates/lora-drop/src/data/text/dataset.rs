@@ -63,18 +63,7 @@ impl TextDataset {
         template: Option<&ChatTemplate>,
         options: &TextOptions,
     ) -> Result<Self, Error> {
-        let found = SplitFiles::find(path)?;
-        let files = found.of(SplitName::Train)?;
-        let train =
-            RawText::read(SplitName::Train, files, &options.columns, Targets::Required, options.bad_rows)?;
-        let names = train.columns.names();
-        let read = |name, targets| match found.files.get(&name) {
-            Some(files) => RawText::read(name, files, &names, targets, options.bad_rows).map(Some),
-            None => Ok(None),
-        };
-        let dev = read(SplitName::Dev, Targets::Required)?;
-        let test = read(SplitName::Test, Targets::Optional)?;
-        TextDataset::of_splits(train, dev, test, tokens, template, options)
+        TextDataset::encode(RawTexts::read(path, options)?, tokens, template, options)
     }
 
     /// Tokenises rows in memory, all of one kind. Without rows for dev a tenth of train is held
@@ -92,28 +81,23 @@ impl TextDataset {
     ) -> Result<Self, Error> {
         let train = RawText::of_rows(SplitName::Train, train)?;
         let dev = if dev.is_empty() { None } else { Some(RawText::of_rows(SplitName::Dev, dev)?) };
-        TextDataset::of_splits(train, dev, None, tokens, template, options)
+        TextDataset::encode(RawTexts::of_splits(train, dev, None)?, tokens, template, options)
     }
 
-    fn of_splits(
-        mut train: RawText,
-        dev: Option<RawText>,
-        test: Option<RawText>,
+    /// Tokenises rows.
+    ///
+    /// # Errors
+    /// The options do not fit the tokenizer or the template; the first row that cannot be
+    /// tokenised; train or dev without anything to learn.
+    pub fn encode(
+        raw: RawTexts,
         tokens: &Tokens,
         template: Option<&ChatTemplate>,
         options: &TextOptions,
     ) -> Result<Self, Error> {
         let encoder = TextEncoder::new(tokens, template, options)?;
+        let RawTexts { train, dev, test, mut warnings } = raw;
         let (kind, columns) = (train.kind(), train.columns.clone());
-        let mut warnings = train.warnings.clone();
-        let dev = match dev {
-            Some(dev) => {
-                warnings.extend(dev.warnings.iter().cloned());
-                dev
-            }
-            None => hold_out(&mut train, &mut warnings)?,
-        };
-        warnings.extend(test.iter().flat_map(|test| test.warnings.clone()));
         let mut encode = |raw| -> Result<TextSplit, Error> {
             let (split, found) = TextSplit::encode(raw, &encoder, options)?;
             warnings.extend(found);
@@ -143,6 +127,51 @@ impl TextDataset {
             over_length: options.over_length.name().into(),
         };
         Ok(TextDataset { train, dev, test, kind, facts, warnings })
+    }
+}
+
+/// A data set for generation before tokenising: the rows of each split, with what stands in for dev
+/// held out of train.
+#[derive(Clone, Debug)]
+pub struct RawTexts {
+    pub train: RawText,
+    pub dev: RawText,
+    pub test: Option<RawText>,
+    /// Warnings for the user.
+    pub warnings: Vec<String>,
+}
+
+impl RawTexts {
+    /// Reads a folder's train, dev and test, or one file as train, as [`TextDataset::load`] does.
+    ///
+    /// # Errors
+    /// See [`Error`]: whatever is wrong with a file or a row, with its place.
+    pub fn read(path: &Path, options: &TextOptions) -> Result<Self, Error> {
+        let found = SplitFiles::find(path)?;
+        let files = found.of(SplitName::Train)?;
+        let train =
+            RawText::read(SplitName::Train, files, &options.columns, Targets::Required, options.bad_rows)?;
+        let names = train.columns.names();
+        let read = |name, targets| match found.files.get(&name) {
+            Some(files) => RawText::read(name, files, &names, targets, options.bad_rows).map(Some),
+            None => Ok(None),
+        };
+        let dev = read(SplitName::Dev, Targets::Required)?;
+        let test = read(SplitName::Test, Targets::Optional)?;
+        RawTexts::of_splits(train, dev, test)
+    }
+
+    fn of_splits(mut train: RawText, dev: Option<RawText>, test: Option<RawText>) -> Result<Self, Error> {
+        let mut warnings = train.warnings.clone();
+        let dev = match dev {
+            Some(dev) => {
+                warnings.extend(dev.warnings.iter().cloned());
+                dev
+            }
+            None => hold_out(&mut train, &mut warnings)?,
+        };
+        warnings.extend(test.iter().flat_map(|test| test.warnings.clone()));
+        Ok(RawTexts { train, dev, test, warnings })
     }
 }
 
@@ -263,7 +292,8 @@ impl TextSplit {
         }
         let tokens = examples.iter().map(|example: &TextExample| example.ids.len());
         let unknown = examples.iter().map(|example| encoder.count_unknown(&example.ids)).sum();
-        let facts = SplitFacts { uncounted, unknown, cached, ..raw.facts(tokens, lengths, limit) };
+        let learned = examples.iter().map(TextExample::learned).sum();
+        let facts = SplitFacts { uncounted, unknown, learned, cached, ..raw.facts(tokens, lengths, limit) };
         warnings.extend(encoder.unknown_warning(&facts));
         let RawText { files, columns, rows, .. } = raw;
         Ok((TextSplit { name, files, kind, columns, examples, rows, facts, unlearned }, warnings))

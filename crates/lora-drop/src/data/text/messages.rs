@@ -164,7 +164,7 @@ impl Message {
 
     /// The turn as chat templates see it. As in transformers, reasoning has all the names under
     /// which templates read it.
-    pub(super) fn to_json(&self) -> Value {
+    pub(crate) fn to_json(&self) -> Value {
         let mut object = Map::new();
         let reasoning = THOUGHTS.into_iter().find_map(|key| self.others.get(key));
         if let Some(reasoning) = reasoning {

@@ -19,7 +19,7 @@ pub(crate) mod rows;
 pub(crate) mod template;
 
 pub use batch::PackedTexts;
-pub use dataset::{TextDataset, TextSplit};
+pub use dataset::{RawTexts, TextDataset, TextSplit};
 pub use encode::{TextEncoder, TextExample};
 pub use error::{TemplateError, TextProblem};
 pub use messages::{Conversation, Message, Role};

@@ -145,6 +145,23 @@ impl TextColumns {
         }
     }
 
+    /// What rows with these columns are called.
+    pub fn layout(&self) -> &'static str {
+        Layout::name_of(RowKind::Texts(self.kind), &self.text, self.completion.as_deref())
+    }
+
+    /// What each column that is read is for, in the order of reading.
+    pub fn roles(&self) -> Vec<(&'static str, &str)> {
+        let text = match self.kind {
+            TextKind::Completion => "prompt",
+            TextKind::Messages => "conversation",
+            TextKind::Text => "text",
+        };
+        let roles = [text, "completion", "input", "system", "history", "tools", "references"];
+        let columns = std::iter::zip(roles, self.all());
+        columns.filter_map(|(role, column)| Some((role, column?))).collect()
+    }
+
     /// The columns that are read.
     fn all(&self) -> [Option<&str>; 7] {
         let TextColumns { text, completion, input, system, history, tools, references, .. } = self;
