@@ -27,7 +27,7 @@ pub struct DataView {
     pub data: String,
     /// What the rows are.
     pub layout: &'static str,
-    /// The columns that are read.
+    /// The columns that are read, of all splits.
     pub columns: Vec<ColumnView>,
     /// Columns of train with values that are not read.
     pub unread: Vec<String>,
@@ -227,22 +227,31 @@ impl DataView {
         let (layout, roles, labels, unread, splits, warnings) = match raw {
             RawTask::Labelled(raw) => {
                 let RawDataset { train, dev, test, labels, warnings } = raw.as_ref();
+                let all = [Some(train), Some(dev), test.as_ref()].into_iter().flatten();
+                let roles: Vec<_> = all.flat_map(|split| split.columns.roles()).collect();
                 let splits = split_views(train, dev, test.as_ref());
                 let labels = LabelView::of(raw, labels)?;
-                (train.columns.layout(), train.columns.roles(), Some(labels), &train.unread, splits, warnings)
+                (train.columns.layout(), roles, Some(labels), &train.unread, splits, warnings)
             }
             RawTask::Text(raw) => {
                 let RawTexts { train, dev, test, warnings } = raw.as_ref();
+                let all = [Some(train), Some(dev), test.as_ref()].into_iter().flatten();
+                let roles: Vec<_> = all.flat_map(|split| split.columns.roles()).collect();
                 let splits = split_views(train, dev, test.as_ref());
-                (train.columns.layout(), train.columns.roles(), None, &train.unread, splits, warnings)
+                (train.columns.layout(), roles, None, &train.unread, splits, warnings)
             }
         };
-        let column = |(role, name): (&'static str, &str)| ColumnView { name: name.to_string(), role };
+        let mut columns: Vec<ColumnView> = Vec::new();
+        for (role, name) in roles {
+            if !columns.iter().any(|column| column.name == name && column.role == role) {
+                columns.push(ColumnView { name: name.to_string(), role });
+            }
+        }
         Ok(DataView {
             kind: "data",
             data: settings.place.data.display().to_string(),
             layout,
-            columns: roles.into_iter().map(column).collect(),
+            columns,
             unread: unread.clone(),
             splits,
             labels,

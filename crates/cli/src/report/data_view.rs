@@ -19,7 +19,7 @@ const BAR: usize = 30;
 const CLASSES: usize = 20;
 /// Tokens that are shown at each end of a part of a row, learned or not; those between are counted.
 const ENDS_OF_TEXT: usize = 200;
-const ENDS_OF_TOKENS: usize = 12;
+const ENDS_OF_TOKENS: usize = 24;
 
 /// What was found.
 pub fn data_view(view: &DataView, style: Style) -> String {
@@ -128,7 +128,7 @@ fn token_text(tokens: &TokenView, style: Style) -> String {
         .number("median", |split| grouped(split.median_length))
         .number("95 %", |split| grouped(split.length_95))
         .number("max", |split| format!("{}{}", if split.uncounted > 0 { "≥ " } else { "" }, grouped(split.longest)))
-        .number("over", |split| grouped(split.over_long))
+        .number("over-long", |split| grouped(split.over_long))
         .fit(style.width.saturating_sub(INDENT));
     out += &indented(&table, INDENT);
     if let Some(fate) = super::terminal::fate_of_over_long(data) {
@@ -175,7 +175,8 @@ fn row_text(row: &RowView, numbers: bool, style: Style) -> String {
     let learned: usize =
         row.pieces.iter().filter(|piece| piece.learned).map(|piece| piece.tokens.len()).sum();
     if learned > 0 {
-        facts.push(format!("{} learned", grouped(learned)));
+        let mark = if style.colour { "green".to_string() } else { format!("in {OPEN}{CLOSE}") };
+        facts.push(format!("{} learned ({mark})", grouped(learned)));
     }
     let mut out = format!("\n{}  {}\n", style.bold(title), style.faint(&facts.join(", ")));
     for part in &row.parts {

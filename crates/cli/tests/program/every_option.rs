@@ -271,6 +271,12 @@ fn other(option: &str, at: &Situation) -> Option<Case> {
         ("compare", "from") => case("--from ../../compared", "", Files),
         ("compare", "summary" | "dry-run") => case(format!("--{option}"), "", Files),
         ("inspect", "PATH") => case("../../other-decoder", "", Printed),
+        ("inspect", option) => {
+            training(option, at).map(|(changed, both, look)| match look {
+                Learned | Json(_) => (changed, both.replace("--batch-size 16 --dry-run", ""), Printed),
+                look => (changed, both, look),
+            })
+        }
         ("bench", "model") if at.is(&["decoder"]) => bench("../../model"),
         ("bench", "model") => bench("../../other-decoder"),
         // The adapter's form does not depend on the weights.
@@ -382,6 +388,9 @@ fn situations() -> Vec<Situation> {
         new("merge decoder", "merge", "--adapter ../../adapters/text --output out".into()),
         new("export decoder", "export", "--adapter ../../adapters/text --to peft --output out".into()),
         new("inspect model", "inspect", "../../model".into()),
+        new("inspect encoder classification", "inspect", encoder.into()),
+        new("inspect decoder text", "inspect", text.into()),
+        new("inspect decoder text messages", "inspect", "--model ../../decoder --data ../../messages".into()),
         new("compare encoder", "compare", "../../table.toml --threads 1".into()),
         new(
             "bench encoder",

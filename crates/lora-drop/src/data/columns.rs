@@ -271,7 +271,7 @@ impl Choice {
             })
         };
         let whole = found.iter().filter(|(_, text, second)| !is_part(text, second));
-        whole.map(|(_, text, second)| (text.clone(), second.clone())).collect()
+        whole.filter(|(layout, ..)| !layout.last).map(|(_, text, second)| (text.clone(), second.clone())).collect()
     }
 
     /// The label column by the usual names, without the text columns.

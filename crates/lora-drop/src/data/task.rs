@@ -3,8 +3,10 @@
 use std::path::Path;
 
 use super::files::SplitFiles;
-use super::text::{RawTexts, Targets, TextColumns, TextDataset, TextExample, TextKind};
-use super::{Columns, Dataset, Error, Example, Label, LabelColumn, Labels, RawDataset, Rows, SplitName};
+use super::text::{
+    RawTexts, Targets, TextColumns, TextDataset, TextExample, TextKind, TextProblem,
+};
+use super::{Columns, Dataset, Error, Example, Label, LabelColumn, Labels, Problem, RawDataset, Rows, SplitName};
 use crate::reading::Reading;
 use crate::settings::RowSettings;
 use crate::summary::DataFacts;
@@ -135,8 +137,12 @@ pub(crate) fn label_beside_text(path: &Path, rows: &RowSettings) -> Result<Optio
     let Some(file) = found.of(SplitName::Train)?.first() else { return Ok(None) };
     let Some(row) = Rows::open(file)?.next().transpose()? else { return Ok(None) };
     let as_texts = TextColumns::choose(&row, file, &texts, Targets::Required);
-    if as_texts.is_ok_and(|columns| columns.kind != TextKind::Text) {
-        return Ok(None);
+    match as_texts {
+        Ok(columns) if columns.kind != TextKind::Text => return Ok(None),
+        Err(error @ Error::Row { problem: Problem::Text(TextProblem::Parts { .. }), .. }) => {
+            return Err(error);
+        }
+        _ => {}
     }
     let columns = Columns::choose(&row, file, &labelled, LabelColumn::Required);
     Ok(columns.ok().and_then(|columns| columns.label))
