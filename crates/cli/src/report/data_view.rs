@@ -2,6 +2,7 @@
 //! them.
 
 use std::fmt::Write;
+use std::path::Path;
 
 use lora_drop::format::{counted, grouped, percent};
 use lora_drop::inspect::{Choice, DataView, LabelView, PieceView, RowView, SplitView, TokenView};
@@ -50,8 +51,8 @@ pub fn data_view(view: &DataView, style: Style) -> String {
     }
     let file = |split: &SplitView| match (&split.files[..], split.held_out) {
         (_, true) => "held out of train".to_string(),
-        ([file], _) => file.display().to_string(),
-        (files, _) => format!("{} and {} more", files[0].display(), files.len() - 1),
+        ([file], _) => inside(file, &view.data),
+        (files, _) => format!("{} and {} more", inside(&files[0], &view.data), files.len() - 1),
     };
     let room = style.width.saturating_sub(INDENT);
     out += &indented(&splits.text("file", file).fit(room), INDENT);
@@ -62,7 +63,7 @@ pub fn data_view(view: &DataView, style: Style) -> String {
         out += &token_text(tokens, style);
     }
     for (number, row) in view.rows.iter().enumerate() {
-        out += &row_text(row, number == 0, style);
+        out += &row_text(row, &view.data, number == 0, style);
     }
     if !view.warnings.is_empty() {
         out.push('\n');
@@ -90,7 +91,7 @@ fn label_text(labels: &LabelView, style: Style) -> String {
         return out;
     }
     let f1 = labels.positive_class.as_ref().map(|class| format!(", F1 of {class}")).unwrap_or_default();
-    out += &heading("Labels", &(counted(labels.classes.len(), "class").replace("classs", "classes") + &f1), style);
+    out += &heading("Labels", &format!("{} classes{f1}", grouped(labels.classes.len())), style);
     let Some(train) = labels.splits.first() else { return out };
     let all: usize = train.per_class.iter().sum();
     let most = train.per_class.iter().copied().max().unwrap_or(0).max(1);
@@ -147,7 +148,7 @@ fn share(part: usize, all: usize) -> String {
 /// Rows by their number of tokens; ranges beyond `max_length` are marked.
 fn histogram(train: &SplitFacts, max_length: usize, style: Style) -> String {
     let most = train.lengths.iter().map(|range| range.rows).max().unwrap_or(0).max(1);
-    let text = Table::new(&train.lengths)
+    Table::new(&train.lengths)
         .number("tokens", |range| match range.from == range.to {
             true => grouped(range.from),
             false => format!("{}–{}", grouped(range.from), grouped(range.to)),
@@ -157,18 +158,25 @@ fn histogram(train: &SplitFacts, max_length: usize, style: Style) -> String {
             let bar = bar(range.rows as f64 / most as f64, BAR);
             if range.from > max_length { style.warning(&bar) } else { bar }
         })
-        .fit(style.width.saturating_sub(INDENT));
-    text
+        .fit(style.width.saturating_sub(INDENT))
+}
+
+/// A file of the data: its path in the folder, or its name.
+fn inside(file: &Path, data: &str) -> String {
+    let below = file.strip_prefix(data).ok().filter(|path| !path.as_os_str().is_empty());
+    let name = below.or_else(|| file.file_name().map(Path::new));
+    name.unwrap_or(file).display().to_string()
 }
 
 /// A row: its texts or its tokens, and with `numbers` also those of its tokens.
-fn row_text(row: &RowView, numbers: bool, style: Style) -> String {
+fn row_text(row: &RowView, data: &str, numbers: bool, style: Style) -> String {
     let title = match row.choice {
         Choice::First => "First row",
         Choice::Middle => "Row from the middle",
-        Choice::Long => "Long row",
+        Choice::Long if row.pieces.is_empty() => "Long row",
+        Choice::Long => "Longest row that is not cut",
     };
-    let mut facts = vec![format!("{}:{}", row.file.display(), row.line)];
+    let mut facts = vec![format!("{}:{}", inside(&row.file, data), row.line)];
     if row.tokens() > 0 {
         facts.push(counted(row.tokens(), "token"));
     }
@@ -214,7 +222,7 @@ fn runs(pieces: &[PieceView]) -> impl Iterator<Item = &[PieceView]> {
 /// What is shown of a run of which only `ends` pieces at each end are: these, and between them the
 /// number of tokens that are not.
 fn with_gap(run: &[PieceView], ends: usize) -> (&[PieceView], Option<(usize, &[PieceView])>) {
-    if run.len() <= 2 * ends + 1 {
+    if run.len() <= 2 * ends + ends / 2 {
         return (run, None);
     }
     let (gap, last) = (&run[ends..run.len() - ends], &run[run.len() - ends..]);
@@ -310,7 +318,7 @@ fn visible(text: &str) -> String {
 fn flowing(text: &str, style: Style) -> String {
     let room = style.width.saturating_sub(INDENT).max(20);
     let mut out = String::new();
-    for line in text.split('\n') {
+    for line in text.trim_end_matches('\n').split('\n') {
         let line = line.replace('\t', "    ");
         let (mut used, mut lines) = (0, vec![String::new()]);
         let mut put = |word: &str, width: usize, used: &mut usize| {

@@ -26,11 +26,11 @@ fn labelled_rows() {
         "Data    data",
         "        text with a label",
         "        columns   text, label",
-        "        train    96  data/train.jsonl",
-        "        dev      32  data/dev.jsonl",
+        "        train    96  train.jsonl",
+        "        dev      32  dev.jsonl",
         "Labels  2 classes, F1 of positive",
         "        negative     48   16  50.0 %  ██████████████████████████████",
-        "First row  data/train.jsonl:1",
+        "First row  train.jsonl:1",
     ] {
         assert!(found.stdout.lines().any(|seen| seen == line), "{line}: {}", found.stdout);
     }
