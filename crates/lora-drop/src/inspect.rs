@@ -14,7 +14,7 @@ use crate::data::{
 use crate::hub::Download;
 use crate::model::ModelFiles;
 use crate::settings::{Reader, RunSettings, Situation, Task};
-use crate::summary::{DataFacts, ModelFacts};
+use crate::summary::{DataFacts, ModelFacts, SourceFacts};
 use crate::train::prepare;
 use crate::{Cancel, Result};
 
@@ -33,6 +33,8 @@ pub struct DataView {
     pub unread: Vec<String>,
     /// Train, dev and, if there is one, test.
     pub splits: Vec<SplitView>,
+    /// Where the rows of train come from; empty for one source.
+    pub sources: Vec<SourceFacts>,
     /// None for texts.
     pub labels: Option<LabelView>,
     /// What the tokenizer makes of the rows; None without a model.
@@ -217,28 +219,28 @@ fn labelled_without_model(settings: &RunSettings) -> Result<bool> {
     Ok(match rows.task {
         Some(task) => task != Task::Text,
         None if rows.label_column.is_some() || rows.pair_column.is_some() => true,
-        None => label_beside_text(&settings.place.data, rows)?.is_some(),
+        None => label_beside_text(settings.place.data.all(), rows)?.is_some(),
     })
 }
 
 impl DataView {
     /// The view without rows and tokens.
     fn of(raw: &RawTask, settings: &RunSettings) -> Result<Self> {
-        let (layout, roles, labels, unread, splits, warnings) = match raw {
+        let (layout, roles, labels, unread, splits, sources, warnings) = match raw {
             RawTask::Labelled(raw) => {
-                let RawDataset { train, dev, test, labels, warnings } = raw.as_ref();
+                let RawDataset { train, dev, test, labels, sources, warnings } = raw.as_ref();
                 let all = [Some(train), Some(dev), test.as_ref()].into_iter().flatten();
                 let roles: Vec<_> = all.flat_map(|split| split.columns.roles()).collect();
                 let splits = split_views(train, dev, test.as_ref());
                 let labels = LabelView::of(raw, labels)?;
-                (train.columns.layout(), roles, Some(labels), &train.unread, splits, warnings)
+                (train.columns.layout(), roles, Some(labels), &train.unread, splits, sources, warnings)
             }
             RawTask::Text(raw) => {
-                let RawTexts { train, dev, test, warnings } = raw.as_ref();
+                let RawTexts { train, dev, test, sources, warnings } = raw.as_ref();
                 let all = [Some(train), Some(dev), test.as_ref()].into_iter().flatten();
                 let roles: Vec<_> = all.flat_map(|split| split.columns.roles()).collect();
                 let splits = split_views(train, dev, test.as_ref());
-                (train.columns.layout(), roles, None, &train.unread, splits, warnings)
+                (train.columns.layout(), roles, None, &train.unread, splits, sources, warnings)
             }
         };
         let mut columns: Vec<ColumnView> = Vec::new();
@@ -249,11 +251,12 @@ impl DataView {
         }
         Ok(DataView {
             kind: "data",
-            data: settings.place.data.display().to_string(),
+            data: settings.place.data.to_string(),
             layout,
             columns,
             unread: unread.clone(),
             splits,
+            sources: sources.clone(),
             labels,
             tokens: None,
             rows: Vec::new(),

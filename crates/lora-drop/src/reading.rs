@@ -22,15 +22,15 @@ pub struct Reading {
     pub template_vars: Vec<String>,
     /// Whether prompts are written as a user's turn by the model's chat template.
     pub chat: bool,
-    /// The data that the model was trained on, whose held-out rows are its dev split.
-    pub trained_on: Option<PathBuf>,
+    /// The data sets that the model was trained on, whose held-out rows are its dev split.
+    pub trained_on: Vec<PathBuf>,
     /// Names of the settings that were given for these rows; each must be read for them.
     pub given: Vec<&'static str>,
 }
 
 impl Reading {
     /// How a training run reads its rows; `trained_on` is its data.
-    pub fn of(rows: &RowSettings, trained_on: Option<PathBuf>) -> Self {
+    pub fn of(rows: &RowSettings, trained_on: Vec<PathBuf>) -> Self {
         Reading {
             columns: ColumnNames::of(rows),
             texts: TextColumnNames {

@@ -62,6 +62,21 @@ pub struct DataFacts {
     pub max_length: usize,
     /// `truncate`, `drop` or `error`
     pub over_length: String,
+    /// Where the rows come from; empty for one source.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sources: Vec<SourceFacts>,
+}
+
+/// A source of rows among several.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SourceFacts {
+    /// The folder or file.
+    pub name: String,
+    pub weight: Option<f64>,
+    /// Number of its rows that are trained on.
+    pub rows: usize,
+    /// Number of its rows in an epoch, where they are repeated by the weights.
+    pub of_epoch: usize,
 }
 
 /// Counts of a split's rows, tokens and labels.

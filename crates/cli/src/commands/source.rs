@@ -117,7 +117,7 @@ impl<C: Takes> Source<C> {
         let Source { adapter, given } = self;
         let given = given.into_table();
         let recipe = adapter.as_deref().map(recipe_of).transpose()?.flatten();
-        let data = recipe.as_ref().map(|recipe| recipe.place.data.clone());
+        let trained_on = recipe.as_ref().map(|recipe| recipe.place.data.paths()).unwrap_or_default();
         let model = base_model(None, recipe.as_ref());
         let mut settings = recipe.unwrap_or_default();
         let rows = &mut settings.rows;
@@ -134,9 +134,9 @@ impl<C: Takes> Source<C> {
         if !given.contains_key("model") {
             settings.place.model = model?;
         }
-        let data = data.filter(|path| !path.as_os_str().is_empty());
+        let trained_on = trained_on.into_iter().filter(|path| !path.as_os_str().is_empty()).collect();
         let names = definitions().map(|setting| setting.name).filter(|name| given.contains_key(*name));
-        let reading = Reading { given: names.collect(), ..Reading::of(&settings.rows, data) };
+        let reading = Reading { given: names.collect(), ..Reading::of(&settings.rows, trained_on) };
         Ok(Resolved { adapter, settings, reading, given })
     }
 }
@@ -154,7 +154,7 @@ impl Resolved {
     /// overridden by what was given here, without the selection of modules, which was made.
     pub fn train_settings(&self, data: &Path) -> RunSettings {
         let mut settings = self.settings.clone();
-        settings.place.data = data.to_path_buf();
+        settings.place.data = data.into();
         settings.train.adapter = AdapterSettings { method: Method::Lora, ..settings.train.adapter };
         let SelectionSettings { unselected, .. } = SelectionSettings::default();
         settings.train.selection.unselected = unselected;
@@ -184,7 +184,7 @@ impl Resolved {
         if let Some(model) = model.to_str().filter(|_| model.exists()) {
             settings.place.model = model.to_string();
         }
-        settings.place.data = absolute(data);
+        settings.place.data = absolute(data).into();
         let table = settings.to_table();
         let named = |name: &&str| ["model", "data"].contains(name) || self.given.contains_key(*name);
         let names = definitions().map(|setting| setting.name).filter(named).filter(|name| *name != "threads");
@@ -248,7 +248,7 @@ impl DataSplit {
     pub fn of(data: &Path, split: Option<String>, reading: &Reading) -> Result<Self> {
         let name = split.clone().unwrap_or_else(|| "dev".to_string());
         let found = SplitFiles::find(data)?;
-        let (_, part) = found.part(name.parse().map_err(Error::Usage)?, reading.trained_on.as_deref())?;
+        let (_, part) = found.part(name.parse().map_err(Error::Usage)?, &reading.trained_on)?;
         let file = data.display();
         if !found.single {
             return Ok(DataSplit { shown: name.clone(), name, note: None });

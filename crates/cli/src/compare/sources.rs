@@ -15,7 +15,7 @@ use lora_drop::{Cancel, Result};
 #[derive(Debug, Default)]
 pub struct Sources {
     models: BTreeMap<String, (u128, Architecture)>,
-    data: BTreeMap<PathBuf, u128>,
+    data: BTreeMap<String, u128>,
     others: BTreeMap<PathBuf, u128>,
 }
 
@@ -35,9 +35,9 @@ impl Sources {
             let hash = digest::of_model(&files.path, cancel)?;
             self.models.insert(settings.place.model.clone(), (hash, files.config.architecture));
         }
-        if !self.data.contains_key(&settings.place.data) {
-            let hash = digest::of_data(&settings.place.data, cancel)?;
-            self.data.insert(settings.place.data.clone(), hash);
+        let data = settings.place.data.to_string();
+        if !self.data.contains_key(&data) {
+            self.data.insert(data, digest::of_data(&settings.place.data, cancel)?);
         }
         for (_, path) in others(settings) {
             if !self.others.contains_key(path) {
@@ -50,7 +50,7 @@ impl Sources {
     /// The hashes of what a cell reads, by the names of its settings.
     pub fn hashes(&self, settings: &RunSettings) -> Vec<(&'static str, u128)> {
         let model = self.models.get(&settings.place.model).map_or(0, |(hash, _)| *hash);
-        let data = self.data.get(&settings.place.data).copied().unwrap_or(0);
+        let data = self.data.get(&settings.place.data.to_string()).copied().unwrap_or(0);
         let others = others(settings).map(|(name, path)| (name, self.others.get(path).copied().unwrap_or(0)));
         [("model", model), ("data", data)].into_iter().chain(others).collect()
     }

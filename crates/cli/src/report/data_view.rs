@@ -9,7 +9,7 @@ use lora_drop::inspect::{Choice, DataView, LabelView, PieceView, RowView, SplitV
 use lora_drop::settings::as_options;
 use lora_drop::summary::SplitFacts;
 
-use crate::report::terminal::{Style, Table, bar, indented, letters, padded};
+use crate::report::terminal::{Style, Table, bar, indented, letters, padded, source_table};
 use crate::report::words::label_range;
 
 /// Columns before everything that stands below a heading.
@@ -56,6 +56,10 @@ pub fn data_view(view: &DataView, style: Style) -> String {
     };
     let room = style.width.saturating_sub(INDENT);
     out += &indented(&splits.text("file", file).fit(room), INDENT);
+    if !view.sources.is_empty() {
+        out.push('\n');
+        out += &indented(&source_table(&view.sources, room), INDENT);
+    }
     if let Some(labels) = &view.labels {
         out += &label_text(labels, style);
     }

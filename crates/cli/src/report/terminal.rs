@@ -21,7 +21,9 @@ use lora_drop::format::{self, counted, fixed, grouped, percent};
 use lora_drop::record::ModuleNames;
 use lora_drop::score::{BudgetCurve, Importance};
 use lora_drop::settings::as_options;
-use lora_drop::summary::{Baseline, DataFacts, MemoryEstimate, ModelFacts, Plan, Status, Summary};
+use lora_drop::summary::{
+    Baseline, DataFacts, MemoryEstimate, ModelFacts, Plan, SourceFacts, Status, Summary,
+};
 
 /// How text is laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,6 +105,9 @@ pub fn data_facts(d: &DataFacts, style: Style) -> String {
         .number("over-long", |s| grouped(s.over_long));
     out.push_str(&indented(&splits.fit(style.width.saturating_sub(7)), 7));
 
+    if !d.sources.is_empty() {
+        out.push_str(&indented(&source_table(&d.sources, style.width.saturating_sub(7)), 7));
+    }
     if let Some(fate) = fate_of_over_long(d) {
         _ = writeln!(out, "       {}", style.warning(&fate));
     }
@@ -119,6 +124,17 @@ pub fn data_facts(d: &DataFacts, style: Style) -> String {
         _ = writeln!(out, "       F1     of {positive}");
     }
     out
+}
+
+/// Where rows come from, and how many of each source an epoch has.
+pub(super) fn source_table(sources: &[SourceFacts], width: usize) -> String {
+    let all: usize = sources.iter().map(|source| source.of_epoch).sum();
+    Table::new(sources)
+        .text("source", |source| source.name.clone())
+        .number("rows", |source| grouped(source.rows))
+        .number("an epoch", |source| grouped(source.of_epoch))
+        .number("", |source| percent(source.of_epoch as f64 / all.max(1) as f64))
+        .fit(width)
 }
 
 /// What happens to rows of too many tokens; None if there are none.

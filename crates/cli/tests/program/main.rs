@@ -37,6 +37,7 @@ mod report;
 mod resume;
 mod rows;
 mod safety;
+mod sources;
 #[cfg(unix)]
 mod terminal;
 mod text_data;

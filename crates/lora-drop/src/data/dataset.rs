@@ -1,19 +1,21 @@
 //! A data set, tokenised: what training and evaluation read.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use lora_drop_transformer::ModelConfig;
 
 use super::cache::{self, Fingerprint, TokenCache};
-use super::columns::ColumnNames;
-use super::error::{Error, Place, Problem};
+use super::columns::{ColumnNames, Columns};
+use super::error::{Error, Place, Problem, list};
 use super::files::{Part, SplitFiles, SplitName};
 use super::labels::{Label, Labels, RawLabel};
 use super::raw::{RawRow, RawSplit};
+use super::sources::{self, RawSource};
 use super::tokens::{Encoded, Tokens};
-use crate::settings::{BadRows, OverLength, RowSettings, Task};
-use crate::summary::{DataFacts, SplitFacts};
+use crate::settings::{BadRows, DataSource, OverLength, RowSettings, Task};
+use crate::summary::{DataFacts, SourceFacts, SplitFacts};
 
 /// How data is read.
 #[derive(Clone, Debug)]
@@ -36,8 +38,8 @@ pub struct DataOptions {
     pub positive_class: Option<String>,
     /// Whether the model's head reads the first token, which should then be a special one.
     pub reads_first: bool,
-    /// The data that the model was trained on; see [`SplitFiles::part`].
-    pub trained_on: Option<PathBuf>,
+    /// The data sets that the model was trained on; see [`SplitFiles::part`].
+    pub trained_on: Vec<PathBuf>,
     /// Where earlier runs kept their tokens.
     pub cache: Option<TokenCache>,
 }
@@ -67,7 +69,7 @@ impl DataOptions {
             task: rows.task,
             positive_class: rows.positive_class.clone(),
             reads_first: false,
-            trained_on: None,
+            trained_on: Vec::new(),
             cache: None,
         }
     }
@@ -130,52 +132,112 @@ pub struct RawDataset {
     pub dev: RawSplit,
     pub test: Option<RawSplit>,
     pub labels: Labels,
+    /// Where the rows of train come from; empty for one source.
+    pub sources: Vec<SourceFacts>,
     /// Warnings for the user.
     pub warnings: Vec<String>,
 }
 
 impl RawDataset {
-    /// Reads a folder's train, dev and test, or one file as train, as [`Dataset::load`] does.
+    /// Reads each source's train, dev and test, as [`Dataset::load`] does. Train is mixed by the
+    /// weights ([`super::sources`]); dev and test are those of all sources.
     ///
     /// # Errors
-    /// See [`Error`]: whatever is wrong with a file or a row, with its place.
-    pub fn read(path: &Path, options: &DataOptions) -> Result<Self, Error> {
-        let found = SplitFiles::find(path)?;
-        let train = RawSplit::read(
-            SplitName::Train,
-            found.of(SplitName::Train)?,
-            &options.columns,
-            options.bad_rows,
-        )?;
-        let names = train.columns.names();
-        let read = |name| match found.files.get(&name) {
-            Some(files) => RawSplit::read(name, files, &names, options.bad_rows).map(Some),
-            None => Ok(None),
+    /// See [`Error`]: whatever is wrong with a file or a row, with its place; sources of other kinds
+    /// or labels.
+    pub fn read(sources: &[DataSource], options: &DataOptions) -> Result<Self, Error> {
+        let read = |source: &DataSource| {
+            let found = SplitFiles::find(&source.path)?;
+            let train = RawSplit::read(
+                SplitName::Train,
+                found.of(SplitName::Train)?,
+                &options.columns,
+                options.bad_rows,
+            )?;
+            let names = train.columns.names();
+            let read = |name| match found.files.get(&name) {
+                Some(files) => RawSplit::read(name, files, &names, options.bad_rows).map(Some),
+                None => Ok(None),
+            };
+            let (dev, test) = (read(SplitName::Dev)?, read(SplitName::Test)?);
+            Ok(RawSource { source: source.clone(), train, dev, test })
         };
-        let (dev, test) = (read(SplitName::Dev)?, read(SplitName::Test)?);
-        RawDataset::of_splits(train, dev, test, options)
+        RawDataset::of_sources(sources.iter().map(read).collect::<Result<_, Error>>()?, options)
     }
 
-    fn of_splits(
-        mut train: RawSplit,
-        dev: Option<RawSplit>,
-        test: Option<RawSplit>,
+    fn of_sources(
+        mut sources: Vec<RawSource<Columns, RawRow>>,
         options: &DataOptions,
     ) -> Result<Self, Error> {
-        let labels = Labels::of(&train, options.task)?;
+        let mut warnings = sources::named(&sources);
+        check_alike(&sources, options.task)?;
+        let joined = match &sources[..] {
+            [only] => Cow::Borrowed(&only.train),
+            all => Cow::Owned(sources::join(all.iter().map(|source| source.train.clone())).ok_or_else(no_data)?),
+        };
+        let labels = Labels::of(&joined, options.task)?;
         let labels = match &options.positive_class {
             Some(class) => labels.with_positive(class)?,
             None => labels,
         };
-        let others = dev.iter().chain(&test).flat_map(|split| &split.warnings);
-        let mut warnings: Vec<String> = train.warnings.iter().chain(others).cloned().collect();
-        warnings.extend(suspicions(&train, &labels, options.task));
-        let dev = match dev {
-            Some(dev) => dev,
-            None => hold_out(&mut train, &labels, &mut warnings)?,
-        };
-        Ok(RawDataset { train, dev, test, labels, warnings })
+        warnings.extend(suspicions(&joined, &labels, options.task));
+        for source in &mut sources {
+            if source.dev.is_none() {
+                source.dev = Some(hold_out(&mut source.train, &labels, &mut warnings)?);
+            }
+        }
+        let facts = sources::weigh(&mut sources)?;
+        let (mut train, mut dev, mut test) = (Vec::new(), Vec::new(), Vec::new());
+        for source in sources {
+            train.push(source.train);
+            dev.extend(source.dev);
+            test.extend(source.test);
+        }
+        let [train, dev] = [train, dev].map(|parts| sources::join(parts).ok_or_else(no_data));
+        Ok(RawDataset { train: train?, dev: dev?, test: sources::join(test), labels, sources: facts, warnings })
     }
+}
+
+/// The error where no data set is named.
+pub(super) fn no_data() -> Error {
+    Error::Options("`data` names no data set".into())
+}
+
+/// Checks that the rows of several sources can be trained on together.
+///
+/// # Errors
+/// `Error::Sources` with the first source that differs from the one before it.
+fn check_alike(sources: &[RawSource<Columns, RawRow>], task: Option<Task>) -> Result<(), Error> {
+    let labels: Vec<Option<Labels>> = match sources {
+        [_] => return Ok(()),
+        // A source may have one class alone.
+        all => all.iter().map(|source| Labels::of(&source.train, task).ok()).collect(),
+    };
+    for (i, pair) in sources.windows(2).enumerate() {
+        let refuse = |what: String| {
+            let [one, other] = [&pair[0], &pair[1]].map(|source| source.source.path.clone());
+            Err(Error::Sources { one, other, what })
+        };
+        let rows = [&pair[0].train, &pair[1].train];
+        if rows[0].columns.pair.is_some() != rows[1].columns.pair.is_some() {
+            return refuse(format!("{} and {}", rows[0].columns.layout(), rows[1].columns.layout()));
+        }
+        let kinds = rows.map(|split| split.rows.iter().find_map(|row| row.label.as_ref()).map(RawLabel::kind));
+        if let [Some(one), Some(other)] = kinds
+            && one != other
+        {
+            return refuse(format!("labels that are {one} and labels that are {other}"));
+        }
+        let (Some(one), Some(other)) = (&labels[i], &labels[i + 1]) else { continue };
+        if one.is_regression() != other.is_regression() {
+            return refuse(format!("{} and {}; see `task`", one.task(), other.task()));
+        }
+        let shared = one.names().iter().any(|name| other.names().contains(name));
+        if !one.is_regression() && !shared {
+            return refuse(format!("the classes {} and {}", list(one.names()), list(other.names())));
+        }
+    }
+    Ok(())
 }
 
 /// Up to this many rows are few, whatever their classes.
@@ -189,7 +251,8 @@ impl Dataset {
     /// # Errors
     /// See [`Error`]: whatever is wrong with a file or a row, with its place.
     pub fn load(path: &Path, tokens: &Tokens, options: &DataOptions) -> Result<Self, Error> {
-        Dataset::encode(RawDataset::read(path, options)?, tokens, options)
+        let source = DataSource { path: path.to_path_buf(), weight: None };
+        Dataset::encode(RawDataset::read(&[source], options)?, tokens, options)
     }
 
     /// Tokenises rows in memory. Without rows for dev a tenth of train is held out, as in `load`.
@@ -205,7 +268,8 @@ impl Dataset {
     ) -> Result<Self, Error> {
         let train = RawSplit::of_rows(SplitName::Train, train)?;
         let dev = if dev.is_empty() { None } else { Some(RawSplit::of_rows(SplitName::Dev, dev)?) };
-        Dataset::encode(RawDataset::of_splits(train, dev, None, options)?, tokens, options)
+        let rows = vec![RawSource::alone(train, dev, None)];
+        Dataset::encode(RawDataset::of_sources(rows, options)?, tokens, options)
     }
 
     /// Tokenises rows.
@@ -213,7 +277,7 @@ impl Dataset {
     /// # Errors
     /// The first row whose label or text is wrong; all rows dropped; rows of one class alone.
     pub fn encode(raw: RawDataset, tokens: &Tokens, options: &DataOptions) -> Result<Self, Error> {
-        let RawDataset { train, dev, test, labels, mut warnings } = raw;
+        let RawDataset { train, dev, test, labels, sources, mut warnings } = raw;
         let columns = train.columns.clone();
         tokens.check_max_length(options.max_length, columns.pair.is_some())?;
         if options.reads_first && tokens.special_tokens(false) == 0 {
@@ -240,6 +304,7 @@ impl Dataset {
             label_column: columns.label.unwrap_or_default(),
             max_length: options.max_length,
             over_length: options.over_length.name().into(),
+            sources,
         };
         Ok(Dataset { train, dev, test, labels, facts, warnings })
     }
@@ -260,7 +325,7 @@ impl Split {
     ) -> Result<(Self, Vec<String>), Error> {
         let found = SplitFiles::find(path)?;
         let mut warnings = Vec::new();
-        let (files, part) = found.part(name, options.trained_on.as_deref())?;
+        let (files, part) = found.part(name, &options.trained_on)?;
         let raw = if part == Part::All {
             let raw = RawSplit::read(name, files, &options.columns, options.bad_rows)?;
             warnings.extend(raw.warnings.iter().cloned());

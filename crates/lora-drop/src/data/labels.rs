@@ -60,7 +60,7 @@ impl RawLabel {
         }))
     }
 
-    fn kind(&self) -> &'static str {
+    pub(super) fn kind(&self) -> &'static str {
         match self {
             RawLabel::Int(_) | RawLabel::Float(_) => "a number",
             RawLabel::Bool(_) => "a boolean",

@@ -21,6 +21,7 @@ pub mod random;
 pub(crate) mod raw;
 pub mod rows;
 pub(crate) mod sample;
+mod sources;
 pub(crate) mod task;
 pub mod text;
 mod tokenizer_rules;

@@ -14,6 +14,7 @@ use super::labels::{Label, Labels, RawLabel};
 use super::layouts::{RowKind, looks_read};
 use super::rows::{Row, Rows};
 use super::sample;
+use super::sources::OfFile;
 use crate::settings::BadRows;
 use crate::summary::{LengthRange, SplitFacts};
 
@@ -55,6 +56,12 @@ pub struct RawRow {
     pub file: usize,
     /// Line in the file, from 1; the row's number if the format has no lines.
     pub line: usize,
+}
+
+impl OfFile for RawRow {
+    fn file_mut(&mut self) -> &mut usize {
+        &mut self.file
+    }
 }
 
 /// How the rows of one kind are read.

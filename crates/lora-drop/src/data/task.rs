@@ -1,14 +1,12 @@
 //! The rows of a run, for either task: labelled rows for a head, or texts whose tokens are learned.
 
-use std::path::Path;
-
 use super::files::SplitFiles;
 use super::text::{
     RawTexts, Targets, TextColumns, TextDataset, TextExample, TextKind, TextProblem,
 };
 use super::{Columns, Dataset, Error, Example, Label, LabelColumn, Labels, Problem, RawDataset, Rows, SplitName};
 use crate::reading::Reading;
-use crate::settings::RowSettings;
+use crate::settings::{DataSource, RowSettings};
 use crate::summary::DataFacts;
 
 /// A data set to train on.
@@ -126,24 +124,31 @@ impl TaskRows<'_> {
     }
 }
 
-/// The label column of rows that may be meant for a head: train's first row has a text and a label,
-/// and is neither a prompt with a completion nor a conversation.
+/// The label column of rows that may be meant for a head: the first row of a source's train has a
+/// text and a label, and is neither a prompt with a completion nor a conversation.
 ///
 /// # Errors
 /// There is no train file, or its first row cannot be read.
-pub(crate) fn label_beside_text(path: &Path, rows: &RowSettings) -> Result<Option<String>, Error> {
-    let Reading { columns: labelled, texts, .. } = Reading::of(rows, None);
-    let found = SplitFiles::find(path)?;
-    let Some(file) = found.of(SplitName::Train)?.first() else { return Ok(None) };
-    let Some(row) = Rows::open(file)?.next().transpose()? else { return Ok(None) };
-    let as_texts = TextColumns::choose(&row, file, &texts, Targets::Required);
-    match as_texts {
-        Ok(columns) if columns.kind != TextKind::Text => return Ok(None),
-        Err(error @ Error::Row { problem: Problem::Text(TextProblem::Parts { .. }), .. }) => {
-            return Err(error);
+pub(crate) fn label_beside_text(
+    sources: &[DataSource],
+    rows: &RowSettings,
+) -> Result<Option<String>, Error> {
+    let Reading { columns: labelled, texts, .. } = Reading::of(rows, Vec::new());
+    for source in sources {
+        let found = SplitFiles::find(&source.path)?;
+        let Some(file) = found.of(SplitName::Train)?.first() else { continue };
+        let Some(row) = Rows::open(file)?.next().transpose()? else { continue };
+        match TextColumns::choose(&row, file, &texts, Targets::Required) {
+            Ok(columns) if columns.kind != TextKind::Text => continue,
+            Err(error @ Error::Row { problem: Problem::Text(TextProblem::Parts { .. }), .. }) => {
+                return Err(error);
+            }
+            _ => {}
         }
-        _ => {}
+        let columns = Columns::choose(&row, file, &labelled, LabelColumn::Required);
+        if let Some(label) = columns.ok().and_then(|columns| columns.label) {
+            return Ok(Some(label));
+        }
     }
-    let columns = Columns::choose(&row, file, &labelled, LabelColumn::Required);
-    Ok(columns.ok().and_then(|columns| columns.label))
+    Ok(None)
 }

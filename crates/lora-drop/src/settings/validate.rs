@@ -36,22 +36,20 @@ impl RunSettings {
             ("model", self.place.model.is_empty(), "a folder with config.json, or a hub name (org/name)"),
             (
                 "data",
-                self.place.data.as_os_str().is_empty(),
+                self.place.data.is_empty(),
                 "a folder with train and dev files, or one file",
             ),
             ("output", self.place.output.as_os_str().is_empty(), "the folder for the run's files"),
         ] {
             check(!missing, || format!("`{name}` is missing: {what}"))?;
         }
-        for (name, path) in [("data", &self.place.data), ("output", &self.place.output)] {
-            check(path.to_str().is_some(), || {
-                format!(
-                    "`{name} = {}` is not valid UTF-8, so recipe.toml could not name it; rename the path",
-                    path.display()
-                )
-            })?;
-        }
-        Ok(())
+        check(self.place.output.to_str().is_some(), || {
+            format!(
+                "`output = {}` is not valid UTF-8, so recipe.toml could not name it; rename the path",
+                self.place.output.display()
+            )
+        })?;
+        self.place.data.check()
     }
 
     /// Checks the columns and template variables that are given.
@@ -148,7 +146,7 @@ fn check(ok: bool, message: impl FnOnce() -> String) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{CriterionName, Restart, SampleEpochs, Unselected};
+    use super::super::{CriterionName, DataSources, Restart, SampleEpochs, Unselected};
     use super::*;
 
     fn valid() -> RunSettings {
@@ -192,7 +190,7 @@ mod tests {
         type Change = fn(&mut RunSettings);
         let cases: [(&str, Change); 40] = [
             ("`model` is missing", |s| s.place.model.clear()),
-            ("`data` is missing", |s| s.place.data.clear()),
+            ("`data` is missing", |s| s.place.data = DataSources::default()),
             ("`output` is missing", |s| s.place.output.clear()),
             ("`rank` is 0", |s| s.train.adapter.rank = 0),
             ("`rank` is 1000000", |s| s.train.adapter.rank = 1_000_000),

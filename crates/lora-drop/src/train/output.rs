@@ -265,7 +265,7 @@ impl<'a> Output<'a> {
             version: env!("CARGO_PKG_VERSION").to_string(),
             method: settings.train.adapter.method.name().to_string(),
             model: settings.place.model.clone(),
-            data: settings.place.data.display().to_string(),
+            data: settings.place.data.to_string(),
             seed: settings.train.optimisation.seed,
             status,
             error,
@@ -412,7 +412,7 @@ fn resolved(prepared: &Prepared, settings: &RunSettings, passes: Passes) -> RunS
     if let Some(model) = model.to_str().filter(|_| model.exists()) {
         resolved.place.model = model.to_string();
     }
-    resolved.place.data = absolute(&settings.place.data);
+    resolved.place.data = settings.place.data.map(absolute);
     resolved.train.selection.scores = settings.train.selection.scores.as_deref().map(absolute);
     resolved.train.adapter.init_adapter = settings.train.adapter.init_adapter.as_deref().map(absolute);
     // With more threads or on another system the limit might choose otherwise, to other bits.

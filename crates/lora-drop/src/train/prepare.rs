@@ -183,7 +183,7 @@ impl Prepared {
     /// Checks the adapter that training starts with, and reads the scores that the settings name.
     fn with_given(mut self, settings: &RunSettings) -> Result<Self> {
         if let Some(adapter) = &self.init {
-            self.check_labels(adapter, &settings.place.data.display())?;
+            self.check_labels(adapter, &settings.place.data)?;
         }
         self.scores = sample::given(&self, &settings.train)?;
         Ok(self)
@@ -307,12 +307,12 @@ pub(crate) fn check_max_length(settings: &RunSettings, model: &ModelFiles) -> Re
 /// # Errors
 /// Those of the files and rows.
 pub(crate) fn read_rows(settings: &RunSettings, labelled: bool) -> Result<RawTask> {
-    let (path, rows) = (&settings.place.data, &settings.rows);
+    let (data, rows) = (settings.place.data.all(), &settings.rows);
     Ok(if labelled {
-        RawTask::Labelled(Box::new(RawDataset::read(path, &DataOptions::without_model(rows))?))
+        RawTask::Labelled(Box::new(RawDataset::read(data, &DataOptions::without_model(rows))?))
     } else {
-        let options = Reading::of(rows, None).text_options(usize::MAX, None);
-        RawTask::Text(Box::new(RawTexts::read(path, &options)?))
+        let options = Reading::of(rows, Vec::new()).text_options(usize::MAX, None);
+        RawTask::Text(Box::new(RawTexts::read(data, &options)?))
     })
 }
 
@@ -382,12 +382,12 @@ pub(crate) fn check_task(settings: &RunSettings, config: &ModelConfig) -> Result
     };
     if settings.rows.task.is_none()
         && !labelled
-        && let Some(label) = label_beside_text(&settings.place.data, &settings.rows)?
+        && let Some(label) = label_beside_text(settings.place.data.all(), &settings.rows)?
     {
         return Err(Error::Usage(format!(
             "{}: the rows have a text and a label, {label:?}; give `task = classification` or `task = regression` to learn \
              the label, or `task = text` to learn the text",
-            settings.place.data.display()
+            settings.place.data
         )));
     }
     Ok(labelled)
@@ -417,7 +417,7 @@ fn text_options(rows: &RowSettings, config: &ModelConfig) -> TextOptions {
         max_length: rows.row_tokens(config.max_positions),
         over_length: rows.over_length,
         cache: TokenCache::of_user(rows.token_cache),
-        ..Reading::of(rows, None).text_options(config.vocab_size, config.eos_token_ids.first())
+        ..Reading::of(rows, Vec::new()).text_options(config.vocab_size, config.eos_token_ids.first())
     }
 }
 

@@ -43,7 +43,7 @@ pub fn read(options: Given<Rows>, console: &Console, interrupt: &Interrupt) -> R
     let given: Vec<&str> = given.iter().map(String::as_str).collect();
     recipe.overlay(Recipe::from_table(options)?);
     let settings = recipe.recorded()?;
-    if settings.place.data.as_os_str().is_empty() {
+    if settings.place.data.is_empty() {
         return Err(Error::Usage(format!("{data}: the recipe names no `data`")));
     }
     if settings.place.model.is_empty() {

@@ -10,9 +10,12 @@ use super::template::ChatTemplate;
 use crate::data::cache::{self, TokenCache};
 use crate::data::error::{Error, Place};
 use crate::data::files::{Part, SplitFiles, SplitName};
+use crate::data::dataset::no_data;
 use crate::data::labels::Label;
+use crate::data::sources::{self, RawSource};
 use crate::data::tokens::Tokens;
-use crate::summary::{DataFacts, SplitFacts};
+use crate::settings::DataSource;
+use crate::summary::{DataFacts, SourceFacts, SplitFacts};
 
 /// A split's tokenised rows, in the files' order.
 #[derive(Clone, Debug)]
@@ -63,7 +66,8 @@ impl TextDataset {
         template: Option<&ChatTemplate>,
         options: &TextOptions,
     ) -> Result<Self, Error> {
-        TextDataset::encode(RawTexts::read(path, options)?, tokens, template, options)
+        let source = DataSource { path: path.to_path_buf(), weight: None };
+        TextDataset::encode(RawTexts::read(&[source], options)?, tokens, template, options)
     }
 
     /// Tokenises rows in memory, all of one kind. Without rows for dev a tenth of train is held
@@ -81,7 +85,8 @@ impl TextDataset {
     ) -> Result<Self, Error> {
         let train = RawText::of_rows(SplitName::Train, train)?;
         let dev = if dev.is_empty() { None } else { Some(RawText::of_rows(SplitName::Dev, dev)?) };
-        TextDataset::encode(RawTexts::of_splits(train, dev, None)?, tokens, template, options)
+        let rows = vec![RawSource::alone(train, dev, None)];
+        TextDataset::encode(RawTexts::of_sources(rows)?, tokens, template, options)
     }
 
     /// Tokenises rows.
@@ -96,7 +101,7 @@ impl TextDataset {
         options: &TextOptions,
     ) -> Result<Self, Error> {
         let encoder = TextEncoder::new(tokens, template, options)?;
-        let RawTexts { train, dev, test, mut warnings } = raw;
+        let RawTexts { train, dev, test, sources, mut warnings } = raw;
         let (kind, columns) = (train.kind(), train.columns.clone());
         let mut encode = |raw| -> Result<TextSplit, Error> {
             let (split, found) = TextSplit::encode(raw, &encoder, options)?;
@@ -125,6 +130,7 @@ impl TextDataset {
             label_column: columns.references.unwrap_or_default(),
             max_length: options.max_length,
             over_length: options.over_length.name().into(),
+            sources,
         };
         Ok(TextDataset { train, dev, test, kind, facts, warnings })
     }
@@ -137,41 +143,61 @@ pub struct RawTexts {
     pub train: RawText,
     pub dev: RawText,
     pub test: Option<RawText>,
+    /// Where the rows of train come from; empty for one source.
+    pub sources: Vec<SourceFacts>,
     /// Warnings for the user.
     pub warnings: Vec<String>,
 }
 
 impl RawTexts {
-    /// Reads a folder's train, dev and test, or one file as train, as [`TextDataset::load`] does.
+    /// Reads each source's train, dev and test, as [`TextDataset::load`] does. Train is mixed by the
+    /// weights ([`crate::data::sources`]); dev and test are those of all sources.
     ///
     /// # Errors
-    /// See [`Error`]: whatever is wrong with a file or a row, with its place.
-    pub fn read(path: &Path, options: &TextOptions) -> Result<Self, Error> {
-        let found = SplitFiles::find(path)?;
-        let files = found.of(SplitName::Train)?;
-        let train =
-            RawText::read(SplitName::Train, files, &options.columns, Targets::Required, options.bad_rows)?;
-        let names = train.columns.names();
-        let read = |name, targets| match found.files.get(&name) {
-            Some(files) => RawText::read(name, files, &names, targets, options.bad_rows).map(Some),
-            None => Ok(None),
+    /// See [`Error`]: whatever is wrong with a file or a row, with its place; sources of other kinds.
+    pub fn read(sources: &[DataSource], options: &TextOptions) -> Result<Self, Error> {
+        let read = |source: &DataSource| {
+            let found = SplitFiles::find(&source.path)?;
+            let read = |name, files, columns, targets| {
+                RawText::read(name, files, columns, targets, options.bad_rows)
+            };
+            let files = found.of(SplitName::Train)?;
+            let train = read(SplitName::Train, files, &options.columns, Targets::Required)?;
+            let names = train.columns.names();
+            let read = |name, targets| {
+                let files = found.files.get(&name);
+                files.map(|files| read(name, files, &names, targets)).transpose()
+            };
+            let (dev, test) =
+                (read(SplitName::Dev, Targets::Required)?, read(SplitName::Test, Targets::Optional)?);
+            Ok(RawSource { source: source.clone(), train, dev, test })
         };
-        let dev = read(SplitName::Dev, Targets::Required)?;
-        let test = read(SplitName::Test, Targets::Optional)?;
-        RawTexts::of_splits(train, dev, test)
+        RawTexts::of_sources(sources.iter().map(read).collect::<Result<_, Error>>()?)
     }
 
-    fn of_splits(mut train: RawText, dev: Option<RawText>, test: Option<RawText>) -> Result<Self, Error> {
-        let mut warnings = train.warnings.clone();
-        let dev = match dev {
-            Some(dev) => {
-                warnings.extend(dev.warnings.iter().cloned());
-                dev
+    fn of_sources(mut sources: Vec<RawSource<TextColumns, TextRow>>) -> Result<Self, Error> {
+        let mut warnings = sources::named(&sources);
+        for pair in sources.windows(2) {
+            let kinds = [&pair[0].train, &pair[1].train].map(RawText::kind);
+            if kinds[0] != kinds[1] {
+                let [one, other] = [&pair[0], &pair[1]].map(|source| source.source.path.clone());
+                return Err(Error::Sources { one, other, what: format!("rows of kind {} and {}", kinds[0], kinds[1]) });
             }
-            None => hold_out(&mut train, &mut warnings)?,
-        };
-        warnings.extend(test.iter().flat_map(|test| test.warnings.clone()));
-        Ok(RawTexts { train, dev, test, warnings })
+        }
+        for source in &mut sources {
+            if source.dev.is_none() {
+                source.dev = Some(hold_out(&mut source.train, &mut warnings)?);
+            }
+        }
+        let facts = sources::weigh(&mut sources)?;
+        let (mut train, mut dev, mut test) = (Vec::new(), Vec::new(), Vec::new());
+        for source in sources {
+            train.push(source.train);
+            dev.extend(source.dev);
+            test.extend(source.test);
+        }
+        let [train, dev] = [train, dev].map(|parts| sources::join(parts).ok_or_else(no_data));
+        Ok(RawTexts { train: train?, dev: dev?, test: sources::join(test), sources: facts, warnings })
     }
 }
 
@@ -191,7 +217,7 @@ impl TextSplit {
     ) -> Result<(Self, Vec<String>), Error> {
         let encoder = TextEncoder::new(tokens, template, options)?;
         let found = SplitFiles::find(path)?;
-        let (files, part) = found.part(name, options.trained_on.as_deref())?;
+        let (files, part) = found.part(name, &options.trained_on)?;
         let read =
             |name, files, targets| RawText::read(name, files, &options.columns, targets, options.bad_rows);
         let mut warnings = Vec::new();

@@ -55,8 +55,8 @@ pub struct TextOptions {
     pub end: Option<u32>,
     /// Tokens that the model has an embedding for.
     pub vocabulary: usize,
-    /// The data that the model was trained on; see `SplitFiles::part`.
-    pub trained_on: Option<PathBuf>,
+    /// The data sets that the model was trained on; see `SplitFiles::part`.
+    pub trained_on: Vec<PathBuf>,
     /// Where earlier runs kept their tokens.
     pub cache: Option<TokenCache>,
 }
@@ -73,7 +73,7 @@ impl TextOptions {
             over_length: OverLength::Truncate,
             end,
             vocabulary,
-            trained_on: None,
+            trained_on: Vec::new(),
             cache: None,
         }
     }

@@ -15,6 +15,7 @@ use crate::data::layouts::{
 };
 use crate::data::raw::{RawRows, ReadRows};
 use crate::data::rows::Row;
+use crate::data::sources::OfFile;
 use crate::settings::BadRows;
 use crate::settings::definition::choices;
 
@@ -275,6 +276,12 @@ pub struct TextRow {
     pub file: usize,
     /// Line in the file, from 1; the row's number if the format has no lines.
     pub line: usize,
+}
+
+impl OfFile for TextRow {
+    fn file_mut(&mut self) -> &mut usize {
+        &mut self.file
+    }
 }
 
 impl TextRow {
