@@ -28,7 +28,7 @@ pub fn of_model(path: &Path, cancel: &Cancel) -> Result<u128> {
 /// Those of `of_model`; there are no files of rows.
 pub fn of_data(data: &DataSources, cancel: &Cancel) -> Result<u128> {
     let of_source = |source: &DataSource| {
-        let files = SplitFiles::find(&source.path)?.files;
+        let files = SplitFiles::find(source.place())?.files;
         hash_files(&files.into_values().flatten().collect::<Vec<_>>(), cancel)
     };
     if let [only] = data.all() {

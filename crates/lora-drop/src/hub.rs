@@ -1,4 +1,4 @@
-//! A model given as a hub name (`org/name`): found in the usual cache of Hugging Face's tools, or
+//! A model or a data set given as a hub name (`org/name`): found in the usual cache of Hugging Face's tools, or
 //! downloaded into it.
 //!
 //! The one rule that is not obvious: a model whose files are all in the cache is used without
@@ -9,13 +9,15 @@ mod cache;
 #[cfg(feature = "hub")]
 mod client;
 #[cfg(feature = "hub")]
+mod data;
+#[cfg(feature = "hub")]
 mod fetch;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use cache::{PlainName, RepoCache};
+use cache::{PlainName, RepoCache, RepoKind};
 
 use crate::files::{set_variable, user_cache};
 use crate::{Cancel, Error, Result};
@@ -114,7 +116,7 @@ impl HubOptions {
             return refuse("not a folder; a model is a folder with config.json and model.safetensors".into());
         }
         let name = HubName::parse(model)?;
-        let cache = RepoCache::new(&self.cache, &name.id);
+        let cache = RepoCache::new(&self.cache, RepoKind::Model, &name.id);
         if let Some(folder) = cache.complete(&name.revision) {
             return Ok(folder);
         }

@@ -10,17 +10,17 @@ use lora_drop::loaded::Arithmetic;
 use lora_drop::ranks::Ranks;
 use lora_drop::reading::Reading;
 use lora_drop::settings::{
-    AdapterSettings, Definition, Given as Origin, Method, Recipe, RunSettings, SelectionSettings, definitions,
+    AdapterSettings, Definition, Given as Origin, Method, Place, Recipe, RunSettings, SelectionSettings, definitions,
 };
 use lora_drop::{Error, Result};
 use toml::Table;
 
-use super::console::Console;
+use super::console::{Console, no_config};
 use super::interrupt::Interrupt;
 use super::options::{Given, Takes, no_effect};
 
 /// The settings of rows with texts and labels.
-pub const ROWS: [&str; 10] = [
+pub const ROWS: [&str; 11] = [
     "text-column",
     "pair-column",
     "label-column",
@@ -31,6 +31,7 @@ pub const ROWS: [&str; 10] = [
     "bad-rows",
     "template-var",
     "positive-class",
+    "data-config",
 ];
 /// The settings of a model that is not trained.
 const MODEL: [&str; 5] = ["model", "max-length", "dtype", "quantize", "threads"];
@@ -65,7 +66,8 @@ impl Takes for Generate {
 
     fn takes(setting: &Definition) -> bool {
         let model = MODEL.contains(&setting.name) && setting.name != "max-length";
-        model || ["prompt-template", "chat", "bad-rows", "template-var"].contains(&setting.name)
+        let of_rows = ["prompt-template", "chat", "bad-rows", "template-var", "data-config"];
+        model || of_rows.contains(&setting.name)
     }
 }
 
@@ -146,6 +148,19 @@ impl Resolved {
         &self.settings.place.model
     }
 
+    /// Where this data is: the path, or the files of the hub's data set of this name.
+    ///
+    /// # Errors
+    /// Those of the hub; `Error::Usage` for a given configuration of a path.
+    pub fn locate(&self, data: &Path, console: &Console, interrupt: &Interrupt) -> Result<PathBuf> {
+        let data_config = self.settings.place.data_config.clone();
+        let mut place = Place { data: data.into(), data_config, ..Place::default() };
+        if !console.fetch_data(&mut place, interrupt)? && self.given.contains_key("data-config") {
+            return Err(no_config(&data.display()));
+        }
+        Ok(place.data.all()[0].place().to_path_buf())
+    }
+
     pub fn arithmetic(&self) -> Arithmetic {
         Arithmetic::of(&self.settings.train.compute)
     }
@@ -184,7 +199,8 @@ impl Resolved {
         if let Some(model) = model.to_str().filter(|_| model.exists()) {
             settings.place.model = model.to_string();
         }
-        settings.place.data = absolute(data).into();
+        // A name on the hub stays what it is.
+        settings.place.data = if data.exists() { absolute(data).into() } else { data.into() };
         let table = settings.to_table();
         let named = |name: &&str| ["model", "data"].contains(name) || self.given.contains_key(*name);
         let names = definitions().map(|setting| setting.name).filter(named).filter(|name| *name != "threads");

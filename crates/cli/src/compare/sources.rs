@@ -35,9 +35,11 @@ impl Sources {
             let hash = digest::of_model(&files.path, cancel)?;
             self.models.insert(settings.place.model.clone(), (hash, files.config.architecture));
         }
-        let data = settings.place.data.to_string();
+        let data = data_key(settings);
         if !self.data.contains_key(&data) {
-            self.data.insert(data, digest::of_data(&settings.place.data, cancel)?);
+            let mut sources = settings.place.data.clone();
+            sources.locate(settings.place.data_config.as_deref(), cancel, progress)?;
+            self.data.insert(data, digest::of_data(&sources, cancel)?);
         }
         for (_, path) in others(settings) {
             if !self.others.contains_key(path) {
@@ -50,7 +52,7 @@ impl Sources {
     /// The hashes of what a cell reads, by the names of its settings.
     pub fn hashes(&self, settings: &RunSettings) -> Vec<(&'static str, u128)> {
         let model = self.models.get(&settings.place.model).map_or(0, |(hash, _)| *hash);
-        let data = self.data.get(&settings.place.data.to_string()).copied().unwrap_or(0);
+        let data = self.data.get(&data_key(settings)).copied().unwrap_or(0);
         let others = others(settings).map(|(name, path)| (name, self.others.get(path).copied().unwrap_or(0)));
         [("model", model), ("data", data)].into_iter().chain(others).collect()
     }
@@ -60,6 +62,11 @@ impl Sources {
         let architecture = self.models.get(model).map(|(_, architecture)| architecture);
         architecture.map_or(kind.name(), |architecture| architecture.short_name(kind)).to_string()
     }
+}
+
+/// The name of a cell's data.
+fn data_key(settings: &RunSettings) -> String {
+    format!("{} {}", settings.place.data, settings.place.data_config.as_deref().unwrap_or_default())
 }
 
 /// The files beside model and data that a cell reads, by the names of its settings.

@@ -147,7 +147,7 @@ impl RawDataset {
     /// or labels.
     pub fn read(sources: &[DataSource], options: &DataOptions) -> Result<Self, Error> {
         let read = |source: &DataSource| {
-            let found = SplitFiles::find(&source.path)?;
+            let found = SplitFiles::find(source.place())?;
             let train = RawSplit::read(
                 SplitName::Train,
                 found.of(SplitName::Train)?,
@@ -251,8 +251,7 @@ impl Dataset {
     /// # Errors
     /// See [`Error`]: whatever is wrong with a file or a row, with its place.
     pub fn load(path: &Path, tokens: &Tokens, options: &DataOptions) -> Result<Self, Error> {
-        let source = DataSource { path: path.to_path_buf(), weight: None };
-        Dataset::encode(RawDataset::read(&[source], options)?, tokens, options)
+        Dataset::encode(RawDataset::read(&[DataSource::new(path)], options)?, tokens, options)
     }
 
     /// Tokenises rows in memory. Without rows for dev a tenth of train is held out, as in `load`.

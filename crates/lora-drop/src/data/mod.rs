@@ -38,6 +38,7 @@ pub use labels::{Label, Labels, RawLabel};
 pub use raw::{LeftOut, RawRow, RawRows, RawSplit};
 pub use rows::{Row, Rows};
 pub(crate) use dataset::label_counts;
+pub(crate) use error::list as list_names;
 pub(crate) use task::label_beside_text;
 pub use task::{RawTask, TaskData, TaskRows};
 pub use tokens::{Encoded, Tokens};

@@ -30,7 +30,7 @@ const MOST_REPEATS: usize = 100;
 impl<C: Clone, R: OfFile + Clone> RawSource<C, R> {
     /// The only rows that there are.
     pub fn alone(train: RawRows<C, R>, dev: Option<RawRows<C, R>>, test: Option<RawRows<C, R>>) -> Self {
-        let source = DataSource { path: Default::default(), weight: None };
+        let source = DataSource::new("");
         RawSource { source, train, dev, test }
     }
 }
@@ -50,7 +50,7 @@ pub(super) fn weigh<C: Clone, R: OfFile + Clone>(
     let weights: Option<Vec<f64>> = sources.iter().map(|source| source.source.weight).collect();
     let of_epoch = weights.map_or_else(|| rows.clone(), |weights| shares(&rows, &weights));
     let fact = |((source, &rows), &of_epoch): ((&mut RawSource<C, R>, &usize), &usize)| {
-        let DataSource { path, weight } = &source.source;
+        let DataSource { path, weight, .. } = &source.source;
         let name = path.display().to_string();
         if of_epoch / rows > MOST_REPEATS {
             return Err(Error::Options(format!(

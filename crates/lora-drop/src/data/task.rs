@@ -135,7 +135,7 @@ pub(crate) fn label_beside_text(
 ) -> Result<Option<String>, Error> {
     let Reading { columns: labelled, texts, .. } = Reading::of(rows, Vec::new());
     for source in sources {
-        let found = SplitFiles::find(&source.path)?;
+        let found = SplitFiles::find(source.place())?;
         let Some(file) = found.of(SplitName::Train)?.first() else { continue };
         let Some(row) = Rows::open(file)?.next().transpose()? else { continue };
         match TextColumns::choose(&row, file, &texts, Targets::Required) {

@@ -41,7 +41,59 @@ impl fmt::Display for PlainName {
     }
 }
 
-/// One model's part of the cache.
+/// The path of a file in a repository: plain names, with slashes between them.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct RepoPath(String);
+
+impl RepoPath {
+    pub fn new(path: &str) -> Option<Self> {
+        path.split('/').all(|part| PlainName::new(part).is_some()).then(|| RepoPath(path.to_string()))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<PlainName> for RepoPath {
+    fn from(name: PlainName) -> Self {
+        RepoPath(name.0)
+    }
+}
+
+impl fmt::Display for RepoPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What a repository holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RepoKind {
+    Model,
+    Data,
+}
+
+impl RepoKind {
+    /// In the hub's addresses and in the cache.
+    pub fn plural(self) -> &'static str {
+        match self {
+            RepoKind::Model => "models",
+            RepoKind::Data => "datasets",
+        }
+    }
+
+    /// In messages.
+    #[cfg_attr(not(feature = "hub"), allow(dead_code, reason = "only downloads have messages"))]
+    pub fn name(self) -> &'static str {
+        match self {
+            RepoKind::Model => "model",
+            RepoKind::Data => "data set",
+        }
+    }
+}
+
+/// One model's or data set's part of the cache.
 pub(super) struct RepoCache {
     /// `cache/models--org--name`
     root: PathBuf,
@@ -51,8 +103,8 @@ pub(super) struct RepoCache {
 
 impl RepoCache {
     /// `id` is `org/name` or `name`, as `HubName` has checked it.
-    pub fn new(cache: &Path, id: &str) -> Self {
-        let folder = format!("models--{}", id.replace('/', "--"));
+    pub fn new(cache: &Path, kind: RepoKind, id: &str) -> Self {
+        let folder = format!("{}--{}", kind.plural(), id.replace('/', "--"));
         RepoCache { root: cache.join(&folder), locks: cache.join(".locks").join(&folder) }
     }
 
@@ -69,6 +121,11 @@ impl RepoCache {
     /// The file that becomes the blob when it is whole.
     pub fn partial(&self, etag: &PlainName) -> PathBuf {
         self.root.join("blobs").join(format!("{etag}.incomplete"))
+    }
+
+    /// The list of the files that were downloaded of a data set, by revision and configuration.
+    pub fn list(&self, name: &str) -> PathBuf {
+        self.root.join("lora-drop").join(format!("{}.json", name.replace('/', "--")))
     }
 
     /// The folder of a revision (a branch, a tag or a commit), if it has all files that are needed.
@@ -123,7 +180,7 @@ impl RepoCache {
     }
 
     /// Puts a blob into a commit's folder under a file's name.
-    pub fn link(&self, etag: &PlainName, commit: &PlainName, file: &PlainName) -> io::Result<()> {
+    pub fn link(&self, etag: &PlainName, commit: &PlainName, file: &RepoPath) -> io::Result<()> {
         let pointer = self.snapshot(commit).join(file.as_str());
         make_parent(&pointer)?;
         // There may be a link whose blob was deleted.
@@ -131,7 +188,8 @@ impl RepoCache {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => {}
         }
-        match symlink(Path::new("../../blobs").join(etag.as_str()), &pointer) {
+        let up = "../".repeat(2 + file.as_str().matches('/').count());
+        match symlink(Path::new(&up).join("blobs").join(etag.as_str()), &pointer) {
             // Another process was faster.
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
             // The file system or the user's rights allow no links.

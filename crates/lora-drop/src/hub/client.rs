@@ -14,7 +14,7 @@ use ureq::http::{HeaderMap, Response, StatusCode, Uri};
 use ureq::typestate::WithoutBody;
 use ureq::{Agent, Body};
 
-use super::cache::PlainName;
+use super::cache::{PlainName, RepoKind, RepoPath};
 use crate::Cancel;
 
 /// Where models come from unless HF_ENDPOINT says otherwise.
@@ -46,7 +46,7 @@ pub(super) enum Fault {
     Interrupted,
 }
 
-/// A model's description.
+/// A repository's description.
 #[derive(serde::Deserialize)]
 pub(super) struct Info {
     /// The commit.
@@ -54,7 +54,7 @@ pub(super) struct Info {
     pub siblings: Vec<Sibling>,
 }
 
-/// A file of a model.
+/// A file of a repository.
 #[derive(serde::Deserialize)]
 pub(super) struct Sibling {
     #[serde(rename = "rfilename")]
@@ -80,6 +80,7 @@ pub(super) struct Client<'a> {
     token: Option<&'a str>,
     timeout: Duration,
     cancel: &'a Cancel,
+    kind: RepoKind,
 }
 
 impl<'a> Client<'a> {
@@ -92,6 +93,7 @@ impl<'a> Client<'a> {
         token: Option<&'a str>,
         timeout: Duration,
         cancel: &'a Cancel,
+        kind: RepoKind,
     ) -> Result<Self, String> {
         let endpoint = endpoint.unwrap_or(PUBLIC_HUB);
         let origin = endpoint
@@ -118,7 +120,7 @@ impl<'a> Client<'a> {
             .timeout_per_read(limit)
             .timeout_per_write(limit)
             .build();
-        Ok(Client { agent: Agent::new_with_config(config), endpoint, origin, token, timeout, cancel })
+        Ok(Client { agent: Agent::new_with_config(config), endpoint, origin, token, timeout, cancel, kind })
     }
 
     /// The agent, for another thread, which ends all connections by shutting it down.
@@ -126,9 +128,10 @@ impl<'a> Client<'a> {
         self.agent.clone()
     }
 
-    /// The description of a model at a revision.
+    /// The description of a repository at a revision.
     pub fn info(&self, id: &str, revision: &str) -> Result<Info, Fault> {
-        let url = format!("{}/api/models/{id}/revision/{}", self.endpoint, revision.replace('/', "%2F"));
+        let (kind, revision) = (self.kind.plural(), revision.replace('/', "%2F"));
+        let url = format!("{}/api/{kind}/{id}/revision/{revision}", self.endpoint);
         let response = self.get(address(&url)?, None)?;
         let mut body = response.into_body().into_reader().take(LONGEST_DESCRIPTION + 1);
         // Its progress is not shown, so the whole of it must arrive in time.
@@ -146,11 +149,11 @@ impl<'a> Client<'a> {
             }
         }
         serde_json::from_slice(&text)
-            .map_err(|e| Fault::Odd(format!("its description of the model is not what was expected: {e}")))
+            .map_err(|e| Fault::Odd(format!("its description of the {} is not what was expected: {e}", self.kind.name())))
     }
 
-    /// Asks for the metadata of a model's file at a commit.
-    pub fn metadata(&self, id: &str, commit: &PlainName, file: &PlainName) -> Result<Metadata, Fault> {
+    /// Asks for the metadata of a file at a commit.
+    pub fn metadata(&self, id: &str, commit: &PlainName, file: &RepoPath) -> Result<Metadata, Fault> {
         // A redirect to the storage of large files describes the file; one to another name on the
         // hub does not.
         let follows = |from: &Uri, to: &Uri, response: &Response<Body>| {
@@ -165,7 +168,7 @@ impl<'a> Client<'a> {
     /// the file is whole. `progress` is called with the number of bytes that have arrived.
     pub fn download(
         &self,
-        source: (&str, &PlainName, &PlainName),
+        source: (&str, &PlainName, &RepoPath),
         size: u64,
         from: u64,
         partial: &mut File,
@@ -205,8 +208,9 @@ impl<'a> Client<'a> {
         Ok(())
     }
 
-    fn file(&self, id: &str, commit: &PlainName, file: &PlainName) -> Result<Uri, Fault> {
-        address(&format!("{}/{id}/resolve/{commit}/{file}", self.endpoint))
+    fn file(&self, id: &str, commit: &PlainName, file: &RepoPath) -> Result<Uri, Fault> {
+        let folder = if self.kind == RepoKind::Data { "datasets/" } else { "" };
+        address(&format!("{}/{folder}{id}/resolve/{commit}/{file}", self.endpoint))
     }
 
     /// Asks for content, from this byte on, and follows redirects.

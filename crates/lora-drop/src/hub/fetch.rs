@@ -1,12 +1,12 @@
-//! The download of a model into the cache, file by file, and what to do if it fails.
+//! The download of a model or a data set into the cache, file by file, and what to do if it fails.
 
 use std::fs::{self, File};
 use std::path::PathBuf;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use super::cache::{INDEX, PlainName, RepoCache, WEIGHTS, is_complete, shards};
-use super::client::{Client, Fault, Metadata};
+use super::cache::{INDEX, PlainName, RepoCache, RepoKind, RepoPath, WEIGHTS, is_complete, shards};
+use super::client::{Client, Fault, Info, Metadata};
 use super::{Download, HubName, HubOptions};
 use crate::panics::caught;
 use crate::{Cancel, Error, Result};
@@ -34,9 +34,24 @@ pub(super) fn model(
     cancel: &Cancel,
     progress: &mut dyn FnMut(Download<'_>),
 ) -> Result<PathBuf> {
-    let problem = |problem: String| Error::Input(format!("{model}: {problem}"));
-    let client = Client::new(options.endpoint.as_deref(), options.token.as_deref(), options.timeout, cancel);
-    let client = client.map_err(problem)?;
+    with_client(options, name, RepoKind::Model, cache, model, cancel, progress, |fetch| fetch.model())
+}
+
+/// Downloads by `run` what `given` names, until `cancel` is raised.
+#[expect(clippy::too_many_arguments, reason = "the fields of a Fetch")]
+pub(super) fn with_client(
+    options: &HubOptions,
+    name: &HubName,
+    kind: RepoKind,
+    cache: RepoCache,
+    given: &str,
+    cancel: &Cancel,
+    progress: &mut dyn FnMut(Download<'_>),
+    run: impl FnOnce(&mut Fetch<'_>) -> Result<PathBuf>,
+) -> Result<PathBuf> {
+    let problem = |problem: String| Error::Input(format!("{given}: {problem}"));
+    let (endpoint, token) = (options.endpoint.as_deref(), options.token.as_deref());
+    let client = Client::new(endpoint, token, options.timeout, cancel, kind).map_err(problem)?;
     std::thread::scope(|scope| {
         // A read waits for the network, so a second thread shuts the connections down.
         let agent = client.agent();
@@ -48,35 +63,33 @@ pub(super) fn model(
                 }
             }
         });
-        let mut fetch = Fetch { options, name, cache, client, model, cancel, progress };
-        let found = caught(|| fetch.run());
+        let mut fetch = Fetch { options, name, kind, cache, client, given, cancel, progress };
+        let found = caught(|| run(&mut fetch));
         drop(done);
         found.unwrap_or_else(|panic| Err(problem(format!("the download failed: {panic}"))))
     })
 }
 
-/// One model's download.
-struct Fetch<'a> {
+/// One download.
+pub(super) struct Fetch<'a> {
     options: &'a HubOptions,
-    name: &'a HubName,
-    cache: RepoCache,
-    client: Client<'a>,
-    /// As the user gave it, for messages.
-    model: &'a str,
+    pub name: &'a HubName,
+    kind: RepoKind,
+    pub cache: RepoCache,
+    pub client: Client<'a>,
+    /// The name as the user gave it, for messages.
+    given: &'a str,
     cancel: &'a Cancel,
     progress: &'a mut dyn FnMut(Download<'_>),
 }
 
 impl Fetch<'_> {
-    fn run(&mut self) -> Result<PathBuf> {
+    fn model(&mut self) -> Result<PathBuf> {
         let info = self.client.info(&self.name.id, &self.name.revision).map_err(|e| self.explain(e, None))?;
         let has = |name: &str| info.siblings.iter().any(|file| file.name == name);
         let weights = if has(WEIGHTS) { WEIGHTS } else { INDEX };
         self.check_files(has)?;
-        // Files are asked for by commit, as the branch may move between two files.
-        let commit = PlainName::new(&info.sha).ok_or_else(|| {
-            self.problem(format!("the hub gives its commit as {:?}, which is not a valid name", info.sha))
-        })?;
+        let commit = self.commit(&info)?;
         for file in
             ["config.json", "tokenizer.json"].into_iter().chain(OPTIONAL.into_iter().filter(|f| has(f)))
         {
@@ -89,7 +102,7 @@ impl Fetch<'_> {
                 if !has(shard.as_str()) {
                     return Err(self.problem(format!("{INDEX} names {shard}, which the model does not have")));
                 }
-                self.get(&commit, &shard)?;
+                self.get(&commit, &shard.into())?;
             }
         }
         if !is_complete(&folder) {
@@ -103,15 +116,23 @@ impl Fetch<'_> {
         Ok(folder)
     }
 
+    /// The commit of a description. Files are asked for by it, as the branch may move between two
+    /// files.
+    pub fn commit(&self, info: &Info) -> Result<PlainName> {
+        PlainName::new(&info.sha).ok_or_else(|| {
+            self.problem(format!("the hub gives its commit as {:?}, which is not a valid name", info.sha))
+        })
+    }
+
     /// Downloads one file into the commit's folder unless it is there.
-    fn get(&mut self, commit: &PlainName, file: &PlainName) -> Result<()> {
+    pub fn get(&mut self, commit: &PlainName, file: &RepoPath) -> Result<()> {
         if self.cache.snapshot(commit).join(file.as_str()).exists() {
             return Ok(());
         }
         self.fetch(commit, file).map_err(|fault| self.explain(fault, Some(file.as_str())))
     }
 
-    fn fetch(&mut self, commit: &PlainName, file: &PlainName) -> std::result::Result<(), Fault> {
+    fn fetch(&mut self, commit: &PlainName, file: &RepoPath) -> std::result::Result<(), Fault> {
         let Metadata { etag, size, commit: seen } = self.client.metadata(&self.name.id, commit, file)?;
         if let Some(seen) = seen.filter(|seen| seen != commit.as_str()) {
             return Err(Fault::Odd(format!("a file of commit {seen:?}, not of the requested {commit}")));
@@ -129,7 +150,7 @@ impl Fetch<'_> {
     fn transfer(
         &mut self,
         commit: &PlainName,
-        file: &PlainName,
+        file: &RepoPath,
         etag: &PlainName,
         size: u64,
     ) -> std::result::Result<(), Fault> {
@@ -162,7 +183,7 @@ impl Fetch<'_> {
     }
 
     /// Waits for the lock of a blob, as long as the process that has it makes progress.
-    fn lock(&mut self, etag: &PlainName, file: &PlainName, size: u64) -> std::result::Result<File, Fault> {
+    fn lock(&mut self, etag: &PlainName, file: &RepoPath, size: u64) -> std::result::Result<File, Fault> {
         let length = |cache: &RepoCache| fs::metadata(cache.partial(etag)).map_or(0, |partial| partial.len());
         let (mut seen, mut since) = (length(&self.cache), Instant::now());
         loop {
@@ -184,7 +205,7 @@ impl Fetch<'_> {
         }
     }
 
-    fn tell(&mut self, file: &PlainName, done: u64, total: u64) {
+    fn tell(&mut self, file: &RepoPath, done: u64, total: u64) {
         (self.progress)(Download { file: file.as_str(), done, total });
     }
 
@@ -213,15 +234,15 @@ impl Fetch<'_> {
         }
     }
 
-    fn problem(&self, problem: String) -> Error {
-        Error::Input(format!("{}: {problem}", self.model))
+    pub fn problem(&self, problem: String) -> Error {
+        Error::Input(format!("{}: {problem}", self.given))
     }
 
     /// The error of a fault, with what to do; `file` is the one that was transferred.
-    fn explain(&self, fault: Fault, file: Option<&str>) -> Error {
+    pub fn explain(&self, fault: Fault, file: Option<&str>) -> Error {
         let what = file.map_or(String::new(), |f| format!("{f}: "));
         let hub = self.options.endpoint.as_deref().unwrap_or("the Hugging Face hub");
-        let has_token = self.options.token.is_some();
+        let (has_token, kind) = (self.options.token.is_some(), self.kind.name());
         let text = match fault {
             Fault::Interrupted => return Error::Interrupted,
             Fault::Status(404) => {
@@ -230,24 +251,24 @@ impl Fetch<'_> {
                     other => format!(" with a revision {other}"),
                 };
                 format!(
-                    "{hub} has no model of this name{revision} (404), or it is private: check the spelling, set \
+                    "{hub} has no {kind} of this name{revision} (404), or it is private: check the spelling, set \
                      HF_TOKEN for a private one; there is no folder of this name either"
                 )
             }
             Fault::Status(401) if has_token => {
-                format!("{hub} does not accept the token (401): check HF_TOKEN, and the model's name")
+                format!("{hub} does not accept the token (401): check HF_TOKEN, and the {kind}'s name")
             }
             Fault::Status(401) => format!(
-                "{hub} asks for a token (401): the model is private, gated, or does not exist; check the name, \
+                "{hub} asks for a token (401): the {kind} is private, gated, or does not exist; check the name, \
                  and set HF_TOKEN"
             ),
             Fault::Status(403) => format!(
-                "{hub} refuses access (403): the model is gated; accept its terms on its page, and set HF_TOKEN \
+                "{hub} refuses access (403): the {kind} is gated; accept its terms on its page, and set HF_TOKEN \
                  to a token of the same account"
             ),
             Fault::Status(code) => format!("{hub} answered {code}; try again later"),
             Fault::Connection(why) => format!(
-                "no connection to {hub} ({why}), and the model is not complete in the cache {}; check the \
+                "no connection to {hub} ({why}), and the {kind} is not complete in the cache {}; check the \
                  network, or give a folder",
                 self.options.cache.display()
             ),
@@ -273,6 +294,6 @@ impl Fetch<'_> {
 }
 
 /// The name of a file of the lists in this folder.
-fn known(file: &str) -> PlainName {
-    PlainName::new(file).expect("the names of the lists are plain")
+fn known(file: &str) -> RepoPath {
+    RepoPath::new(file).expect("the names of the lists are plain")
 }

@@ -7,13 +7,18 @@ use serde::{Deserialize, Serialize};
 use toml::Value;
 
 use super::definition::{Kind, Setting};
-use crate::{Error, Result};
+#[cfg(feature = "hub")]
+use crate::hub::HubOptions;
+use crate::hub::Download;
+use crate::{Cancel, Error, Result};
 
 /// A data set, alone or among others.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DataSource {
-    /// A folder or a file.
+    /// A folder, a file or a name on the hub, as it was given.
     pub path: PathBuf,
+    /// Where the files are, if `path` is a name on the hub and was located.
+    pub found: Option<PathBuf>,
     /// Its share of an epoch's rows, in proportion to the other sources' weights.
     pub weight: Option<f64>,
 }
@@ -26,11 +31,21 @@ pub struct DataSource {
 pub struct DataSources(Vec<DataSource>);
 
 impl DataSource {
+    /// A source without a weight.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        DataSource { path: path.into(), found: None, weight: None }
+    }
+
+    /// Where its files are.
+    pub fn place(&self) -> &Path {
+        self.found.as_deref().unwrap_or(&self.path)
+    }
+
     fn read(text: &str) -> Self {
         let weighted = text.rsplit_once('=').filter(|(path, _)| !path.is_empty() && !Path::new(text).exists());
         match weighted.and_then(|(path, weight)| Some((path, weight.parse().ok()?))) {
-            Some((path, weight)) => DataSource { path: path.into(), weight: Some(weight) },
-            None => DataSource { path: text.into(), weight: None },
+            Some((path, weight)) => DataSource { weight: Some(weight), ..DataSource::new(path) },
+            None => DataSource::new(text),
         }
     }
 }
@@ -63,10 +78,47 @@ impl DataSources {
         self.0.iter().map(|source| source.path.clone()).collect()
     }
 
-    /// The same sources at other paths.
-    pub fn map(&self, path: impl Fn(&Path) -> PathBuf) -> Self {
-        let map = |source: &DataSource| DataSource { path: path(&source.path), weight: source.weight };
-        DataSources(self.0.iter().map(map).collect())
+    /// The same sources with absolute paths; names on the hub stay what they are.
+    pub fn absolute(&self) -> Self {
+        let mut all = self.clone();
+        for source in all.0.iter_mut().filter(|source| source.found.is_none()) {
+            source.path = std::path::absolute(&source.path).unwrap_or_else(|_| source.path.clone());
+        }
+        all
+    }
+
+    /// Finds the sources that are names on the hub, and downloads what is not in the cache. `config`
+    /// is the configuration to take of them. Returns whether there are any. For `cancel` and
+    /// `progress` see [`HubOptions::resolve`](crate::hub::HubOptions::resolve).
+    ///
+    /// # Errors
+    /// Those of [`HubOptions::resolve_data`](crate::hub::HubOptions::resolve_data).
+    #[cfg(feature = "hub")]
+    pub fn locate(
+        &mut self,
+        config: Option<&str>,
+        cancel: &Cancel,
+        progress: &mut dyn FnMut(Download<'_>),
+    ) -> Result<bool> {
+        let hub = HubOptions::from_env();
+        for source in &mut self.0 {
+            source.found = hub.resolve_data(&source.path, config, cancel, progress)?;
+        }
+        Ok(self.0.iter().any(|source| source.found.is_some()))
+    }
+
+    /// Returns false: this build has no hub.
+    ///
+    /// # Errors
+    /// There are none.
+    #[cfg(not(feature = "hub"))]
+    pub fn locate(
+        &mut self,
+        _: Option<&str>,
+        _: &Cancel,
+        _: &mut dyn FnMut(Download<'_>),
+    ) -> Result<bool> {
+        Ok(false)
     }
 
     /// Checks the paths and the weights.
@@ -74,7 +126,7 @@ impl DataSources {
     /// # Errors
     /// `Error::Usage` for a weight that is not a positive number, for weights of some sources alone,
     /// and for a source that is given twice.
-    pub(super) fn check(&self) -> Result<()> {
+    pub fn check(&self) -> Result<()> {
         let refuse = |source: &DataSource, what: &str| Err(Error::Usage(format!("`data = {source}`: {what}")));
         let several = self.0.len() > 1;
         for (i, source) in self.0.iter().enumerate() {
@@ -113,7 +165,7 @@ macro_rules! from_path {
         $(impl From<$path> for DataSources {
             /// The data set at this path, as it stands.
             fn from(path: $path) -> Self {
-                DataSources(vec![DataSource { path: path.into(), weight: None }])
+                DataSources(vec![DataSource::new(path)])
             }
         })+
     };

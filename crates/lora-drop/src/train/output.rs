@@ -412,7 +412,7 @@ fn resolved(prepared: &Prepared, settings: &RunSettings, passes: Passes) -> RunS
     if let Some(model) = model.to_str().filter(|_| model.exists()) {
         resolved.place.model = model.to_string();
     }
-    resolved.place.data = settings.place.data.map(absolute);
+    resolved.place.data = settings.place.data.absolute();
     resolved.train.selection.scores = settings.train.selection.scores.as_deref().map(absolute);
     resolved.train.adapter.init_adapter = settings.train.adapter.init_adapter.as_deref().map(absolute);
     // With more threads or on another system the limit might choose otherwise, to other bits.

@@ -24,7 +24,7 @@ impl Takes for Rows {
     const INHERITS: bool = false;
 
     fn takes(setting: &Definition) -> bool {
-        let of_rows = ["model", "data", "task"].into_iter().chain(ROWS).chain(TOKENS);
+        let of_rows = ["model", "data", "data-config", "task"].into_iter().chain(ROWS).chain(TOKENS);
         of_rows.into_iter().any(|name| name == setting.name)
     }
 }
@@ -42,7 +42,7 @@ pub fn read(options: Given<Rows>, console: &Console, interrupt: &Interrupt) -> R
     let given: Vec<String> = options.keys().cloned().collect();
     let given: Vec<&str> = given.iter().map(String::as_str).collect();
     recipe.overlay(Recipe::from_table(options)?);
-    let settings = recipe.recorded()?;
+    let mut settings = recipe.recorded()?;
     if settings.place.data.is_empty() {
         return Err(Error::Usage(format!("{data}: the recipe names no `data`")));
     }
@@ -53,6 +53,8 @@ pub fn read(options: Given<Rows>, console: &Console, interrupt: &Interrupt) -> R
     } else {
         console.fetch(&settings.place.model, interrupt)?;
     }
+    settings.place.data.check()?;
+    console.fetch_all_data(&mut settings.place, interrupt)?;
     inspect::data(&settings, &given, &interrupt.cancel, &mut |_| {})
 }
 

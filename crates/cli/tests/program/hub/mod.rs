@@ -1,5 +1,6 @@
 //! Downloads from a server of the tests' own.
 
 mod client;
+mod data;
 mod program;
 mod server;

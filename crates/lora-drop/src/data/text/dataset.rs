@@ -66,8 +66,7 @@ impl TextDataset {
         template: Option<&ChatTemplate>,
         options: &TextOptions,
     ) -> Result<Self, Error> {
-        let source = DataSource { path: path.to_path_buf(), weight: None };
-        TextDataset::encode(RawTexts::read(&[source], options)?, tokens, template, options)
+        TextDataset::encode(RawTexts::read(&[DataSource::new(path)], options)?, tokens, template, options)
     }
 
     /// Tokenises rows in memory, all of one kind. Without rows for dev a tenth of train is held
@@ -157,7 +156,7 @@ impl RawTexts {
     /// See [`Error`]: whatever is wrong with a file or a row, with its place; sources of other kinds.
     pub fn read(sources: &[DataSource], options: &TextOptions) -> Result<Self, Error> {
         let read = |source: &DataSource| {
-            let found = SplitFiles::find(&source.path)?;
+            let found = SplitFiles::find(source.place())?;
             let read = |name, files, columns, targets| {
                 RawText::read(name, files, columns, targets, options.bad_rows)
             };
