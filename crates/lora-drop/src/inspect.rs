@@ -8,8 +8,8 @@ use serde::Serialize;
 
 use crate::data::text::{Conversation, RawTexts, Role, TextContent, TextExample, TextRow};
 use crate::data::{
-    Dataset, Example, Labels, RawDataset, RawRow, RawRows, RawTask, TaskData, Tokens,
-    label_counts, label_beside_text,
+    Dataset, Example, Labels, RawDataset, RawRow, RawRows, RawTask, TaskData, Tokens, label_beside_text,
+    label_counts,
 };
 use crate::hub::Download;
 use crate::model::ModelFiles;
@@ -210,7 +210,12 @@ pub fn data(
     let mut facts = model.facts(labelled);
     let note = prepare::find_head(&mut facts, &model, &data);
     let warnings = note.into_iter().chain(data.warnings().iter().cloned()).collect();
-    Ok(DataView { rows, warnings, tokens: Some(TokenView { model: facts, data: data.facts().clone() }), ..view })
+    Ok(DataView {
+        rows,
+        warnings,
+        tokens: Some(TokenView { model: facts, data: data.facts().clone() }),
+        ..view
+    })
 }
 
 /// Whether rows are read for their labels where no model decides.

@@ -132,11 +132,7 @@ impl RunSettings {
     }
 
     /// The default settings for a model, data and an output folder.
-    pub fn new(
-        model: impl Into<String>,
-        data: impl Into<DataSources>,
-        output: impl Into<PathBuf>,
-    ) -> Self {
+    pub fn new(model: impl Into<String>, data: impl Into<DataSources>, output: impl Into<PathBuf>) -> Self {
         let place =
             Place { model: model.into(), data: data.into(), output: output.into(), ..Place::default() };
         RunSettings { place, ..RunSettings::default() }

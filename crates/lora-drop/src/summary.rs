@@ -60,7 +60,7 @@ pub struct DataFacts {
     pub label_column: String,
     /// Most tokens of a row.
     pub max_length: usize,
-    /// `truncate`, `drop` or `error`
+    /// `truncate`, `drop` or `error`, or `split` for plain texts
     pub over_length: String,
     /// Where the rows come from; empty for one source.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -115,7 +115,10 @@ impl Console {
 
 /// The error of a configuration of data that has none.
 pub fn no_config(data: &dyn std::fmt::Display) -> Error {
-    no_effect("data-config", &format!("for {data}, which is no data set of the hub (`hf://org/name` always is)"))
+    no_effect(
+        "data-config",
+        &format!("for {data}, which is no data set of the hub (`hf://org/name` always is)"),
+    )
 }
 
 fn write_out(out: &mut dyn Write, text: &str) -> Result<()> {

@@ -45,7 +45,7 @@ fn metric_names() -> PossibleValuesParser {
 pub struct Args {
     #[command(flatten)]
     source: Source<Measure>,
-    /// The data: a folder with the split's file, or one file
+    /// The data: a folder with the split's file, one file, or a name on the hub
     #[arg(long, value_name = "DIR|FILE|ORG/NAME")]
     data: PathBuf,
     /// The split to evaluate. A single file is evaluated as a whole, unless it is the one that the

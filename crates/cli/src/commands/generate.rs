@@ -38,7 +38,7 @@ pub struct Args {
     /// Continue this text
     #[arg(long, value_name = "TEXT", conflicts_with = "data")]
     prompt: Option<String>,
-    /// Continue the prompts of these rows: a folder with the split's file, or one file
+    /// Continue the prompts of these rows: a folder with the split's file, one file, or a name on the hub
     #[arg(long, value_name = "DIR|FILE|ORG/NAME")]
     data: Option<PathBuf>,
     /// The split to read. A single file is read as a whole, unless it is the one that the adapter

@@ -46,8 +46,8 @@ impl Takes for Prunes {
 pub struct Args {
     #[command(flatten)]
     source: Source<Prunes>,
-    /// The data that the adapter was trained on: a folder with train and dev files, or one file, a
-    /// tenth of which is dev as in training
+    /// The data that the adapter was trained on: a folder with train and dev files, one file, a
+    /// tenth of which is dev as in training, or a name on the hub
     #[arg(long, value_name = "DIR|FILE|ORG/NAME")]
     data: PathBuf,
     /// The folder for the pruned adapter, prune.json and prune.html

@@ -1,6 +1,7 @@
 //! The files that cells read, with hashes of their contents: models, data, scores, adapters.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
 
 use lora_drop_transformer::{Architecture, ModuleKind};
@@ -35,11 +36,10 @@ impl Sources {
             let hash = digest::of_model(&files.path, cancel)?;
             self.models.insert(settings.place.model.clone(), (hash, files.config.architecture));
         }
-        let data = data_key(settings);
-        if !self.data.contains_key(&data) {
+        if let Entry::Vacant(hash) = self.data.entry(data_key(settings)) {
             let mut sources = settings.place.data.clone();
             sources.locate(settings.place.data_config.as_deref(), cancel, progress)?;
-            self.data.insert(data, digest::of_data(&sources, cancel)?);
+            hash.insert(digest::of_data(&sources, cancel)?);
         }
         for (_, path) in others(settings) {
             if !self.others.contains_key(path) {

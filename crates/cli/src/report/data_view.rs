@@ -51,8 +51,8 @@ pub fn data_view(view: &DataView, style: Style) -> String {
     }
     let file = |split: &SplitView| match (&split.files[..], split.held_out) {
         (_, true) => "held out of train".to_string(),
-        ([file], _) => inside(file, &view.data),
-        (files, _) => format!("{} and {} more", inside(&files[0], &view.data), files.len() - 1),
+        ([file], _) => inside(file, view),
+        (files, _) => format!("{} and {} more", inside(&files[0], view), files.len() - 1),
     };
     let room = style.width.saturating_sub(INDENT);
     out += &indented(&splits.text("file", file).fit(room), INDENT);
@@ -67,7 +67,7 @@ pub fn data_view(view: &DataView, style: Style) -> String {
         out += &token_text(tokens, style);
     }
     for (number, row) in view.rows.iter().enumerate() {
-        out += &row_text(row, &view.data, number == 0, style);
+        out += &row_text(row, view, number == 0, style);
     }
     if !view.warnings.is_empty() {
         out.push('\n');
@@ -119,7 +119,8 @@ fn label_text(labels: &LabelView, style: Style) -> String {
 fn token_text(tokens: &TokenView, style: Style) -> String {
     let (data, model) = (&tokens.data, &tokens.model);
     let learns = !data.splits.iter().all(|split| split.learned == 0);
-    let about = format!("{} ({}), at most {} a row", model.model, model.architecture, grouped(data.max_length));
+    let about =
+        format!("{} ({}), at most {} a row", model.model, model.architecture, grouped(data.max_length));
     let mut out = format!("\n{}", heading("Tokens", &about, style));
     let mut table = Table::new(&data.splits)
         .text("split", |split| split.name.clone())
@@ -132,7 +133,9 @@ fn token_text(tokens: &TokenView, style: Style) -> String {
         .number("min", |split| grouped(split.shortest))
         .number("median", |split| grouped(split.median_length))
         .number("95 %", |split| grouped(split.length_95))
-        .number("max", |split| format!("{}{}", if split.uncounted > 0 { "≥ " } else { "" }, grouped(split.longest)))
+        .number("max", |split| {
+            format!("{}{}", if split.uncounted > 0 { "≥ " } else { "" }, grouped(split.longest))
+        })
         .number("over-long", |split| grouped(split.over_long))
         .fit(style.width.saturating_sub(INDENT));
     out += &indented(&table, INDENT);
@@ -165,22 +168,25 @@ fn histogram(train: &SplitFacts, max_length: usize, style: Style) -> String {
         .fit(style.width.saturating_sub(INDENT))
 }
 
-/// A file of the data: its path in the folder, or its name.
-fn inside(file: &Path, data: &str) -> String {
-    let below = file.strip_prefix(data).ok().filter(|path| !path.as_os_str().is_empty());
+/// A file of the data: its path in the folder, or its name; of several sources its whole path.
+fn inside(file: &Path, view: &DataView) -> String {
+    if !view.sources.is_empty() {
+        return file.display().to_string();
+    }
+    let below = file.strip_prefix(&view.data).ok().filter(|path| !path.as_os_str().is_empty());
     let name = below.or_else(|| file.file_name().map(Path::new));
     name.unwrap_or(file).display().to_string()
 }
 
 /// A row: its texts or its tokens, and with `numbers` also those of its tokens.
-fn row_text(row: &RowView, data: &str, numbers: bool, style: Style) -> String {
+fn row_text(row: &RowView, view: &DataView, numbers: bool, style: Style) -> String {
     let title = match row.choice {
         Choice::First => "First row",
         Choice::Middle => "Row from the middle",
         Choice::Long if row.pieces.is_empty() => "Long row",
-        Choice::Long => "Longest row that is not cut",
+        Choice::Long => "Longest row that fits",
     };
-    let mut facts = vec![format!("{}:{}", inside(&row.file, data), row.line)];
+    let mut facts = vec![format!("{}:{}", inside(&row.file, view), row.line)];
     if row.tokens() > 0 {
         facts.push(counted(row.tokens(), "token"));
     }

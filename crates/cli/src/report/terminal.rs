@@ -143,6 +143,7 @@ pub(super) fn fate_of_over_long(d: &DataFacts) -> Option<String> {
     let fate = match d.over_length.as_str() {
         "truncate" => "cut to that length",
         "drop" => "left out",
+        "split" => "split into several sequences",
         _ => "an error",
     };
     let verb = if over_long == 1 { "is" } else { "are" };

@@ -64,9 +64,7 @@ fn data_sets() -> Vec<DataSet> {
         };
         vec![row(""), row("Of the sky.")]
     };
-    let turns = |key: &str, from: [&str; 3]| {
-        json!([{from[0]: from[1], key: "Hello."}, {from[0]: from[2], key: "Good day!"}])
-    };
+    let turns = |key: &str, from: [&str; 3]| json!([{from[0]: from[1], key: "Hello."}, {from[0]: from[2], key: "Good day!"}]);
     let classes = |row: &dyn Fn(Value) -> Value, labels: [Value; 2]| labels.map(row).to_vec();
     let numbers = || [json!(0), json!(1)];
     let answer = "prompt with a completion";
@@ -75,7 +73,10 @@ fn data_sets() -> Vec<DataSet> {
     vec![
         DataSet::new("alpaca", alpaca(false), instruction, "prompt: Name a colour. | completion: [Blue.]"),
         DataSet::new("alpaca", alpaca(true), instruction, "prompt: Name a colour. | completion: [Blue.]")
-            .with(&[("prompt-column", "instruction")], &["\"instruction\" with \"output\", \"text\"", "`prompt_column`"]),
+            .with(
+                &[("prompt-column", "instruction")],
+                &["\"instruction\" with \"output\", \"text\"", "`prompt_column`"],
+            ),
         DataSet::new(
             "dolly",
             vec![json!({"instruction": "When was it?", "context": "It was in 1848.", "response": "In 1848.",
@@ -96,7 +97,9 @@ fn data_sets() -> Vec<DataSet> {
         ),
         DataSet::new(
             "ultrachat_200k",
-            vec![json!({"prompt": "Hello.", "prompt_id": "0", "messages": turns("content", ["role", "user", "assistant"])})],
+            vec![
+                json!({"prompt": "Hello.", "prompt_id": "0", "messages": turns("content", ["role", "user", "assistant"])}),
+            ],
             "conversation",
             "user: Hello. | assistant: [Good day!]",
         ),
@@ -114,8 +117,10 @@ fn data_sets() -> Vec<DataSet> {
         ),
         DataSet::new(
             "squad",
-            vec![json!({"id": "0", "title": "Revolution", "context": "It was in 1848.", "question": "When was it?",
-                        "answers": {"text": ["in 1848", "1848"], "answer_start": [7, 10]}})],
+            vec![
+                json!({"id": "0", "title": "Revolution", "context": "It was in 1848.", "question": "When was it?",
+                        "answers": {"text": ["in 1848", "1848"], "answer_start": [7, 10]}}),
+            ],
             "question about a context, with its answers",
             "prompt: When was it?\nIt was in 1848. | completion: [in 1848]",
         ),
@@ -127,13 +132,17 @@ fn data_sets() -> Vec<DataSet> {
         ),
         DataSet::new(
             "dialogsum",
-            vec![json!({"id": "0", "dialogue": "#Person1#: Hello.", "summary": "A greeting.", "topic": "greeting"})],
+            vec![
+                json!({"id": "0", "dialogue": "#Person1#: Hello.", "summary": "A greeting.", "topic": "greeting"}),
+            ],
             "dialogue with its summary",
             "prompt: #Person1#: Hello. | completion: [A greeting.]",
         ),
         DataSet::new(
             "e2e_nlg",
-            vec![json!({"meaning_representation": "name[The Mill]", "human_reference": "The Mill is a pub."})],
+            vec![
+                json!({"meaning_representation": "name[The Mill]", "human_reference": "The Mill is a pub."}),
+            ],
             "data with its description",
             "prompt: name[The Mill] | completion: [The Mill is a pub.]",
         ),
@@ -151,13 +160,19 @@ fn data_sets() -> Vec<DataSet> {
         ),
         DataSet::new(
             "glue/mrpc",
-            classes(&|label| json!({"sentence1": "A.", "sentence2": "B.", "label": label, "idx": 0}), numbers()),
+            classes(
+                &|label| json!({"sentence1": "A.", "sentence2": "B.", "label": label, "idx": 0}),
+                numbers(),
+            ),
             pair,
             "first text: A. | second text: B. | label: 0",
         ),
         DataSet::new(
             "glue/qqp",
-            classes(&|label| json!({"question1": "A?", "question2": "B?", "label": label, "idx": 0}), numbers()),
+            classes(
+                &|label| json!({"question1": "A?", "question2": "B?", "label": label, "idx": 0}),
+                numbers(),
+            ),
             pair,
             "first text: A? | second text: B? | label: 0",
         ),
@@ -172,25 +187,37 @@ fn data_sets() -> Vec<DataSet> {
         ),
         DataSet::new(
             "glue/mnli",
-            classes(&|label| json!({"premise": "A.", "hypothesis": "B.", "label": label, "idx": 0}), numbers()),
+            classes(
+                &|label| json!({"premise": "A.", "hypothesis": "B.", "label": label, "idx": 0}),
+                numbers(),
+            ),
             pair,
             "first text: A. | second text: B. | label: 0",
         ),
         DataSet::new(
             "glue/qnli",
-            classes(&|label| json!({"question": "A?", "sentence": "B.", "label": label, "idx": 0}), numbers()),
+            classes(
+                &|label| json!({"question": "A?", "sentence": "B.", "label": label, "idx": 0}),
+                numbers(),
+            ),
             pair,
             "first text: A? | second text: B. | label: 0",
         ),
         DataSet::new(
             "glue/rte",
-            classes(&|label| json!({"sentence1": "A.", "sentence2": "B.", "label": label, "idx": 0}), numbers()),
+            classes(
+                &|label| json!({"sentence1": "A.", "sentence2": "B.", "label": label, "idx": 0}),
+                numbers(),
+            ),
             pair,
             "first text: A. | second text: B. | label: 0",
         ),
         DataSet::new(
             "glue/wnli",
-            classes(&|label| json!({"sentence1": "A.", "sentence2": "B.", "label": label, "idx": 0}), numbers()),
+            classes(
+                &|label| json!({"sentence1": "A.", "sentence2": "B.", "label": label, "idx": 0}),
+                numbers(),
+            ),
             pair,
             "first text: A. | second text: B. | label: 0",
         ),
@@ -208,8 +235,10 @@ fn data_sets() -> Vec<DataSet> {
         ),
         DataSet::new(
             "hh-rlhf",
-            vec![json!({"chosen": "\n\nHuman: Hello.\n\nAssistant: Good day!\n\nHuman: Thanks.\n\nAssistant: Bye.",
-                        "rejected": "\n\nHuman: Hello.\n\nAssistant: What?"})],
+            vec![
+                json!({"chosen": "\n\nHuman: Hello.\n\nAssistant: Good day!\n\nHuman: Thanks.\n\nAssistant: Bye.",
+                        "rejected": "\n\nHuman: Hello.\n\nAssistant: What?"}),
+            ],
             "preferred conversation",
             "user: Hello. | assistant: [Good day!] | user: Thanks. | assistant: [Bye.]",
         ),
@@ -219,10 +248,17 @@ fn data_sets() -> Vec<DataSet> {
             "question with its answer",
             "system: Be brief. | user: 2 and 2? | assistant: [4]",
         ),
-        DataSet::new("code_alpaca", alpaca(false), instruction, "prompt: Name a colour. | completion: [Blue.]"),
+        DataSet::new(
+            "code_alpaca",
+            alpaca(false),
+            instruction,
+            "prompt: Name a colour. | completion: [Blue.]",
+        ),
         DataSet::new(
             "tulu-3-sft-mixture",
-            vec![json!({"id": "0", "source": "x", "messages": turns("content", ["role", "user", "assistant"])})],
+            vec![
+                json!({"id": "0", "source": "x", "messages": turns("content", ["role", "user", "assistant"])}),
+            ],
             "conversation",
             "user: Hello. | assistant: [Good day!]",
         ),
@@ -234,8 +270,10 @@ fn data_sets() -> Vec<DataSet> {
         ),
         DataSet::new(
             "seed_tasks.jsonl",
-            vec![json!({"id": "0", "name": "colours", "instruction": "Name a colour.", "is_classification": false,
-                        "instances": [{"input": "", "output": "Blue."}]})],
+            vec![
+                json!({"id": "0", "name": "colours", "instruction": "Name a colour.", "is_classification": false,
+                        "instances": [{"input": "", "output": "Blue."}]}),
+            ],
             "",
             "each row has a list of instances; write each of them as a row",
         ),

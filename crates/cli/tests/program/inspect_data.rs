@@ -45,7 +45,8 @@ fn labelled_rows() {
     let rows: u64 = ranges.iter().map(|range| range["rows"].as_u64().unwrap()).sum();
     assert_eq!((rows, train["rows"].as_u64(), &train["learned"]), (96, Some(96), &json!(0)));
     assert_eq!(found["rows"].as_array().unwrap().len(), 3);
-    let first: Value = serde_json::from_str(fixture.read("data/train.jsonl").lines().next().unwrap()).unwrap();
+    let first: Value =
+        serde_json::from_str(fixture.read("data/train.jsonl").lines().next().unwrap()).unwrap();
     let text = text_of(&found["rows"][0]);
     assert_eq!(text, format!("[CLS] {} [SEP]", first["text"].as_str().unwrap()));
     assert_eq!(found["rows"][0]["label"], first["label"]);
@@ -63,7 +64,11 @@ fn the_facts_are_those_of_training() {
         let view = fixture.run(&format!("inspect {words} --json")).ok().json();
         let plan = fixture.run(&format!("train {words} --output out --dry-run --json")).ok().json();
         let facts = |mut facts: Value| {
-            facts["splits"].as_array_mut().unwrap().iter_mut().for_each(|split| split["cached"] = Value::Null);
+            facts["splits"]
+                .as_array_mut()
+                .unwrap()
+                .iter_mut()
+                .for_each(|split| split["cached"] = Value::Null);
             facts
         };
         assert_eq!(facts(view["tokens"]["data"].clone()), facts(plan["data"].clone()), "{words}");
@@ -82,7 +87,10 @@ fn learned_tokens_are_marked() {
     assert_eq!((text_of(row), tokens_of(row)), ("w3 w3[ w3][ w3][ </s>]".to_string(), vec![3, 3, 3, 3, 2]));
     assert_eq!(row["pieces"][4]["special"], true);
     let plain = fixture.run("inspect --data texts").ok().stdout;
-    assert!(plain.contains("        prompt\n        w3 w3\n        completion\n        ⟦ w3 w3⟧\n"), "{plain}");
+    assert!(
+        plain.contains("        prompt\n        w3 w3\n        completion\n        ⟦ w3 w3⟧\n"),
+        "{plain}"
+    );
 }
 
 #[test]
@@ -90,7 +98,10 @@ fn what_is_left_out_is_said() {
     let fixture = Fixture::new();
     let row = |i: usize| json!({"instruction": format!("w{i}"), "output": "w4", "id": i}).to_string() + "\n";
     let rows: String = (3..43).map(row).collect();
-    fixture.write("rows.jsonl", format!("{rows}{{\"instruction\": \"w3\", \"output\": \"\", \"context2\": 1}}\n"));
+    fixture.write(
+        "rows.jsonl",
+        format!("{rows}{{\"instruction\": \"w3\", \"output\": \"\", \"context2\": 1}}\n"),
+    );
     fixture.run("inspect --data rows.jsonl").fails(1, &["rows.jsonl, line 41", "--bad-rows skip"]);
     let found = fixture.run("inspect --data rows.jsonl --bad-rows skip").ok().stdout;
     for part in [
@@ -110,7 +121,8 @@ fn options_and_recipes() {
     let fixture = Fixture::new();
     fixture.write_decoder("decoder");
     fixture.write_reversed_words(40, 8);
-    let refused = |words: &str, parts: &[&str]| drop(fixture.run(&format!("inspect {words}")).fails(2, parts));
+    let refused =
+        |words: &str, parts: &[&str]| drop(fixture.run(&format!("inspect {words}")).fails(2, parts));
     refused("--data data --max-length 9", &["--max-length has no effect without --model"]);
     refused("model --chat", &["--chat has no effect without --data"]);
     refused("model --data data", &["--data"]);
@@ -118,7 +130,10 @@ fn options_and_recipes() {
     refused("--data data --prompt-column text", &["--prompt-column has no effect"]);
     refused("--data data --model decoder", &["--task classification"]);
     fixture.run("inspect --data nothing").fails(1, &["nothing"]);
-    fixture.write("r.toml", "model = \"decoder\"\ndata = \"texts\"\nprompt-template = \"w9 {prompt}\"\nepochs = 7\n");
+    fixture.write(
+        "r.toml",
+        "model = \"decoder\"\ndata = \"texts\"\nprompt-template = \"w9 {prompt}\"\nepochs = 7\n",
+    );
     let found = fixture.run("inspect --data r.toml --json").ok().json();
     assert_eq!(text_of(&found["rows"][0]), "w9 w3 w3[ w3][ w3][ </s>]");
     let found = fixture.run("inspect --data r.toml --prompt-template {prompt} --json").ok().json();

@@ -10,7 +10,8 @@ const TRAIN: &str = "train --model model --method lora --epochs 2 --batch-size 8
 /// Writes a.jsonl with 40 rows and b.jsonl with 20, and both as the folder `joined`, with dev.
 fn fixture() -> Fixture {
     let fixture = Fixture::new();
-    let rows: Vec<String> = fixture.read("data/train.jsonl").lines().map(|line| format!("{line}\n")).collect();
+    let rows: Vec<String> =
+        fixture.read("data/train.jsonl").lines().map(|line| format!("{line}\n")).collect();
     for (name, rows) in [("a", &rows[..40]), ("b", &rows[40..60])] {
         fixture.write(&format!("{name}/train.jsonl"), rows.concat());
         fixture.write(&format!("{name}/dev.jsonl"), rows[..10].concat());
@@ -85,7 +86,11 @@ fn sources_that_do_not_go_together() {
     fixture.write("pairs.jsonl", rows(&pair));
     fixture.write("others.jsonl", rows(&|i| json!({"text": "film", "label": of_two(["cat", "dog"], i)})));
     for (with, code, parts) in [
-        ("a.jsonl --data numbers.jsonl", 1, &["a.jsonl and numbers.jsonl do not go together", "a number"][..]),
+        (
+            "a.jsonl --data numbers.jsonl",
+            1,
+            &["a.jsonl and numbers.jsonl do not go together", "a number"][..],
+        ),
         ("numbers.jsonl --data values.jsonl", 1, &["classification and regression"]),
         ("a.jsonl --data pairs.jsonl", 1, &["text with a label and pair of texts with a label"]),
         ("a.jsonl --data others.jsonl", 1, &["the classes negative, positive and cat, dog"]),
@@ -100,7 +105,9 @@ fn sources_that_do_not_go_together() {
     }
     fixture.write("texts.jsonl", rows(&|_| json!({"text": "w3 w4"})));
     fixture.write("prompts.jsonl", rows(&|_| json!({"prompt": "w3", "completion": "w4"})));
-    fixture.run("inspect --data texts.jsonl --data prompts.jsonl").fails(1, &["rows of kind text and completion"]);
+    fixture
+        .run("inspect --data texts.jsonl --data prompts.jsonl")
+        .fails(1, &["rows of kind text and completion"]);
 }
 
 #[test]

@@ -108,11 +108,8 @@ impl Columns {
     /// What each column that is read is for, in the order of reading.
     pub fn roles(&self) -> Vec<(&'static str, &str)> {
         let text = if self.pair.is_some() { "first text" } else { "text" };
-        let roles = [
-            (text, Some(&self.text)),
-            ("second text", self.pair.as_ref()),
-            ("label", self.label.as_ref()),
-        ];
+        let roles =
+            [(text, Some(&self.text)), ("second text", self.pair.as_ref()), ("label", self.label.as_ref())];
         roles.into_iter().filter_map(|(role, column)| Some((role, column?.as_str()))).collect()
     }
 
@@ -271,7 +268,10 @@ impl Choice {
             })
         };
         let whole = found.iter().filter(|(_, text, second)| !is_part(text, second));
-        whole.filter(|(layout, ..)| !layout.last).map(|(_, text, second)| (text.clone(), second.clone())).collect()
+        whole
+            .filter(|(layout, ..)| !layout.last)
+            .map(|(_, text, second)| (text.clone(), second.clone()))
+            .collect()
     }
 
     /// The label column by the usual names, without the text columns.

@@ -173,7 +173,9 @@ impl RawDataset {
         check_alike(&sources, options.task)?;
         let joined = match &sources[..] {
             [only] => Cow::Borrowed(&only.train),
-            all => Cow::Owned(sources::join(all.iter().map(|source| source.train.clone())).ok_or_else(no_data)?),
+            all => {
+                Cow::Owned(sources::join(all.iter().map(|source| source.train.clone())).ok_or_else(no_data)?)
+            }
         };
         let labels = Labels::of(&joined, options.task)?;
         let labels = match &options.positive_class {
@@ -194,7 +196,14 @@ impl RawDataset {
             test.extend(source.test);
         }
         let [train, dev] = [train, dev].map(|parts| sources::join(parts).ok_or_else(no_data));
-        Ok(RawDataset { train: train?, dev: dev?, test: sources::join(test), labels, sources: facts, warnings })
+        Ok(RawDataset {
+            train: train?,
+            dev: dev?,
+            test: sources::join(test),
+            labels,
+            sources: facts,
+            warnings,
+        })
     }
 }
 
@@ -222,7 +231,8 @@ fn check_alike(sources: &[RawSource<Columns, RawRow>], task: Option<Task>) -> Re
         if rows[0].columns.pair.is_some() != rows[1].columns.pair.is_some() {
             return refuse(format!("{} and {}", rows[0].columns.layout(), rows[1].columns.layout()));
         }
-        let kinds = rows.map(|split| split.rows.iter().find_map(|row| row.label.as_ref()).map(RawLabel::kind));
+        let kinds =
+            rows.map(|split| split.rows.iter().find_map(|row| row.label.as_ref()).map(RawLabel::kind));
         if let [Some(one), Some(other)] = kinds
             && one != other
         {

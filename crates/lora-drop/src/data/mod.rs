@@ -30,15 +30,16 @@ pub(crate) mod tokens;
 pub use batch::PackedBatch;
 pub use cache::TokenCache;
 pub use columns::{ColumnNames, Columns, LabelColumn};
+pub(crate) use dataset::label_counts;
 pub use dataset::{DataOptions, Dataset, Example, LabelledRow, RawDataset, Split};
+#[cfg(feature = "hub")]
+pub(crate) use error::list as list_names;
 pub use error::{Error, Place, Problem};
 pub use files::{Part, SplitFiles, SplitName};
 pub use gguf_tokenizer::GgufTokenizer;
 pub use labels::{Label, Labels, RawLabel};
 pub use raw::{LeftOut, RawRow, RawRows, RawSplit};
 pub use rows::{Row, Rows};
-pub(crate) use dataset::label_counts;
-pub(crate) use error::list as list_names;
 pub(crate) use task::label_beside_text;
 pub use task::{RawTask, TaskData, TaskRows};
 pub use tokens::{Encoded, Tokens};

@@ -1,10 +1,10 @@
 //! The rows of a run, for either task: labelled rows for a head, or texts whose tokens are learned.
 
 use super::files::SplitFiles;
-use super::text::{
-    RawTexts, Targets, TextColumns, TextDataset, TextExample, TextKind, TextProblem,
+use super::text::{RawTexts, Targets, TextColumns, TextDataset, TextExample, TextKind, TextProblem};
+use super::{
+    Columns, Dataset, Error, Example, Label, LabelColumn, Labels, Problem, RawDataset, Rows, SplitName,
 };
-use super::{Columns, Dataset, Error, Example, Label, LabelColumn, Labels, Problem, RawDataset, Rows, SplitName};
 use crate::reading::Reading;
 use crate::settings::{DataSource, RowSettings};
 use crate::summary::DataFacts;
@@ -129,10 +129,7 @@ impl TaskRows<'_> {
 ///
 /// # Errors
 /// There is no train file, or its first row cannot be read.
-pub(crate) fn label_beside_text(
-    sources: &[DataSource],
-    rows: &RowSettings,
-) -> Result<Option<String>, Error> {
+pub(crate) fn label_beside_text(sources: &[DataSource], rows: &RowSettings) -> Result<Option<String>, Error> {
     let Reading { columns: labelled, texts, .. } = Reading::of(rows, Vec::new());
     for source in sources {
         let found = SplitFiles::find(source.place())?;

@@ -148,8 +148,9 @@ impl<'a> Client<'a> {
                 return Err(Fault::Silent);
             }
         }
-        serde_json::from_slice(&text)
-            .map_err(|e| Fault::Odd(format!("its description of the {} is not what was expected: {e}", self.kind.name())))
+        serde_json::from_slice(&text).map_err(|e| {
+            Fault::Odd(format!("its description of the {} is not what was expected: {e}", self.kind.name()))
+        })
     }
 
     /// Asks for the metadata of a file at a commit.

@@ -37,9 +37,10 @@ impl FileList {
     /// The data in the cache; None if one of the files is not there.
     fn found(&self, cache: &RepoCache) -> Option<PathBuf> {
         let folder = cache.snapshot(&PlainName::new(&self.commit)?);
-        let all = self.files.iter().all(|file| {
-            RepoPath::new(file).is_some_and(|file| folder.join(file.as_str()).exists())
-        });
+        let all = self
+            .files
+            .iter()
+            .all(|file| RepoPath::new(file).is_some_and(|file| folder.join(file.as_str()).exists()));
         let path = RepoPath::new(&self.path);
         (all && (path.is_some() || self.path.is_empty())).then(|| folder.join(&self.path))
     }
@@ -132,7 +133,10 @@ impl Fetch<'_> {
             return Ok(self.cache.snapshot(&commit).join(config));
         }
         let what = match config {
-            "" => "it has no files of rows (.parquet, .jsonl, .json, .csv, .tsv) that belong to a train split".into(),
+            "" => {
+                "it has no files of rows (.parquet, .jsonl, .json, .csv, .tsv) that belong to a train split"
+                    .into()
+            }
             config => format!("`data_config = {config}` names no files of rows with a train split"),
         };
         let found = crate::data::list_names(&seen);

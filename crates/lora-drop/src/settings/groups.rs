@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use super::definition::{Definition, Range, Setting, kebab_case, settings};
 use super::situation::Need;
 use super::{
-    BadRows, Budget, CriterionName, DataSources, Dtype, Method, OverLength, Quantize, Restart, SampleEpochs, Schedule,
-    Scope, Size, SparseBy, Task, Unselected,
+    BadRows, Budget, CriterionName, DataSources, Dtype, Method, OverLength, Quantize, Restart, SampleEpochs,
+    Schedule, Scope, Size, SparseBy, Task, Unselected,
 };
 use crate::evaluate::metrics::Metric;
 

@@ -7,9 +7,9 @@ use serde::{Deserialize, Serialize};
 use toml::Value;
 
 use super::definition::{Kind, Setting};
+use crate::hub::Download;
 #[cfg(feature = "hub")]
 use crate::hub::HubOptions;
-use crate::hub::Download;
 use crate::{Cancel, Error, Result};
 
 /// A data set, alone or among others.
@@ -42,7 +42,8 @@ impl DataSource {
     }
 
     fn read(text: &str) -> Self {
-        let weighted = text.rsplit_once('=').filter(|(path, _)| !path.is_empty() && !Path::new(text).exists());
+        let weighted =
+            text.rsplit_once('=').filter(|(path, _)| !path.is_empty() && !Path::new(text).exists());
         match weighted.and_then(|(path, weight)| Some((path, weight.parse().ok()?))) {
             Some((path, weight)) => DataSource { weight: Some(weight), ..DataSource::new(path) },
             None => DataSource::new(text),
@@ -112,12 +113,7 @@ impl DataSources {
     /// # Errors
     /// There are none.
     #[cfg(not(feature = "hub"))]
-    pub fn locate(
-        &mut self,
-        _: Option<&str>,
-        _: &Cancel,
-        _: &mut dyn FnMut(Download<'_>),
-    ) -> Result<bool> {
+    pub fn locate(&mut self, _: Option<&str>, _: &Cancel, _: &mut dyn FnMut(Download<'_>)) -> Result<bool> {
         Ok(false)
     }
 
@@ -127,7 +123,8 @@ impl DataSources {
     /// `Error::Usage` for a weight that is not a positive number, for weights of some sources alone,
     /// and for a source that is given twice.
     pub fn check(&self) -> Result<()> {
-        let refuse = |source: &DataSource, what: &str| Err(Error::Usage(format!("`data = {source}`: {what}")));
+        let refuse =
+            |source: &DataSource, what: &str| Err(Error::Usage(format!("`data = {source}`: {what}")));
         let several = self.0.len() > 1;
         for (i, source) in self.0.iter().enumerate() {
             if source.path.to_str().is_none() {
@@ -138,10 +135,16 @@ impl DataSources {
                     return refuse(source, "a weight must be greater than 0 and finite");
                 }
                 Some(_) if !several => {
-                    return refuse(source, "a weight is one beside those of other sources; leave it out, or give others");
+                    return refuse(
+                        source,
+                        "a weight is one beside those of other sources; leave it out, or give others",
+                    );
                 }
                 None if self.0.iter().any(|other| other.weight.is_some()) => {
-                    return refuse(source, "has no weight, and another source has one; give all of them one, or none");
+                    return refuse(
+                        source,
+                        "has no weight, and another source has one; give all of them one, or none",
+                    );
                 }
                 _ => {}
             }

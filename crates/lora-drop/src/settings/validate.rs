@@ -34,11 +34,7 @@ impl RunSettings {
     fn validate_paths(&self) -> Result<()> {
         for (name, missing, what) in [
             ("model", self.place.model.is_empty(), "a folder with config.json, or a hub name (org/name)"),
-            (
-                "data",
-                self.place.data.is_empty(),
-                "a folder with train and dev files, or one file",
-            ),
+            ("data", self.place.data.is_empty(), "a folder with train and dev files, or one file"),
             ("output", self.place.output.as_os_str().is_empty(), "the folder for the run's files"),
         ] {
             check(!missing, || format!("`{name}` is missing: {what}"))?;

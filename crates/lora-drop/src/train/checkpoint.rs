@@ -15,7 +15,9 @@ use crate::events::{Event, Stage};
 use crate::folder::{OutputFolder, checkpoints, recover};
 use crate::memory::peak_rss_bytes;
 use crate::metrics_log::MetricsLog;
-use crate::settings::{DataSources, Method, Reader, Recipe, RunSettings, TomlFile, changes_no_result, definition};
+use crate::settings::{
+    DataSources, Method, Reader, Recipe, RunSettings, TomlFile, changes_no_result, definition,
+};
 use crate::summary::{Status, Summary};
 use crate::{Cancel, Error, Result, digest};
 

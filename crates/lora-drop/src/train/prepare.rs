@@ -11,7 +11,8 @@ use crate::adapter::{AdapterFile, added_values};
 use crate::assignment::Sizes;
 use crate::data::text::{RawTexts, TextContent, TextDataset, TextOptions};
 use crate::data::{
-    DataOptions, Dataset, LabelledRow, Labels, RawDataset, RawTask, TaskData, TokenCache, Tokens, label_beside_text,
+    DataOptions, Dataset, LabelledRow, Labels, RawDataset, RawTask, TaskData, TokenCache, Tokens,
+    label_beside_text,
 };
 use crate::evaluate::metrics::Metric;
 use crate::events::Event;
@@ -350,7 +351,11 @@ pub(crate) fn find_head(facts: &mut ModelFacts, model: &ModelFiles, data: &TaskD
 }
 
 /// The metric that decides, and what is known once the data is.
-pub(crate) fn of_data(settings: &RunSettings, data: &TaskData, before: Situation) -> Result<(Metric, Situation)> {
+pub(crate) fn of_data(
+    settings: &RunSettings,
+    data: &TaskData,
+    before: Situation,
+) -> Result<(Metric, Situation)> {
     let (task, rows) = match data {
         TaskData::Labelled(data) if data.dev.labels().is_none() => {
             return Err(Error::Input(format!(

@@ -15,7 +15,8 @@ fn rows() -> Vec<u8> {
 /// A hub with the data set org/rows, of which each revision has these files.
 fn hub(revisions: &[(&str, &[&str])]) -> Server {
     let files = |names: &[&str]| names.iter().map(|name| (name.to_string(), rows())).collect();
-    let data: BTreeMap<_, _> = revisions.iter().map(|(name, names)| (name.to_string(), files(names))).collect();
+    let data: BTreeMap<_, _> =
+        revisions.iter().map(|(name, names)| (name.to_string(), files(names))).collect();
     Server::start(Hub { data, ..Hub::default() })
 }
 
@@ -36,16 +37,24 @@ fn snapshot(fixture: &Fixture, revision: &str) -> PathBuf {
 #[test]
 fn a_data_set_is_downloaded_once_and_used_by_its_name() {
     let fixture = Fixture::new();
-    let files = ["README.md", "rows.py", "data/train-00000-of-00002.csv", "data/train-00001-of-00002.csv",
-                 "data/test-00000-of-00001.csv", "data/unsupervised-00000-of-00001.csv"];
+    let files = [
+        "README.md",
+        "rows.py",
+        "data/train-00000-of-00002.csv",
+        "data/train-00001-of-00002.csv",
+        "data/test-00000-of-00001.csv",
+        "data/unsupervised-00000-of-00001.csv",
+    ];
     let server = hub(&[("main", &files)]);
     let found = run(&fixture, &server, &format!("{TRAIN} --data org/rows")).ok();
     assert!(found.stderr.contains("downloaded data/train-00001-of-00002.csv"), "{}", found.stderr);
     assert!(fixture.read("run/recipe.toml").contains("data = \"org/rows\"\n"));
     // Only what the splits need, where Hugging Face's tools have it.
     let folder = snapshot(&fixture, "main").join("data");
-    let mut names: Vec<_> =
-        std::fs::read_dir(&folder).unwrap().map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
+    let mut names: Vec<_> = std::fs::read_dir(&folder)
+        .unwrap()
+        .map(|file| file.unwrap().file_name().into_string().unwrap())
+        .collect();
     names.sort();
     assert_eq!(names, ["test-00000-of-00001.csv", "train-00000-of-00002.csv", "train-00001-of-00002.csv"]);
     let link = std::fs::read_link(folder.join(&names[0])).unwrap();
@@ -72,7 +81,8 @@ fn a_data_set_is_downloaded_once_and_used_by_its_name() {
 #[test]
 fn a_configuration_is_chosen_by_name() {
     let fixture = Fixture::new();
-    let server = hub(&[("main", &["main/train.csv", "main/test.csv", "socratic/train.csv", "socratic/test.csv"])]);
+    let server =
+        hub(&[("main", &["main/train.csv", "main/test.csv", "socratic/train.csv", "socratic/test.csv"])]);
     let inspect = |words: &str| run(&fixture, &server, &format!("inspect --data {words}"));
     inspect("org/rows").fails(1, &["org/rows: several configurations", "--data-config: main, socratic"]);
     inspect("org/rows --data-config other").fails(1, &["--data-config other", "found main/test.csv"]);
@@ -93,7 +103,8 @@ fn a_configuration_is_chosen_by_name() {
 #[test]
 fn shards_by_their_common_name_are_a_configuration() {
     let fixture = Fixture::new();
-    let server = hub(&[("main", &["data/train_gen-00000-of-00001.csv", "data/train_sft-00000-of-00001.csv"])]);
+    let server =
+        hub(&[("main", &["data/train_gen-00000-of-00001.csv", "data/train_sft-00000-of-00001.csv"])]);
     run(&fixture, &server, "inspect --data org/rows").fails(1, &["data/train_gen, data/train_sft"]);
     let found = run(&fixture, &server, "inspect --data org/rows --data-config data/train_sft").ok().stdout;
     assert!(found.contains("train_sft-00000-of-00001.csv"), "{found}");
@@ -103,7 +114,8 @@ fn shards_by_their_common_name_are_a_configuration() {
 fn converted_files_serve_where_there_are_no_others() {
     let fixture = Fixture::new();
     let converted = ["default/train/0000.csv", "default/validation/0000.csv"];
-    let server = hub(&[("main", &["README.md", "rows.py", "rows.zip"]), ("refs/convert/parquet", &converted)]);
+    let server =
+        hub(&[("main", &["README.md", "rows.py", "rows.zip"]), ("refs/convert/parquet", &converted)]);
     let found = run(&fixture, &server, "inspect --data org/rows --json").ok().json();
     assert_eq!(found["splits"].as_array().unwrap().len(), 2);
     assert!(snapshot(&fixture, "refs/convert/parquet").join(converted[0]).exists());
@@ -111,7 +123,8 @@ fn converted_files_serve_where_there_are_no_others() {
     let fixture = Fixture::new();
     run(&fixture, &server, "inspect --data org/rows")
         .fails(1, &["org/rows: it has no files of rows", "found README.md, rows.py"]);
-    run(&fixture, &server, "inspect --data org/rows@v2").fails(1, &["no data set of this name with a revision v2"]);
+    run(&fixture, &server, "inspect --data org/rows@v2")
+        .fails(1, &["no data set of this name with a revision v2"]);
     run(&fixture, &server, "inspect --data org/other").fails(1, &["no data set of this name"]);
 }
 

@@ -149,7 +149,8 @@ fn answer(hub: &Hub, address: String, mut stream: TcpStream) -> std::io::Result<
     if let Some((commit, name)) =
         path.strip_prefix("/datasets/org/rows/resolve/").and_then(|rest| rest.split_once('/'))
     {
-        let files = hub.data.iter().find(|(revision, _)| commit_of(revision) == commit).map(|(_, files)| files);
+        let files =
+            hub.data.iter().find(|(revision, _)| commit_of(revision) == commit).map(|(_, files)| files);
         let Some(bytes) = files.and_then(|files| files.get(name)) else {
             return refuse(&mut stream, "404 Not Found");
         };

@@ -8,9 +8,9 @@ use super::error::TextProblem;
 use super::rows::{RawText, Targets, TextColumns, TextContent, TextKind, TextRow};
 use super::template::ChatTemplate;
 use crate::data::cache::{self, TokenCache};
+use crate::data::dataset::no_data;
 use crate::data::error::{Error, Place};
 use crate::data::files::{Part, SplitFiles, SplitName};
-use crate::data::dataset::no_data;
 use crate::data::labels::Label;
 use crate::data::sources::{self, RawSource};
 use crate::data::tokens::Tokens;
@@ -128,7 +128,11 @@ impl TextDataset {
             pair_column: columns.completion,
             label_column: columns.references.unwrap_or_default(),
             max_length: options.max_length,
-            over_length: options.over_length.name().into(),
+            over_length: if kind == TextKind::Text {
+                SPLIT.into()
+            } else {
+                options.over_length.name().into()
+            },
             sources,
         };
         Ok(TextDataset { train, dev, test, kind, facts, warnings })
@@ -180,7 +184,11 @@ impl RawTexts {
             let kinds = [&pair[0].train, &pair[1].train].map(RawText::kind);
             if kinds[0] != kinds[1] {
                 let [one, other] = [&pair[0], &pair[1]].map(|source| source.source.path.clone());
-                return Err(Error::Sources { one, other, what: format!("rows of kind {} and {}", kinds[0], kinds[1]) });
+                return Err(Error::Sources {
+                    one,
+                    other,
+                    what: format!("rows of kind {} and {}", kinds[0], kinds[1]),
+                });
             }
         }
         for source in &mut sources {
@@ -199,6 +207,9 @@ impl RawTexts {
         Ok(RawTexts { train: train?, dev: dev?, test: sources::join(test), sources: facts, warnings })
     }
 }
+
+/// What happens to plain texts of too many tokens.
+const SPLIT: &str = "split";
 
 impl TextSplit {
     /// Reads one split, as evaluation and generation do; `SplitFiles::part` says which rows it has.

@@ -113,9 +113,12 @@ impl TextColumns {
         }
         if found.is_empty() {
             let last = TextKind::ALL.iter().filter(|kind| is_open(**kind));
-            let last = last.flat_map(|&kind| Layout::of(RowKind::Texts(kind)).map(move |layout| (kind, layout)));
+            let last =
+                last.flat_map(|&kind| Layout::of(RowKind::Texts(kind)).map(move |layout| (kind, layout)));
             let last = last.filter(|(_, layout)| layout.last);
-            found.extend(last.filter_map(|(kind, layout)| Some((kind, choice.find(layout.text)?.clone(), None))));
+            found.extend(
+                last.filter_map(|(kind, layout)| Some((kind, choice.find(layout.text)?.clone(), None))),
+            );
         }
         let none = "no usual columns, such as `prompt` with `completion`, `messages` or `text`".into();
         let describe = |(_, text, completion): &(_, String, Option<String>)| describe_pair(text, completion);
