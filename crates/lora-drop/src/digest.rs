@@ -9,6 +9,7 @@ use lora_drop_transformer::gguf::part_paths;
 use twox_hash::XxHash3_128;
 
 use crate::data::SplitFiles;
+use crate::settings::{DataSource, DataSources};
 use crate::{Cancel, Error, Result};
 
 /// The endings of a model folder's files that a run reads.
@@ -22,13 +23,24 @@ pub fn of_model(path: &Path, cancel: &Cancel) -> Result<u128> {
     hash_files(&model_files(path)?, cancel)
 }
 
-/// The hash of the files that data at this path consists of.
+/// The hash of the files that data consists of, and of the weights of several sources.
 ///
 /// # Errors
 /// Those of `of_model`; there are no files of rows.
-pub fn of_data(path: &Path, cancel: &Cancel) -> Result<u128> {
-    let files = SplitFiles::find(path)?.files;
-    hash_files(&files.into_values().flatten().collect::<Vec<_>>(), cancel)
+pub fn of_data(data: &DataSources, cancel: &Cancel) -> Result<u128> {
+    let of_source = |source: &DataSource| {
+        let files = SplitFiles::find(source.place())?.files;
+        hash_files(&files.into_values().flatten().collect::<Vec<_>>(), cancel)
+    };
+    if let [only] = data.all() {
+        return of_source(only);
+    }
+    let mut hash = XxHash3_128::new();
+    for source in data.all() {
+        hash.write(&of_source(source)?.to_le_bytes());
+        hash.write(&source.weight.unwrap_or(0.0).to_le_bytes());
+    }
+    Ok(hash.finish_128())
 }
 
 /// The files that a model consists of, in the order of their names.

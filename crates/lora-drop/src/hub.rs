@@ -1,4 +1,5 @@
-//! A model given as a hub name (`org/name`, `org/name:file.gguf`): found in the usual cache of Hugging Face's tools, or
+//! A model (`org/name`, `org/name:file.gguf`) or a data set (`org/name`) given as a hub name: found in the usual cache of
+//! Hugging Face's tools, or
 //! downloaded into it.
 //!
 //! The one rule that is not obvious: a model whose files are all in the cache is used without
@@ -9,6 +10,8 @@ mod cache;
 #[cfg(feature = "hub")]
 mod client;
 #[cfg(feature = "hub")]
+mod data;
+#[cfg(feature = "hub")]
 mod fetch;
 mod gguf;
 
@@ -17,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub(crate) use cache::{INDEX, WEIGHTS};
-use cache::{PlainName, PlainPath, RepoCache};
+use cache::{PlainName, PlainPath, RepoCache, RepoKind};
 pub use gguf::GgufModel;
 
 use crate::files::{set_variable, user_cache};
@@ -157,7 +160,7 @@ impl HubOptions {
             return refuse("not a folder; a model is a folder with config.json and model.safetensors".into());
         }
         let name = HubName::parse(model)?;
-        let cache = RepoCache::new(&self.cache, &name.id);
+        let cache = RepoCache::new(&self.cache, RepoKind::Model, &name.id);
         if let Some(path) = cache.complete(&name.revision, name.file.as_ref()) {
             return Ok(Found::Here(path));
         }

@@ -56,6 +56,7 @@ pub mod format;
 pub mod generate;
 mod heads;
 pub mod hub;
+pub mod inspect;
 pub mod loaded;
 pub mod machine;
 mod memory;

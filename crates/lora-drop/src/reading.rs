@@ -25,15 +25,15 @@ pub struct Reading {
     pub chat: bool,
     /// Whether plain texts do not end with the end-of-sequence token.
     pub no_eos: bool,
-    /// The data that the model was trained on, whose held-out rows are its dev split.
-    pub trained_on: Option<PathBuf>,
+    /// The data sets that the model was trained on, whose held-out rows are its dev split.
+    pub trained_on: Vec<PathBuf>,
     /// Names of the settings that were given for these rows; each must be read for them.
     pub given: Vec<&'static str>,
 }
 
 impl Reading {
     /// How a training run reads its rows; `trained_on` is its data.
-    pub fn of(rows: &RowSettings, trained_on: Option<PathBuf>) -> Self {
+    pub fn of(rows: &RowSettings, trained_on: Vec<PathBuf>) -> Self {
         Reading {
             columns: ColumnNames::of(rows),
             texts: TextColumnNames {
@@ -66,14 +66,20 @@ impl Reading {
     /// # Errors
     /// The files that name the end-of-sequence token cannot be read.
     pub(crate) fn text_options(&self, files: &ModelFiles, tokens: &Tokens) -> Result<TextOptions> {
-        Ok(TextOptions {
+        let (vocabulary, end) = (files.config.vocab_size, files.eos_token(tokens)?);
+        Ok(TextOptions { vocabulary, end, ..self.raw_texts() })
+    }
+
+    /// The options by which texts are read before they are tokenised for any model.
+    pub(crate) fn raw_texts(&self) -> TextOptions {
+        TextOptions {
             columns: self.texts.clone(),
             prompt_template: self.prompt_template.clone(),
             bad_rows: self.bad_rows,
             chat: self.chat,
             text_eos: !self.no_eos,
             trained_on: self.trained_on.clone(),
-            ..TextOptions::new(files.config.vocab_size, files.eos_token(tokens)?)
-        })
+            ..TextOptions::new(usize::MAX, None)
+        }
     }
 }

@@ -11,6 +11,7 @@ mod output;
 mod recipe;
 mod situation;
 mod size;
+mod sources;
 mod toml_file;
 mod validate;
 pub mod words;
@@ -35,6 +36,7 @@ pub use recipe::Recipe;
 pub use recipe::{changes_no_result, check_table, unknown_among};
 pub use situation::{Given, Need, Reader, Situation};
 pub use size::Size;
+pub use sources::{DataSource, DataSources};
 pub use toml_file::{TomlFile, one_line};
 pub use words::as_options;
 
@@ -132,7 +134,7 @@ impl RunSettings {
     }
 
     /// The default settings for a model, data and an output folder.
-    pub fn new(model: impl Into<String>, data: impl Into<PathBuf>, output: impl Into<PathBuf>) -> Self {
+    pub fn new(model: impl Into<String>, data: impl Into<DataSources>, output: impl Into<PathBuf>) -> Self {
         let place =
             Place { model: model.into(), data: data.into(), output: output.into(), ..Place::default() };
         RunSettings { place, ..RunSettings::default() }

@@ -63,8 +63,23 @@ pub struct DataFacts {
     pub label_column: String,
     /// Most tokens of a row.
     pub max_length: usize,
-    /// `truncate`, `drop` or `error`
+    /// `truncate`, `drop` or `error`, or `split` for plain texts
     pub over_length: String,
+    /// Where the rows come from; empty for one source.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sources: Vec<SourceFacts>,
+}
+
+/// A source of rows among several.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SourceFacts {
+    /// The folder or file.
+    pub name: String,
+    pub weight: Option<f64>,
+    /// Number of its rows that are trained on.
+    pub rows: usize,
+    /// Number of its rows in an epoch, where they are repeated by the weights.
+    pub of_epoch: usize,
 }
 
 /// Counts of a split's rows, tokens and labels.
@@ -82,8 +97,14 @@ pub struct SplitFacts {
     pub shortest: usize,
     /// Median of the rows' tokens, before over-long rows were cut or dropped.
     pub median_length: usize,
+    /// The 95th percentile of the rows' tokens, before over-long rows were cut or dropped.
+    #[serde(default)]
+    pub length_95: usize,
     /// Tokens of the longest row, before over-long rows were cut or dropped.
     pub longest: usize,
+    /// Rows by their tokens, before over-long rows were cut or dropped.
+    #[serde(default)]
+    pub lengths: Vec<LengthRange>,
     /// Rows of more than `max_length` tokens, before they were cut or dropped.
     pub over_long: usize,
     /// Over-long rows whose tokens were not counted to the end because they are far over the limit:
@@ -93,6 +114,9 @@ pub struct SplitFacts {
     /// Tokens that stand for text that the tokenizer's vocabulary does not have.
     #[serde(default)]
     pub unknown: usize,
+    /// Tokens that are learned; 0 for labelled rows.
+    #[serde(default)]
+    pub learned: usize,
     /// Where words have labels: those that have a token.
     #[serde(default)]
     pub words: usize,
@@ -107,6 +131,17 @@ pub struct SplitFacts {
     /// Whether the tokens were read from the cache of an earlier run.
     #[serde(default)]
     pub cached: bool,
+}
+
+/// Rows whose numbers of tokens are in a range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LengthRange {
+    /// The fewest tokens of the range.
+    pub from: usize,
+    /// The most tokens of the range.
+    pub to: usize,
+    /// Number of rows.
+    pub rows: usize,
 }
 
 /// The sizes of a run, computed without training (`--dry-run`).

@@ -45,8 +45,8 @@ fn metric_names() -> PossibleValuesParser {
 pub struct Args {
     #[command(flatten)]
     source: Source<Measure>,
-    /// The data: a folder with the split's file, or one file
-    #[arg(long, value_name = "DIR|FILE")]
+    /// The data: a folder with the split's file, one file, or a name on the hub
+    #[arg(long, value_name = "DIR|FILE|ORG/NAME")]
     data: PathBuf,
     /// The split to evaluate. A single file is evaluated as a whole, unless it is the one that the
     /// adapter was trained on [default: dev]
@@ -85,11 +85,12 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt, job: Option<&Jo
     let wanted = wanted(&args.generation, &args.how)?;
     let ranks = job.map(|job| job.ranks().clone()).unwrap_or_default();
     let source = args.source.resolve()?;
-    let split = DataSplit::of(&args.data, args.split, &source.reading)?;
+    let data = ranks.first_then_others(|| source.locate(&args.data, console, interrupt))?;
+    let split = DataSplit::of(&data, args.split, &source.reading)?;
     let mut predictor = source.open_on(&ranks, console, interrupt)?;
     console.note(job.map(Job::describe));
     console.note(split.note);
-    let (data, cancel) = (&args.data, &interrupt.cancel);
+    let (data, cancel) = (data.as_path(), &interrupt.cancel);
     // What is wrong with the prompts is reported before the work begins.
     let read = |options| predictor.inputs(data, &split.name, &source.reading, options);
     let inputs = wanted.as_ref().map(read).transpose()?.unwrap_or_default();

@@ -38,8 +38,8 @@ pub struct Args {
     /// Continue this text
     #[arg(long, value_name = "TEXT", conflicts_with = "data")]
     prompt: Option<String>,
-    /// Continue the prompts of these rows: a folder with the split's file, or one file
-    #[arg(long, value_name = "DIR|FILE")]
+    /// Continue the prompts of these rows: a folder with the split's file, one file, or a name on the hub
+    #[arg(long, value_name = "DIR|FILE|ORG/NAME")]
     data: Option<PathBuf>,
     /// The split to read. A single file is read as a whole, unless it is the one that the adapter
     /// was trained on [default: dev]
@@ -163,6 +163,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
         ("output", args.output.is_some()),
         ("batch-size", args.how.batch_size.is_some()),
         ("bad-rows", args.source.is_given("bad-rows")),
+        ("data-config", args.source.is_given("data-config")),
     ];
     if let Some((name, _)) = of_data.into_iter().find(|(_, given)| *given && args.data.is_none()) {
         return Err(no_effect(name, "without --data"));
@@ -178,14 +179,15 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
     // In a conversation --chat is a command of its own and says nothing about rows.
     source.reading.given.retain(|name| *name != "chat" || args.data.is_some());
     let Resolved { adapter, reading, .. } = &source;
-    let split = args.data.as_deref().map(|data| DataSplit::of(data, args.split, reading)).transpose()?;
+    let data = args.data.map(|data| source.locate(&data, console, interrupt)).transpose()?;
+    let split = data.as_deref().map(|data| DataSplit::of(data, args.split, reading)).transpose()?;
     console.fetch(source.model(), interrupt)?;
     let threads = source.settings.train.compute.threads;
     let (arithmetic, adapter) = (source.arithmetic(), adapter.as_deref());
     let generator = Generator::open(source.model(), adapter, arithmetic, reading.clone(), threads)?;
     console.notes(generator.notes().to_vec());
     let mut work = Work { generator, options, console, interrupt, system: args.system };
-    match (args.prompt, args.data, split) {
+    match (args.prompt, data, split) {
         (None, Some(data), Some(split)) => {
             console.note(split.note);
             work.rows(&data, &split.name, args.limit, args.output.as_deref())

@@ -17,7 +17,7 @@ const ONE_PRESS: Duration = Duration::from_millis(300);
 
 /// The message of an interrupted command that saved nothing.
 pub const NOTHING_SAVED: &str = "nothing was saved";
-const DOWNLOAD_KEPT: &str = "nothing was saved, but the part of the model that was downloaded is kept in the cache, and the next run continues from there";
+const DOWNLOAD_KEPT: &str = "nothing was saved, but the part that was downloaded is kept in the cache, and the next run continues from there";
 
 /// The signals that the parent has asked to ignore: `nohup` ignores SIGHUP, a shell SIGINT of jobs
 /// in the background.
@@ -140,7 +140,7 @@ impl Interrupt {
         }
     }
 
-    /// From now on what was downloaded of the model is kept, and Ctrl-C says so.
+    /// From now on what was downloaded is kept, and Ctrl-C says so.
     pub fn keeps_download(&self) {
         self.downloaded.store(true, Ordering::SeqCst);
     }

@@ -81,6 +81,14 @@ impl<C: Takes> clap::FromArgMatches for Given<C> {
                     let values = matches.get_many(setting.name);
                     values.map(|values| Value::Array(values.cloned().collect()))
                 }
+                Kind::Several(_) => {
+                    let values = matches.get_many(setting.name);
+                    let values: Option<Vec<Value>> = values.map(|values| values.cloned().collect());
+                    values.map(|mut values| match values.len() {
+                        1 => values.remove(0),
+                        _ => Value::Array(values),
+                    })
+                }
                 _ => matches.get_one(setting.name).cloned(),
             };
             self.table.extend(value.map(|value| (setting.name.to_string(), value)));
@@ -103,6 +111,9 @@ fn option(setting: &'static Definition, inherits: bool) -> Arg {
             .value_delimiter(',')
             .value_name(setting.value_name)
             .value_parser(parser(kind)),
+        Kind::Several(&kind) => {
+            option.action(ArgAction::Append).value_name(setting.value_name).value_parser(parser(kind))
+        }
         kind => option.value_name(setting.value_name).value_parser(parser(kind)),
     }
 }

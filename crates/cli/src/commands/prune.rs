@@ -46,9 +46,9 @@ impl Takes for Prunes {
 pub struct Args {
     #[command(flatten)]
     source: Source<Prunes>,
-    /// The data that the adapter was trained on: a folder with train and dev files, or one file, a
-    /// tenth of which is dev as in training
-    #[arg(long, value_name = "DIR|FILE")]
+    /// The data that the adapter was trained on: a folder with train and dev files, one file, a
+    /// tenth of which is dev as in training, or a name on the hub
+    #[arg(long, value_name = "DIR|FILE|ORG/NAME")]
     data: PathBuf,
     /// The folder for the pruned adapter, prune.json and prune.html
     #[arg(long, value_name = "DIR")]
@@ -128,8 +128,9 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
         let inputs = [("model", Path::new(source.model())), ("adapter", adapter.as_path())];
         Output::Folder(Contents::Pruned).check(output, args.overwrite, inputs)?;
     }
+    let data = source.locate(&args.data, console, interrupt)?;
     let finetune = args.finetune_steps.map(|steps| {
-        let mut settings = source.train_settings(&args.data);
+        let mut settings = source.train_settings(&data);
         settings.place.output = args.output.clone().unwrap_or_default();
         let optimisation = &mut settings.train.optimisation;
         optimisation.max_steps = Some(steps);
@@ -158,7 +159,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
         page: Some(prune_page),
     });
     let predictor = source.open(console, interrupt)?;
-    let rows = PruneData { data: &args.data, reading: &source.reading };
+    let rows = PruneData { data: &data, reading: &source.reading };
     let mut terminal = console.terminal();
     let mut listen = |event: &Event| {
         interrupt.follow(event);

@@ -10,17 +10,18 @@ use lora_drop::loaded::Arithmetic;
 use lora_drop::ranks::Ranks;
 use lora_drop::reading::Reading;
 use lora_drop::settings::{
-    AdapterSettings, Definition, Given as Origin, Method, Recipe, RunSettings, SelectionSettings, definitions,
+    AdapterSettings, Definition, Given as Origin, Method, Place, Recipe, RunSettings, SelectionSettings,
+    definitions,
 };
 use lora_drop::{Error, Result};
 use toml::Table;
 
-use super::console::Console;
+use super::console::{Console, no_config};
 use super::interrupt::Interrupt;
 use super::options::{Given, Takes, no_effect};
 
 /// The settings of rows with texts and labels.
-const ROWS: [&str; 11] = [
+pub const ROWS: [&str; 12] = [
     "text-column",
     "pair-column",
     "label-column",
@@ -32,6 +33,7 @@ const ROWS: [&str; 11] = [
     "bad-rows",
     "template-var",
     "positive-class",
+    "data-config",
 ];
 /// The settings of a model that is not trained.
 const MODEL: [&str; 5] = ["model", "max-length", "dtype", "quantize", "threads"];
@@ -66,7 +68,8 @@ impl Takes for Generate {
 
     fn takes(setting: &Definition) -> bool {
         let model = MODEL.contains(&setting.name) && setting.name != "max-length";
-        model || ["prompt-template", "chat", "bad-rows", "template-var"].contains(&setting.name)
+        let of_rows = ["prompt-template", "chat", "bad-rows", "template-var", "data-config"];
+        model || of_rows.contains(&setting.name)
     }
 }
 
@@ -118,7 +121,7 @@ impl<C: Takes> Source<C> {
         let Source { adapter, given } = self;
         let given = given.into_table();
         let recipe = adapter.as_deref().map(recipe_of).transpose()?.flatten();
-        let data = recipe.as_ref().map(|recipe| recipe.place.data.clone());
+        let trained_on = recipe.as_ref().map(|recipe| recipe.place.data.paths()).unwrap_or_default();
         let model = base_model(None, recipe.as_ref());
         let mut settings = recipe.unwrap_or_default();
         let rows = &mut settings.rows;
@@ -135,9 +138,9 @@ impl<C: Takes> Source<C> {
         if !given.contains_key("model") {
             settings.place.model = model?;
         }
-        let data = data.filter(|path| !path.as_os_str().is_empty());
+        let trained_on = trained_on.into_iter().filter(|path| !path.as_os_str().is_empty()).collect();
         let names = definitions().map(|setting| setting.name).filter(|name| given.contains_key(*name));
-        let reading = Reading { given: names.collect(), ..Reading::of(&settings.rows, data) };
+        let reading = Reading { given: names.collect(), ..Reading::of(&settings.rows, trained_on) };
         Ok(Resolved { adapter, settings, reading, given })
     }
 }
@@ -145,6 +148,19 @@ impl<C: Takes> Source<C> {
 impl Resolved {
     pub fn model(&self) -> &str {
         &self.settings.place.model
+    }
+
+    /// Where this data is: the path, or the files of the hub's data set of this name.
+    ///
+    /// # Errors
+    /// Those of the hub; `Error::Usage` for a given configuration of a path.
+    pub fn locate(&self, data: &Path, console: &Console, interrupt: &Interrupt) -> Result<PathBuf> {
+        let data_config = self.settings.place.data_config.clone();
+        let mut place = Place { data: data.into(), data_config, ..Place::default() };
+        if !console.fetch_data(&mut place, interrupt)? && self.given.contains_key("data-config") {
+            return Err(no_config(&data.display()));
+        }
+        Ok(place.data.all()[0].place().to_path_buf())
     }
 
     pub fn arithmetic(&self) -> Arithmetic {
@@ -155,7 +171,7 @@ impl Resolved {
     /// overridden by what was given here, without the selection of modules, which was made.
     pub fn train_settings(&self, data: &Path) -> RunSettings {
         let mut settings = self.settings.clone();
-        settings.place.data = data.to_path_buf();
+        settings.place.data = data.into();
         settings.train.adapter = AdapterSettings { method: Method::Lora, ..settings.train.adapter };
         let SelectionSettings { unselected, .. } = SelectionSettings::default();
         settings.train.selection.unselected = unselected;
@@ -185,7 +201,8 @@ impl Resolved {
         if let Some(model) = model.to_str().filter(|_| model.exists()) {
             settings.place.model = model.to_string();
         }
-        settings.place.data = absolute(data);
+        // A name on the hub stays what it is.
+        settings.place.data = if data.exists() { absolute(data).into() } else { data.into() };
         let table = settings.to_table();
         let named = |name: &&str| ["model", "data"].contains(name) || self.given.contains_key(*name);
         let names = definitions().map(|setting| setting.name).filter(named).filter(|name| *name != "threads");
@@ -249,7 +266,7 @@ impl DataSplit {
     pub fn of(data: &Path, split: Option<String>, reading: &Reading) -> Result<Self> {
         let name = split.clone().unwrap_or_else(|| "dev".to_string());
         let found = SplitFiles::find(data)?;
-        let (_, part) = found.part(name.parse().map_err(Error::Usage)?, reading.trained_on.as_deref())?;
+        let (_, part) = found.part(name.parse().map_err(Error::Usage)?, &reading.trained_on)?;
         let file = data.display();
         if !found.single {
             return Ok(DataSplit { shown: name.clone(), name, note: None });

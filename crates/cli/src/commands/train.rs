@@ -70,6 +70,14 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt, job: Option<&Jo
         Some(stopped) => stopped.settings.clone(),
         None => settings(args.recipe, options, Reader::Train, console)?,
     };
+    let (mut settings, mut stopped) = (settings, stopped);
+    ranks.first_then_others(|| {
+        console.fetch_all_data(&mut settings.place, interrupt)?;
+        if let Some(stopped) = &mut stopped {
+            stopped.settings.place.data.clone_from(&settings.place.data);
+        }
+        Ok(())
+    })?;
     if !ranks.is_first() {
         return follow(&settings, stopped.as_ref(), &ranks, interrupt, job);
     }

@@ -538,6 +538,7 @@ impl Comparison {
         let text = format!("# {what}, as `lora-drop compare` gives them.\n{text}");
         write_bytes_atomically(&settings, text.as_bytes())?;
         let read = || self.read(cell, &output);
+        let data = self.table.settings(&cell.given, &output)?.place.data;
         let measured = loop {
             // A run whose `compare` was killed may still be going. Its result is this cell's.
             while is_being_written(&output) {
@@ -548,7 +549,9 @@ impl Comparison {
                 let work = match (&cell.pruned, prune) {
                     (Some(trained), Some(prune)) => Work::Prune {
                         adapter: &self.cell_folder(trained).join(RUN),
-                        data: &self.table.settings(&cell.given, &output)?.place.data,
+                        data: data.single().ok_or_else(|| {
+                            Error::Usage(format!("`data = {data}`: `prune` reads one data set, not several"))
+                        })?,
                         options: &prune.options,
                     },
                     _ => Work::Train { settings: &settings },

@@ -1,6 +1,7 @@
 //! The files that cells read, with hashes of their contents: models, data, scores, adapters.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
 
 use lora_drop_transformer::{Architecture, ModuleKind};
@@ -15,7 +16,7 @@ use lora_drop::{Cancel, Result};
 #[derive(Debug, Default)]
 pub struct Sources {
     models: BTreeMap<String, (u128, Architecture)>,
-    data: BTreeMap<PathBuf, u128>,
+    data: BTreeMap<String, u128>,
     others: BTreeMap<PathBuf, u128>,
 }
 
@@ -35,9 +36,10 @@ impl Sources {
             let hash = digest::of_model(&files.path, cancel)?;
             self.models.insert(settings.place.model.clone(), (hash, files.config.architecture));
         }
-        if !self.data.contains_key(&settings.place.data) {
-            let hash = digest::of_data(&settings.place.data, cancel)?;
-            self.data.insert(settings.place.data.clone(), hash);
+        if let Entry::Vacant(hash) = self.data.entry(data_key(settings)) {
+            let mut sources = settings.place.data.clone();
+            sources.locate(settings.place.data_config.as_deref(), cancel, progress)?;
+            hash.insert(digest::of_data(&sources, cancel)?);
         }
         for (_, path) in others(settings) {
             if !self.others.contains_key(path) {
@@ -50,7 +52,7 @@ impl Sources {
     /// The hashes of what a cell reads, by the names of its settings.
     pub fn hashes(&self, settings: &RunSettings) -> Vec<(&'static str, u128)> {
         let model = self.models.get(&settings.place.model).map_or(0, |(hash, _)| *hash);
-        let data = self.data.get(&settings.place.data).copied().unwrap_or(0);
+        let data = self.data.get(&data_key(settings)).copied().unwrap_or(0);
         let others = others(settings).map(|(name, path)| (name, self.others.get(path).copied().unwrap_or(0)));
         [("model", model), ("data", data)].into_iter().chain(others).collect()
     }
@@ -60,6 +62,11 @@ impl Sources {
         let architecture = self.models.get(model).map(|(_, architecture)| architecture);
         architecture.map_or(kind.name(), |architecture| architecture.short_name(kind)).to_string()
     }
+}
+
+/// The name of a cell's data.
+fn data_key(settings: &RunSettings) -> String {
+    format!("{} {}", settings.place.data, settings.place.data_config.as_deref().unwrap_or_default())
 }
 
 /// The files beside model and data that a cell reads, by the names of its settings.

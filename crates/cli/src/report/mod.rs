@@ -4,6 +4,7 @@
 //! [`Overall`] print, to standard error.
 
 pub mod curves;
+mod data_view;
 mod dev;
 mod figures;
 pub mod grid;
@@ -18,6 +19,7 @@ mod run_page;
 pub mod terminal;
 pub mod words;
 
+pub use data_view::data_view;
 pub use overall::Overall;
 pub use printable::printable;
 pub use profile::{kernels, profile};

@@ -380,6 +380,7 @@ fn inputs(record: &RunRecord) -> Markup {
     let data = &record.data;
     let over_long = match data.over_length.as_str() {
         "truncate" => "cut",
+        "split" => "split into several sequences",
         "drop" => "left out",
         _ => "too long",
     };

@@ -21,7 +21,9 @@ use lora_drop::format::{self, counted, fixed, grouped, percent};
 use lora_drop::record::ModuleNames;
 use lora_drop::score::{BudgetCurve, Importance};
 use lora_drop::settings::as_options;
-use lora_drop::summary::{Baseline, DataFacts, MemoryEstimate, ModelFacts, Plan, Status, Summary};
+use lora_drop::summary::{
+    Baseline, DataFacts, MemoryEstimate, ModelFacts, Plan, SourceFacts, Status, Summary,
+};
 
 /// How text is laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,11 +49,11 @@ impl Style {
         self.paint(BOLD, text)
     }
 
-    fn faint(self, text: &str) -> String {
+    pub(super) fn faint(self, text: &str) -> String {
         self.paint(FAINT, text)
     }
 
-    fn kept(self, text: &str) -> String {
+    pub(super) fn kept(self, text: &str) -> String {
         self.paint(GREEN, text)
     }
 
@@ -103,20 +105,11 @@ pub fn data_facts(d: &DataFacts, style: Style) -> String {
         .number("over-long", |s| grouped(s.over_long));
     out.push_str(&indented(&splits.fit(style.width.saturating_sub(7)), 7));
 
-    let over_long: usize = d.splits.iter().map(|s| s.over_long).sum();
-    if over_long > 0 {
-        let fate = match d.over_length.as_str() {
-            "truncate" => "cut to that length",
-            "drop" => "left out",
-            _ => "an error",
-        };
-        let verb = if over_long == 1 { "is" } else { "are" };
-        let line = format!(
-            "{} of more than {} tokens {verb} {fate}",
-            counted(over_long, "row"),
-            grouped(d.max_length)
-        );
-        _ = writeln!(out, "       {}", style.warning(&line));
+    if !d.sources.is_empty() {
+        out.push_str(&indented(&source_table(&d.sources, style.width.saturating_sub(7)), 7));
+    }
+    if let Some(fate) = fate_of_over_long(d) {
+        _ = writeln!(out, "       {}", style.warning(&fate));
     }
     for s in &d.splits {
         let labels = match s.label_range {
@@ -134,6 +127,31 @@ pub fn data_facts(d: &DataFacts, style: Style) -> String {
         _ = writeln!(out, "       F1     of {positive}");
     }
     out
+}
+
+/// Where rows come from, and how many of each source an epoch has.
+pub(super) fn source_table(sources: &[SourceFacts], width: usize) -> String {
+    let all: usize = sources.iter().map(|source| source.of_epoch).sum();
+    Table::new(sources)
+        .text("source", |source| source.name.clone())
+        .number("rows", |source| grouped(source.rows))
+        .number("an epoch", |source| grouped(source.of_epoch))
+        .number("", |source| percent(source.of_epoch as f64 / all.max(1) as f64))
+        .fit(width)
+}
+
+/// What happens to rows of too many tokens; None if there are none.
+pub(super) fn fate_of_over_long(d: &DataFacts) -> Option<String> {
+    let over_long: usize = d.splits.iter().map(|s| s.over_long).sum();
+    let fate = match d.over_length.as_str() {
+        "truncate" => "cut to that length",
+        "drop" => "left out",
+        "split" => "split into several sequences",
+        _ => "an error",
+    };
+    let verb = if over_long == 1 { "is" } else { "are" };
+    let (rows, most) = (counted(over_long, "row"), grouped(d.max_length));
+    (over_long > 0).then(|| format!("{rows} of more than {most} tokens {verb} {fate}"))
 }
 
 /// The most classes that are listed.
@@ -190,16 +208,20 @@ pub fn importance(
     out
 }
 
+/// A bar of at most `width` columns, for a share from 0 to 1.
+pub(super) fn bar(share: f64, width: usize) -> String {
+    const EIGHTHS: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"];
+    let share = if share.is_finite() { share.clamp(0.0, 1.0) } else { 0.0 };
+    let eighths = (share * (8 * width) as f64).round() as usize;
+    format!("{}{}", "█".repeat(eighths / 8), EIGHTHS[eighths % 8])
+}
+
 /// The bar, the value and the mark of a module: `bar + BESIDE_BAR - 2` columns wide.
 fn bar_cell(cell: Option<&Cell>, largest: f64, width: usize, style: Style) -> String {
-    const EIGHTHS: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"];
     let Some(cell) = cell else {
         return " ".repeat(width + BESIDE_BAR - 2);
     };
-    let share = cell.importance / largest;
-    let share = if share.is_finite() { share.clamp(0.0, 1.0) } else { 0.0 };
-    let eighths = (share * (8 * width) as f64).round() as usize;
-    let bar = padded(&format!("{}{}", "█".repeat(eighths / 8), EIGHTHS[eighths % 8]), width);
+    let bar = padded(&bar(cell.importance / largest, width), width);
     let value = format!("{:>5}", fixed(cell.importance, 3));
     match cell.owner {
         Some(Owner::Own) => format!("{} {value} {}", style.kept(&bar), style.kept("●")) + " ",
@@ -613,12 +635,12 @@ fn wrap_line(out: &mut String, line: &str, width: usize) {
     }
 }
 
-fn indented(text: &str, columns: usize) -> String {
+pub(super) fn indented(text: &str, columns: usize) -> String {
     text.lines().map(|line| format!("{:columns$}{line}\n", "")).collect()
 }
 
 /// Columns that a text takes, without its styles; some letters take two.
-fn letters(text: &str) -> usize {
+pub(super) fn letters(text: &str) -> usize {
     let marks = [BOLD, FAINT, GREEN, YELLOW, PLAIN];
     if text.contains(marks) {
         return console::measure_text_width(&text.replace(marks, ""));
@@ -631,6 +653,6 @@ fn cut(text: &str, width: usize) -> String {
     console::truncate_str(text, width, "…").into_owned()
 }
 
-fn padded(text: &str, width: usize) -> String {
+pub(super) fn padded(text: &str, width: usize) -> String {
     format!("{text}{}", " ".repeat(width.saturating_sub(letters(text))))
 }

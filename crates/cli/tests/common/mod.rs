@@ -128,7 +128,8 @@ impl Fixture {
     /// `train` on the fixture's model and data into `out`, with settings under which the tiny model
     /// learns quickly; of an option given twice the last one counts.
     pub fn train(&self, options: &str) -> Outcome {
-        self.run(&format!("train --model model --data data --output out --threads 2 {QUICK} {options}"))
+        let data = if options.contains("--data") { "" } else { "--data data" };
+        self.run(&format!("train --model model {data} --output out --threads 2 {QUICK} {options}"))
     }
 
     /// The binary as a process that the test looks after: with words separated by spaces, in the

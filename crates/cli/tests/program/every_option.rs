@@ -73,6 +73,8 @@ fn training(option: &str, at: &Situation) -> Option<Case> {
     match option {
         "model" => learned(if decoder { "../../other-decoder" } else { "../../other-model" }),
         "data" => learned("../../more"),
+        // Refused here; what it does is in hub/data.rs.
+        "data-config" => learned("a"),
         "output" => case("--output new", "", Files),
         "overwrite" => case("--overwrite", "--output used", Files),
         "checkpoint-minutes" => case("--checkpoint-minutes 1e-6", "--json", Json("/checkpoint_seconds")),
@@ -218,6 +220,7 @@ fn using(option: &str, at: &Situation) -> Option<Case> {
         "quantize" => plain("q4_0"),
         "threads" => case("--threads 2", "", Speed),
         "data" => plain("../../more"),
+        "data-config" => plain("a"),
         "input" => plain("../../more/train.jsonl"),
         "split" => plain("train"),
         "text-column" => plain("other"),
@@ -280,6 +283,10 @@ fn other(option: &str, at: &Situation) -> Option<Case> {
         ("compare", "from") => case("--from ../../compared", "", Files),
         ("compare", "summary" | "dry-run") => case(format!("--{option}"), "", Files),
         ("inspect", "PATH") => case("../../other-decoder", "", Printed),
+        ("inspect", option) => training(option, at).map(|(changed, both, look)| match look {
+            Learned | Json(_) => (changed, both.replace("--batch-size 16 --dry-run", ""), Printed),
+            look => (changed, both, look),
+        }),
         ("bench", "model") if at.is(&["decoder"]) => bench("../../model"),
         ("bench", "model") => bench("../../other-decoder"),
         // The adapter's form does not depend on the weights.
@@ -395,6 +402,9 @@ fn situations() -> Vec<Situation> {
         new("merge decoder", "merge", "--adapter ../../adapters/text --output out".into()),
         new("export decoder", "export", "--adapter ../../adapters/text --to peft --output out".into()),
         new("inspect model", "inspect", "../../model".into()),
+        new("inspect encoder classification", "inspect", encoder.into()),
+        new("inspect decoder text", "inspect", text.into()),
+        new("inspect decoder text messages", "inspect", "--model ../../decoder --data ../../messages".into()),
         new("compare encoder", "compare", "../../table.toml --threads 1".into()),
         new(
             "bench encoder",
@@ -687,20 +697,26 @@ fn a_changed_value_changes_something_or_is_refused() {
         .filter(|pair| !acts.contains(pair))
         .collect();
     let expected = [
-        // Impossible limits, no beams, a folder that is a run's and not a model's, an adapter's or a
-        // pruning's, no checkpoint (see resume.rs), no file of scores (see methods.rs), and no
-        // adapter of plain texts.
+        // Data that is not on the hub, impossible limits, no beams, a folder that is a run's and not a
+        // model's, an adapter's or a pruning's, no checkpoint (see resume.rs), no file of scores (see
+        // methods.rs), and no adapter of plain texts.
         ("bench", "memory-limit"),
+        ("eval", "data-config"),
         ("eval", "early-stopping"),
         ("eval", "length-penalty"),
         ("export", "overwrite"),
+        ("generate", "data-config"),
         ("generate", "early-stopping"),
         ("generate", "length-penalty"),
+        ("inspect", "data-config"),
         ("merge", "overwrite"),
+        ("prune", "data-config"),
         ("prune", "no-eos"),
         ("prune", "overwrite"),
+        ("score", "data-config"),
         ("score", "keep-layers"),
         ("score", "memory-limit"),
+        ("train", "data-config"),
         ("train", "memory-limit"),
         ("train", "resume"),
         ("train", "scores"),

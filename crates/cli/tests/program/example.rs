@@ -42,7 +42,7 @@ fn every_recipe_is_read_and_names_its_own_data() {
         }
         let settings = RunSettings::from_recipe(&path).unwrap();
         assert_eq!(settings.train.adapter.method, Method::LoraDrop);
-        assert_eq!(settings.place.data, Path::new("data").join(&name));
+        assert_eq!(settings.place.data, Path::new("data").join(&name).into());
         assert_eq!(settings.place.output, Path::new("runs").join(&name));
         let (texts, expected) = match name.as_str() {
             "e2e" | "gsm8k" => (true, (2e-3, 2, 16)),

@@ -113,6 +113,19 @@ impl Columns {
         [Some(&*self.text), self.pair.as_deref(), self.label.as_deref()].contains(&Some(name))
     }
 
+    /// What rows with these columns are called.
+    pub fn layout(&self) -> &'static str {
+        Layout::name_of(RowKind::Labelled, &self.text, self.pair.as_deref())
+    }
+
+    /// What each column that is read is for, in the order of reading.
+    pub fn roles(&self) -> Vec<(&'static str, &str)> {
+        let text = if self.pair.is_some() { "first text" } else { "text" };
+        let roles =
+            [(text, Some(&self.text)), ("second text", self.pair.as_ref()), ("label", self.label.as_ref())];
+        roles.into_iter().filter_map(|(role, column)| Some((role, column?.as_str()))).collect()
+    }
+
     /// The names of these columns, with the label's that was given.
     fn names_or(&self, named: &ColumnNames) -> ColumnNames {
         ColumnNames { label: named.label.clone(), ..self.names() }
@@ -317,7 +330,10 @@ impl Choice {
             })
         };
         let whole = found.iter().filter(|(_, text, second)| !is_part(text, second));
-        whole.map(|(_, text, second)| (text.clone(), second.clone())).collect()
+        whole
+            .filter(|(layout, ..)| !layout.last)
+            .map(|(_, text, second)| (text.clone(), second.clone()))
+            .collect()
     }
 
     /// The label column by the usual names, without the text columns.

@@ -1,21 +1,23 @@
 //! A data set, tokenised: what training and evaluation read.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use lora_drop_transformer::ModelConfig;
 
 use super::cache::{self, Fingerprint, TokenCache};
-use super::columns::ColumnNames;
-use super::error::{Error, Place, Problem};
+use super::columns::{ColumnNames, Columns};
+use super::error::{Error, Place, Problem, list};
 use super::files::{Part, SplitFiles, SplitName};
 use super::labels::{Label, Labels};
 use super::raw::{RawRow, RawSplit};
 use super::raw_label::RawLabel;
 use super::row_text::RowText;
+use super::sources::{self, RawSource};
 use super::tokens::{Encoded, RowLimits, Tokens};
-use crate::settings::{BadRows, ClassWeights, OverLength, RowSettings, Task};
-use crate::summary::{DataFacts, SplitFacts};
+use crate::settings::{BadRows, ClassWeights, DataSource, OverLength, RowSettings, Task};
+use crate::summary::{DataFacts, SourceFacts, SplitFacts};
 
 /// How data is read.
 #[derive(Clone, Debug)]
@@ -42,8 +44,8 @@ pub struct DataOptions {
     pub class_weights: Option<ClassWeights>,
     /// Whether the model's head reads the first token, which should then be a special one.
     pub reads_first: bool,
-    /// The data that the model was trained on; see [`SplitFiles::part`].
-    pub trained_on: Option<PathBuf>,
+    /// The data sets that the model was trained on; see [`SplitFiles::part`].
+    pub trained_on: Vec<PathBuf>,
     /// Where earlier runs kept their tokens.
     pub cache: Option<TokenCache>,
 }
@@ -52,19 +54,31 @@ impl DataOptions {
     /// A training run's options, for a model of this configuration.
     pub fn new(rows: &RowSettings, config: &ModelConfig) -> Self {
         DataOptions {
-            columns: ColumnNames::of(rows),
             max_length: rows.row_tokens(config.max_tokens()),
-            bad_rows: rows.bad_rows,
-            over_length: rows.over_length,
             vocabulary: config.vocab_size,
             token_types: config.token_types,
+            reads_first: !config.architecture.is_decoder(),
+            cache: TokenCache::of_user(rows.token_cache),
+            ..DataOptions::without_model(rows)
+        }
+    }
+
+    /// The options by which rows are read before they are tokenised for any model.
+    pub fn without_model(rows: &RowSettings) -> Self {
+        DataOptions {
+            columns: ColumnNames::of(rows),
+            max_length: rows.row_tokens(usize::MAX),
+            bad_rows: rows.bad_rows,
+            over_length: rows.over_length,
+            vocabulary: usize::MAX,
+            token_types: None,
             task: rows.task,
             label_names: rows.label_names.clone(),
             positive_class: rows.positive_class.clone(),
             class_weights: rows.class_weights.clone(),
-            reads_first: !config.architecture.is_decoder(),
-            trained_on: None,
-            cache: TokenCache::of_user(rows.token_cache),
+            reads_first: false,
+            trained_on: Vec::new(),
+            cache: None,
         }
     }
 
@@ -126,6 +140,146 @@ pub struct Dataset {
     pub warnings: Vec<String>,
 }
 
+/// A data set before tokenising: the rows of each split, with what stands in for dev held out of
+/// train.
+#[derive(Clone, Debug)]
+pub struct RawDataset {
+    pub train: RawSplit,
+    pub dev: RawSplit,
+    pub test: Option<RawSplit>,
+    pub labels: Labels,
+    /// Where the rows of train come from; empty for one source.
+    pub sources: Vec<SourceFacts>,
+    /// Warnings for the user.
+    pub warnings: Vec<String>,
+}
+
+impl RawDataset {
+    /// Reads each source's train, dev and test, as [`Dataset::load`] does. Train is mixed by the
+    /// weights ([`super::sources`]); dev and test are those of all sources.
+    ///
+    /// # Errors
+    /// See [`Error`]: whatever is wrong with a file or a row, with its place; sources of other kinds
+    /// or labels.
+    pub fn read(sources: &[DataSource], options: &DataOptions) -> Result<Self, Error> {
+        let read = |source: &DataSource| {
+            let found = SplitFiles::find(source.place())?;
+            let train = RawSplit::read(
+                SplitName::Train,
+                found.of(SplitName::Train)?,
+                &options.columns,
+                options.bad_rows,
+            )?;
+            let names = train.columns.names();
+            let read = |name| match found.files.get(&name) {
+                Some(files) => RawSplit::read(name, files, &names, options.bad_rows).map(Some),
+                None => Ok(None),
+            };
+            let (dev, test) = (read(SplitName::Dev)?, read(SplitName::Test)?);
+            Ok(RawSource { source: source.clone(), train, dev, test })
+        };
+        RawDataset::of_sources(sources.iter().map(read).collect::<Result<_, Error>>()?, options)
+    }
+
+    fn of_sources(
+        mut sources: Vec<RawSource<Columns, RawRow>>,
+        options: &DataOptions,
+    ) -> Result<Self, Error> {
+        if let Some(names) = &options.label_names
+            && (names.len() < 2 || names.iter().collect::<BTreeSet<_>>().len() < names.len())
+        {
+            let names = names.join(",");
+            return Err(Error::Options(format!(
+                "`label_names = {names}`: expected at least two names, all different"
+            )));
+        }
+        let mut warnings = sources::named(&sources);
+        check_alike(&sources, options)?;
+        let joined = match &sources[..] {
+            [only] => Cow::Borrowed(&only.train),
+            all => {
+                Cow::Owned(sources::join(all.iter().map(|source| source.train.clone())).ok_or_else(no_data)?)
+            }
+        };
+        let labels = labels_of(&joined, options)?;
+        let labels = match &options.positive_class {
+            Some(class) => labels.with_positive(class)?,
+            None => labels,
+        };
+        warnings.extend(suspicions(&joined, &labels, options.task));
+        for source in &mut sources {
+            if source.dev.is_none() {
+                source.dev = Some(hold_out(&mut source.train, &labels, &mut warnings)?);
+            }
+        }
+        let facts = sources::weigh(&mut sources)?;
+        let (mut train, mut dev, mut test) = (Vec::new(), Vec::new(), Vec::new());
+        for source in sources {
+            train.push(source.train);
+            dev.extend(source.dev);
+            test.extend(source.test);
+        }
+        let [train, dev] = [train, dev].map(|parts| sources::join(parts).ok_or_else(no_data));
+        Ok(RawDataset {
+            train: train?,
+            dev: dev?,
+            test: sources::join(test),
+            labels,
+            sources: facts,
+            warnings,
+        })
+    }
+}
+
+/// What the labels of train are, by their looks or as the options say.
+fn labels_of(train: &RawSplit, options: &DataOptions) -> Result<Labels, Error> {
+    let names = options.label_names.as_deref().or_else(|| train.names_of_lists());
+    Labels::of(train, options.task, names)
+}
+
+/// The error where no data set is named.
+pub(super) fn no_data() -> Error {
+    Error::Options("`data` names no data set".into())
+}
+
+/// Checks that the rows of several sources can be trained on together.
+///
+/// # Errors
+/// `Error::Sources` with the first source that differs from the one before it.
+fn check_alike(sources: &[RawSource<Columns, RawRow>], options: &DataOptions) -> Result<(), Error> {
+    let labels: Vec<Option<Labels>> = match sources {
+        [_] => return Ok(()),
+        // A source may have one class alone.
+        all => all.iter().map(|source| labels_of(&source.train, options).ok()).collect(),
+    };
+    for (i, pair) in sources.windows(2).enumerate() {
+        let refuse = |what: String| {
+            let [one, other] = [&pair[0], &pair[1]].map(|source| source.source.path.clone());
+            Err(Error::Sources { one, other, what })
+        };
+        let rows = [&pair[0].train, &pair[1].train];
+        if rows[0].columns.pair.is_some() != rows[1].columns.pair.is_some() {
+            return refuse(format!("{} and {}", rows[0].columns.layout(), rows[1].columns.layout()));
+        }
+        let kinds =
+            rows.map(|split| split.rows.iter().find_map(|row| row.label.as_ref()).map(RawLabel::kind));
+        if let [Some(one), Some(other)] = kinds
+            && one != other
+        {
+            return refuse(format!("labels that are {one} and labels that are {other}"));
+        }
+        let (Some(one), Some(other)) = (&labels[i], &labels[i + 1]) else { continue };
+        if one.is_regression() != other.is_regression() {
+            return refuse(format!("{} and {}; see `task`", one.task(), other.task()));
+        }
+        let shared = one.names().iter().any(|name| other.names().contains(name));
+        if !one.is_regression() && !shared {
+            return refuse(format!("the classes {} and {}", list(one.names()), list(other.names())));
+        }
+    }
+    Ok(())
+}
+
 /// Up to this many rows are few, whatever their classes.
 const FEW: usize = 20;
 
@@ -137,20 +291,7 @@ impl Dataset {
     /// # Errors
     /// See [`Error`]: whatever is wrong with a file or a row, with its place.
     pub fn load(path: &Path, tokens: &Tokens, options: &DataOptions) -> Result<Self, Error> {
-        let found = SplitFiles::find(path)?;
-        let train = RawSplit::read(
-            SplitName::Train,
-            found.of(SplitName::Train)?,
-            &options.columns,
-            options.bad_rows,
-        )?;
-        let names = train.columns.names();
-        let read = |name| match found.files.get(&name) {
-            Some(files) => RawSplit::read(name, files, &names, options.bad_rows).map(Some),
-            None => Ok(None),
-        };
-        let (dev, test) = (read(SplitName::Dev)?, read(SplitName::Test)?);
-        Dataset::of_splits(train, dev, test, tokens, options)
+        Dataset::encode(RawDataset::read(&[DataSource::new(path)], options)?, tokens, options)
     }
 
     /// Tokenises rows in memory. Without rows for dev a tenth of train is held out, as in `load`.
@@ -166,44 +307,23 @@ impl Dataset {
     ) -> Result<Self, Error> {
         let train = RawSplit::of_rows(SplitName::Train, train)?;
         let dev = if dev.is_empty() { None } else { Some(RawSplit::of_rows(SplitName::Dev, dev)?) };
-        Dataset::of_splits(train, dev, None, tokens, options)
+        let rows = vec![RawSource::alone(train, dev, None)];
+        Dataset::encode(RawDataset::of_sources(rows, options)?, tokens, options)
     }
 
-    fn of_splits(
-        mut train: RawSplit,
-        dev: Option<RawSplit>,
-        test: Option<RawSplit>,
-        tokens: &Tokens,
-        options: &DataOptions,
-    ) -> Result<Self, Error> {
+    /// Tokenises rows.
+    ///
+    /// # Errors
+    /// The first row whose label or text is wrong; all rows dropped; rows of one class alone.
+    pub fn encode(raw: RawDataset, tokens: &Tokens, options: &DataOptions) -> Result<Self, Error> {
+        let RawDataset { train, dev, test, labels, sources, mut warnings } = raw;
         let columns = train.columns.clone();
         tokens.check_max_length(options.max_length, columns.pair.is_some())?;
-        if let Some(names) = &options.label_names
-            && (names.len() < 2 || names.iter().collect::<BTreeSet<_>>().len() < names.len())
-        {
-            let names = names.join(",");
-            return Err(Error::Options(format!(
-                "`label_names = {names}`: expected at least two names, all different"
-            )));
-        }
-        let names = options.label_names.as_deref().or_else(|| train.names_of_lists());
-        let labels = Labels::of(&train, options.task, names)?;
-        let labels = match &options.positive_class {
-            Some(class) => labels.with_positive(class)?,
-            None => labels,
-        };
-        let others = dev.iter().chain(&test).flat_map(|split| &split.warnings);
-        let mut warnings: Vec<String> = train.warnings.iter().chain(others).cloned().collect();
-        warnings.extend(suspicions(&train, &labels, options.task));
         if options.reads_first && !labels.of_words() && tokens.special_tokens(false) == 0 {
             let file = tokens.file().display();
             warnings
                 .push(format!("{file}: adds no special tokens, and the encoder's head reads the first one"));
         }
-        let dev = match dev {
-            Some(dev) => dev,
-            None => hold_out(&mut train, &labels, &mut warnings)?,
-        };
         let train = Split::encode(train, &labels, tokens, options)?;
         if let Some(only) = only_class(&train.facts.per_class).filter(|_| labels.task() != Task::MultiLabel) {
             let class = labels.names()[only].clone();
@@ -232,6 +352,7 @@ impl Dataset {
             label_column: columns.label.unwrap_or_default(),
             max_length: options.max_length,
             over_length: options.over_length.name().into(),
+            sources,
         };
         Ok(Dataset { train, dev, test, labels, facts, warnings })
     }
@@ -252,7 +373,7 @@ impl Split {
     ) -> Result<(Self, Vec<String>), Error> {
         let found = SplitFiles::find(path)?;
         let mut warnings = Vec::new();
-        let (files, part) = found.part(name, options.trained_on.as_deref())?;
+        let (files, part) = found.part(name, &options.trained_on)?;
         let raw = if part == Part::All {
             let raw = RawSplit::read(name, files, &options.columns, options.bad_rows)?;
             warnings.extend(raw.warnings.iter().cloned());
@@ -329,7 +450,8 @@ impl Split {
             let (path, rows) = (raw.files[0].clone(), lengths.len());
             return Err(Error::AllDropped { path, rows, max_length: limit });
         }
-        let (per_class, label_range) = label_facts(&examples, labels);
+        let (per_class, label_range) =
+            label_counts(examples.iter().map(|example| example.label.as_ref()), labels);
         let facts = raw.facts(examples.iter().map(|example| example.ids.len()), lengths, limit);
         let unknown = examples.iter().map(|example| tokens.count_unknown(&example.ids)).sum();
         let facts = SplitFacts {
@@ -472,11 +594,14 @@ fn only_class(per_class: &[usize]) -> Option<usize> {
 }
 
 /// The number of rows or words of each class, and the smallest, mean and largest value of a regression.
-fn label_facts(examples: &[Example], labels: &Labels) -> (Vec<usize>, Option<(f64, f64, f64)>) {
+pub(crate) fn label_counts<'a>(
+    of_rows: impl Iterator<Item = Option<&'a Label>>,
+    labels: &Labels,
+) -> (Vec<usize>, Option<(f64, f64, f64)>) {
     let mut per_class = vec![0; labels.names().len()];
     let mut values = Vec::new();
-    for example in examples {
-        match &example.label {
+    for label in of_rows {
+        match label {
             Some(Label::Value(value)) => values.push(f64::from(*value)),
             Some(label) => label.classes().iter().for_each(|&class| per_class[class] += 1),
             None => per_class.clear(),

@@ -64,6 +64,9 @@ pub enum Error {
     /// The usual names fit no column, or several.
     #[error("{place}: {what}; columns: {}; name it with {options}", list(.columns))]
     Columns { place: Place, what: String, columns: Vec<String>, options: &'static str },
+    /// Rows of several sources that cannot be trained on together.
+    #[error("{} and {} do not go together: {what}", .one.display(), .other.display())]
+    Sources { one: PathBuf, other: PathBuf, what: String },
     #[error("{}: every row has the label {class}; training needs at least two classes", .path.display())]
     OneClass { path: PathBuf, class: String },
     #[error("{}: every row has the label {value}; a regression needs labels that differ", .path.display())]

@@ -305,8 +305,8 @@ impl SplitFiles {
     ///
     /// # Errors
     /// The split is missing; the message lists what is there.
-    pub fn part(&self, split: SplitName, trained_on: Option<&Path>) -> Result<(&[PathBuf], Part), Error> {
-        if self.single && !trained_on.is_some_and(|path| same(path, &self.folder)) {
+    pub fn part(&self, split: SplitName, trained_on: &[PathBuf]) -> Result<(&[PathBuf], Part), Error> {
+        if self.single && !trained_on.iter().any(|path| same(path, &self.folder)) {
             return Ok((self.of(SplitName::Train)?, Part::All));
         }
         let holds_out =
@@ -397,8 +397,9 @@ mod tests {
 
     #[test]
     fn rows_that_training_holds_out() {
-        let part = |found: &SplitFiles, split, trained: Option<&Path>| {
-            found.part(split, trained).map(|(_, part)| part)
+        let part = |found: &SplitFiles, split, trained: Option<&PathBuf>| {
+            let trained: Vec<PathBuf> = trained.into_iter().cloned().collect();
+            found.part(split, &trained).map(|(_, part)| part)
         };
         let whole = among(&["train.jsonl", "dev.jsonl"]).unwrap();
         assert_eq!(part(&whole, SplitName::Train, None).unwrap(), Part::All);

@@ -201,6 +201,20 @@ impl Labels {
         }
     }
 
+    /// A label as people read it: the names of its classes, or its value.
+    pub(crate) fn describe(&self, label: &Label) -> String {
+        let names = |classes: &[usize], between: &str| {
+            classes.iter().map(|&class| self.names()[class].as_str()).collect::<Vec<_>>().join(between)
+        };
+        match label {
+            Label::Class(class) => self.names()[*class].clone(),
+            Label::Set(classes) if classes.is_empty() => "none".to_string(),
+            Label::Set(classes) => names(classes, ", "),
+            Label::Tags(classes) => names(classes, " "),
+            Label::Value(value) => value.to_string(),
+        }
+    }
+
     /// Whether classes are named by whole numbers.
     fn are_integers(&self) -> bool {
         self.names().iter().any(|name| name.parse::<i64>().is_ok())

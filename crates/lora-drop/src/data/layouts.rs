@@ -18,6 +18,8 @@ pub(super) enum RowKind {
 /// compared without regard to case.
 pub(super) struct Layout {
     pub rows: RowKind,
+    /// What rows of it are called.
+    pub name: &'static str,
     /// The text, the first text of a pair, the words, the prompt or the conversation.
     pub text: &'static str,
     /// The second text of a pair, the words' tags, or the completion, by one of these names; empty if
@@ -25,26 +27,35 @@ pub(super) struct Layout {
     pub second: &'static [&'static str],
     /// What follows the prompt on a new line, where it has text.
     pub input: &'static [&'static str],
+    /// Whether it counts only where no other layout fits.
+    pub last: bool,
 }
 
+const SINGLE: &str = "text with a label";
+const WORDS: &str = "words with their tags";
+const PAIR: &str = "pair of texts with a label";
+const COMPLETION: &str = "prompt with a completion";
+const CONVERSATION: &str = "conversation";
+const TEXT: &str = "plain text";
+
 const fn single(text: &'static str) -> Layout {
-    pair(text, &[])
+    Layout { rows: RowKind::Labelled, name: SINGLE, text, second: &[], input: &[], last: false }
 }
 
 const fn pair(text: &'static str, second: &'static [&'static str]) -> Layout {
-    Layout { rows: RowKind::Labelled, text, second, input: &[] }
+    Layout { name: PAIR, second, ..single(text) }
 }
 
 const fn words(text: &'static str) -> Layout {
-    Layout { rows: RowKind::Words, text, second: TAGS, input: &[] }
+    Layout { rows: RowKind::Words, name: WORDS, second: TAGS, ..single(text) }
 }
 
-const fn completion(prompt: &'static str, second: &'static [&'static str]) -> Layout {
-    Layout { rows: RowKind::Texts(TextKind::Completion), text: prompt, second, input: &[] }
+const fn completion(name: &'static str, prompt: &'static str, second: &'static [&'static str]) -> Layout {
+    Layout { rows: RowKind::Texts(TextKind::Completion), name, second, ..single(prompt) }
 }
 
-const fn whole(kind: TextKind, text: &'static str) -> Layout {
-    Layout { rows: RowKind::Texts(kind), text, second: &[], input: &[] }
+const fn whole(kind: TextKind, name: &'static str, text: &'static str) -> Layout {
+    Layout { rows: RowKind::Texts(kind), name, ..single(text) }
 }
 
 /// The known layouts.
@@ -75,19 +86,28 @@ pub(super) const LAYOUTS: &[Layout] = &[
     words("tokens"),
     words("words"),
     // Prompts with completions, as texts or as turns.
-    completion("prompt", &["completion", "response"]),
-    Layout { input: &["input", "context"], ..completion("instruction", &["output", "response"]) },
-    completion("question", &["answer"]),
-    completion("document", &["summary"]),
-    completion("dialogue", &["summary"]),
-    completion("article", &["highlights"]),
-    completion("source", &["target"]),
-    completion("input", &["output"]),
+    completion(COMPLETION, "prompt", &["completion", "response"]),
+    Layout {
+        input: &["input", "context"],
+        ..completion("instruction with its answer", "instruction", &["output", "response"])
+    },
+    completion("question with its answer", "question", &["answer", "response"]),
+    Layout {
+        input: &["context"],
+        ..completion("question about a context, with its answers", "question", &["answers"])
+    },
+    completion("document with its summary", "document", &["summary"]),
+    completion("dialogue with its summary", "dialogue", &["summary"]),
+    completion("article with its highlights", "article", &["highlights"]),
+    completion("source with its target", "source", &["target"]),
+    completion("input with its output", "input", &["output"]),
+    completion("data with its description", "meaning_representation", &["human_reference", "target"]),
     // Conversations.
-    whole(TextKind::Messages, "messages"),
-    whole(TextKind::Messages, "conversations"),
+    whole(TextKind::Messages, CONVERSATION, "messages"),
+    whole(TextKind::Messages, CONVERSATION, "conversations"),
+    Layout { last: true, ..whole(TextKind::Messages, "preferred conversation", "chosen") },
     // Plain text.
-    whole(TextKind::Text, "text"),
+    whole(TextKind::Text, TEXT, "text"),
 ];
 
 /// Columns of the tags of words.
@@ -128,6 +148,25 @@ pub(super) const TOOLS: &[&str] = &["tools"];
 /// Columns of texts that generated ones are compared with.
 pub(super) const REFERENCES: &[&str] = &["references"];
 
+/// Columns of rows that are no examples by themselves, and what to do with them.
+const PARTS: &[(&[&str], &str)] = &[
+    (
+        &["message_id", "parent_id", "text"],
+        "each row is one message of a tree; follow `parent_id` from each last message up to its first, and write the \
+         messages on the way as one row with `messages`",
+    ),
+    (
+        &["instruction", "instances"],
+        "each row has a list of instances; write each of them as a row with `instruction`, `input` and `output`",
+    ),
+];
+
+/// What to do with rows of these columns before they are examples; None if they are.
+pub(super) fn parts_of_examples(is_column: impl Fn(&str) -> bool) -> Option<&'static str> {
+    let all = |names: &&[&str]| names.iter().all(|name| is_column(name));
+    PARTS.iter().find(|(names, _)| all(names)).map(|(_, advice)| *advice)
+}
+
 /// Columns that are not read, but that look as if the model should see them.
 const PROMPT_LIKE: &[&str] = &[
     "context",
@@ -152,6 +191,31 @@ impl Layout {
     /// The layouts of rows of this kind.
     pub fn of(rows: RowKind) -> impl Iterator<Item = &'static Layout> + Clone {
         LAYOUTS.iter().filter(move |layout| layout.rows == rows)
+    }
+
+    /// Whether the second column can be this one; None is not known yet.
+    pub fn fits(&self, second: Option<&str>) -> bool {
+        second.is_none_or(|name| self.second.iter().any(|known| known.eq_ignore_ascii_case(name)))
+    }
+
+    /// What rows with these columns are called: by the known layout, or by their kind alone where
+    /// the user has named other columns.
+    pub fn name_of(rows: RowKind, text: &str, second: Option<&str>) -> &'static str {
+        let known = Layout::of(rows).find(|layout| {
+            let same = layout.text.eq_ignore_ascii_case(text) && layout.fits(second);
+            same && (second.is_some() || layout.second.is_empty())
+        });
+        known.map_or_else(
+            || match (rows, second) {
+                (RowKind::Labelled, None) => SINGLE,
+                (RowKind::Labelled, Some(_)) => PAIR,
+                (RowKind::Words, _) => WORDS,
+                (RowKind::Texts(TextKind::Completion), _) => COMPLETION,
+                (RowKind::Texts(TextKind::Messages), _) => CONVERSATION,
+                (RowKind::Texts(TextKind::Text), _) => TEXT,
+            },
+            |layout| layout.name,
+        )
     }
 }
 

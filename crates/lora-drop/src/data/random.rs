@@ -11,6 +11,8 @@ pub mod stream {
     pub const SAMPLE: u64 = 0x7361_6d70_6c65;
     /// The rows that are held out as dev.
     pub(crate) const HOLD_OUT: u64 = 0x686f_6c64_6f75;
+    /// The rows of a source that come once more than its others in an epoch.
+    pub(crate) const REPEATED: u64 = 0x7265_7065_6174;
     /// The rows of a draw of dev for a metric's standard error; the seed is the draw's number.
     pub(crate) const BOOTSTRAP: u64 = 0x626f_6f74_7374;
 }

@@ -17,8 +17,9 @@ use super::raw_label::RawLabel;
 use super::row_text::RowText;
 use super::rows::{ClassNames, Row, Rows};
 use super::sample;
+use super::sources::OfFile;
 use crate::settings::BadRows;
-use crate::summary::SplitFacts;
+use crate::summary::{LengthRange, SplitFacts};
 
 /// The fraction of train that is held out if there is no dev split.
 const HOLD_OUT: f64 = 0.1;
@@ -32,6 +33,12 @@ pub struct RawRows<C, R> {
     /// The columns, as the first file spells them.
     pub columns: C,
     pub rows: Vec<R>,
+    /// Number of rows that are wrong and left out.
+    pub left_out: usize,
+    /// Number of blank rows that were passed over.
+    pub blank: usize,
+    /// Columns with values that are not read.
+    pub unread: Vec<String>,
     /// The first file's names for a column's class numbers.
     pub class_names: ClassNames,
     /// What the user should know of rows that were left out and of columns that are not read.
@@ -51,6 +58,12 @@ pub struct RawRow {
     pub file: usize,
     /// Line in the file, from 1; the row's number if the format has no lines.
     pub line: usize,
+}
+
+impl OfFile for RawRow {
+    fn file_mut(&mut self) -> &mut usize {
+        &mut self.file
+    }
 }
 
 /// How the rows of one kind are read.
@@ -75,6 +88,11 @@ pub(super) trait ReadRows {
 }
 
 impl<C: Clone, R> RawRows<C, R> {
+    fn new(name: SplitName, files: Vec<PathBuf>, columns: C, rows: Vec<R>) -> Self {
+        let (unread, class_names, warnings) = (Vec::new(), ClassNames::new(), Vec::new());
+        RawRows { name, files, columns, rows, left_out: 0, blank: 0, unread, class_names, warnings }
+    }
+
     /// Reads a split's files (at least one). Rows that are wrong are an error or left out, as
     /// `bad_rows` says.
     ///
@@ -146,10 +164,13 @@ impl<C: Clone, R> RawRows<C, R> {
             _ => return Err(left_out.first.unwrap_or_else(no_rows)),
         };
         // The other splits have the same columns.
-        unread.retain(|column| name == SplitName::Train && how.looks_read(&columns, column));
-        let warnings = [left_out.warning(name), blank_rows(name, &blank), unread_columns(name, &unread)];
+        let suspicious = |column: &&String| name == SplitName::Train && how.looks_read(&columns, column);
+        let suspicious: Vec<String> = unread.iter().filter(suspicious).cloned().collect();
+        let warnings = [left_out.warning(name), blank_rows(name, &blank), unread_columns(name, &suspicious)];
         let warnings = warnings.into_iter().flatten().collect();
-        Ok(RawRows { name, files: files.to_vec(), columns, rows, class_names, warnings })
+        let (left_out, blank) = (left_out.count, blank.len());
+        let rows = RawRows::new(name, files.to_vec(), columns, rows);
+        Ok(RawRows { left_out, blank, unread, class_names, warnings, ..rows })
     }
 
     /// A split of rows in memory; `read` checks a row and is given its number, from 1.
@@ -168,8 +189,7 @@ impl<C: Clone, R> RawRows<C, R> {
         }
         let read = |(row, number)| read(row, number).map_err(|e| Error::row(&file, number, e));
         let rows = rows.into_iter().zip(1..).map(read).collect::<Result<_, _>>()?;
-        let class_names = ClassNames::new();
-        Ok(RawRows { name, files: vec![file], columns, rows, class_names, warnings: Vec::new() })
+        Ok(RawRows::new(name, vec![file], columns, rows))
     }
 
     /// Moves the rows of train that stand in for dev into a split of their own; `labels` are those
@@ -179,10 +199,9 @@ impl<C: Clone, R> RawRows<C, R> {
         sample::hold_out(labels, HOLD_OUT).into_iter().for_each(|row| held[row] = true);
         let mut held = held.into_iter();
         let dev: Vec<R> = self.rows.extract_if(.., |_| held.next() == Some(true)).collect();
-        let (files, columns, class_names) =
-            (self.files.clone(), self.columns.clone(), self.class_names.clone());
-        let name = SplitName::Dev;
-        let dev = RawRows { name, files, columns, rows: dev, class_names, warnings: Vec::new() };
+        let (files, columns) = (self.files.clone(), self.columns.clone());
+        let rows = RawRows::new(SplitName::Dev, files, columns, dev);
+        let dev = RawRows { class_names: self.class_names.clone(), ..rows };
         (!dev.rows.is_empty()).then_some(dev)
     }
 
@@ -206,11 +225,35 @@ impl<C: Clone, R> RawRows<C, R> {
             tokens,
             shortest: lengths.first().copied().unwrap_or(0),
             median_length: lengths.get(lengths.len() / 2).copied().unwrap_or(0),
+            length_95: lengths.get(lengths.len() * 95 / 100).copied().unwrap_or(0),
             longest: lengths.last().copied().unwrap_or(0),
+            lengths: length_ranges(&lengths),
             over_long: lengths.iter().filter(|&&length| length > limit).count(),
             ..SplitFacts::default()
         }
     }
+}
+
+/// The most ranges of a histogram of lengths.
+const RANGES: usize = 10;
+
+/// A histogram of sorted lengths: ranges of one width up to about the 98th percentile, and in the
+/// last one also all longer rows.
+fn length_ranges(lengths: &[usize]) -> Vec<LengthRange> {
+    let Some(&longest) = lengths.last() else { return Vec::new() };
+    let most = lengths[lengths.len() * 98 / 100].max(1);
+    // 1, 2, 5, 10, 20, 50, ...
+    let steps = (0..).flat_map(|power| [1, 2, 5].map(|step| step * 10_usize.pow(power)));
+    let width = steps.into_iter().find(|&width| most.div_ceil(width) <= RANGES).unwrap_or(most);
+    let count = most.div_ceil(width);
+    let range = |i: usize| {
+        let last = i + 1 == count;
+        let (from, to) = (i * width + 1, if last { longest } else { (i + 1) * width });
+        let below = |limit: usize| lengths.partition_point(|&length| length < limit);
+        LengthRange { from, to, rows: below(to + 1) - if i == 0 { 0 } else { below(from) } }
+    };
+    let first = lengths[0].saturating_sub(1) / width;
+    (first..count).map(range).collect()
 }
 
 /// Rows that are wrong and left out.

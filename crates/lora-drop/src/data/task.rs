@@ -1,10 +1,12 @@
 //! The rows of a run, for either task: labelled rows for a head, or texts whose tokens are learned.
 
-use std::path::Path;
-
 use super::files::SplitFiles;
-use super::text::{Targets, TextColumnNames, TextColumns, TextDataset, TextExample, TextKind};
-use super::{ColumnNames, Columns, Dataset, Error, Example, Label, LabelColumn, Labels, Rows, SplitName};
+use super::text::{RawTexts, Targets, TextColumns, TextDataset, TextExample, TextKind, TextProblem};
+use super::{
+    Columns, Dataset, Error, Example, Label, LabelColumn, Labels, Problem, RawDataset, Rows, SplitName,
+};
+use crate::reading::Reading;
+use crate::settings::{DataSource, RowSettings};
 use crate::summary::DataFacts;
 
 /// A data set to train on.
@@ -14,6 +16,13 @@ pub enum TaskData {
     Labelled(Box<Dataset>),
     /// Texts, for a decoder that predicts tokens.
     Text(Box<TextDataset>),
+}
+
+/// A data set before tokenising.
+#[derive(Clone, Debug)]
+pub enum RawTask {
+    Labelled(Box<RawDataset>),
+    Text(Box<RawTexts>),
 }
 
 /// Tokenised rows of a split, as in [`TaskData`].
@@ -123,23 +132,28 @@ impl TaskRows<'_> {
     }
 }
 
-/// The label column of rows that may be meant for a head: train's first row has a text and a label,
-/// and is neither a prompt with a completion nor a conversation.
+/// The label column of rows that may be meant for a head: the first row of a source's train has a
+/// text and a label, and is neither a prompt with a completion nor a conversation.
 ///
 /// # Errors
 /// There is no train file, or its first row cannot be read.
-pub(crate) fn label_beside_text(
-    path: &Path,
-    labelled: &ColumnNames,
-    texts: &TextColumnNames,
-) -> Result<Option<String>, Error> {
-    let found = SplitFiles::find(path)?;
-    let Some(file) = found.of(SplitName::Train)?.first() else { return Ok(None) };
-    let Some(row) = Rows::open(file)?.next().transpose()? else { return Ok(None) };
-    let as_texts = TextColumns::choose(&row, file, texts, Targets::Required);
-    if as_texts.is_ok_and(|columns| columns.kind != TextKind::Text) {
-        return Ok(None);
+pub(crate) fn label_beside_text(sources: &[DataSource], rows: &RowSettings) -> Result<Option<String>, Error> {
+    let Reading { columns: labelled, texts, .. } = Reading::of(rows, Vec::new());
+    for source in sources {
+        let found = SplitFiles::find(source.place())?;
+        let Some(file) = found.of(SplitName::Train)?.first() else { continue };
+        let Some(row) = Rows::open(file)?.next().transpose()? else { continue };
+        match TextColumns::choose(&row, file, &texts, Targets::Required) {
+            Ok(columns) if columns.kind != TextKind::Text => continue,
+            Err(error @ Error::Row { problem: Problem::Text(TextProblem::Parts { .. }), .. }) => {
+                return Err(error);
+            }
+            _ => {}
+        }
+        let columns = Columns::choose(&row, file, &labelled, LabelColumn::Required);
+        if let Some(label) = columns.ok().and_then(|columns| columns.label) {
+            return Ok(Some(label));
+        }
     }
-    let columns = Columns::choose(&row, file, labelled, LabelColumn::Required);
-    Ok(columns.ok().and_then(|columns| columns.label))
+    Ok(None)
 }

@@ -3,19 +3,13 @@
 
 use crate::Result;
 use crate::data::Tokens;
-
-/// The character to which a byte of an incomplete character is decoded.
-const INCOMPLETE: char = '\u{fffd}';
+use crate::data::pieces::PieceDecoder;
 
 /// Decodes one text's tokens, one after the other.
 #[derive(Clone)]
 pub struct StreamDecoder<'a> {
-    tokens: &'a Tokens,
+    pieces: PieceDecoder<'a>,
     stop: &'a [String],
-    /// The tokens of the last text that was added to `held`, `read` in number, and those after
-    /// them. They are decoded together, because decoders treat a text's first token differently.
-    window: Vec<u32>,
-    read: usize,
     /// Text that may be the beginning of a stop string.
     held: String,
     stopped: bool,
@@ -24,7 +18,7 @@ pub struct StreamDecoder<'a> {
 impl<'a> StreamDecoder<'a> {
     /// A decoder for a text that ends before the first of the `stop` strings.
     pub fn new(tokens: &'a Tokens, stop: &'a [String]) -> Self {
-        StreamDecoder { tokens, stop, window: Vec::new(), read: 0, held: String::new(), stopped: false }
+        StreamDecoder { pieces: PieceDecoder::new(tokens, false), stop, held: String::new(), stopped: false }
     }
 
     /// The whole text of these tokens, up to the first stop string.
@@ -49,13 +43,10 @@ impl<'a> StreamDecoder<'a> {
         if self.stopped {
             return Ok(String::new());
         }
-        self.window.push(id);
-        let new = self.unread()?;
-        if new.is_empty() || new.ends_with(INCOMPLETE) {
-            return Ok(String::new());
+        let new = self.pieces.push(id)?;
+        if new.is_empty() {
+            return Ok(new);
         }
-        self.window.drain(..self.read);
-        self.read = self.window.len();
         self.held += &new;
         Ok(self.release(false))
     }
@@ -68,22 +59,13 @@ impl<'a> StreamDecoder<'a> {
         if self.stopped {
             return Ok(String::new());
         }
-        self.held += &self.unread()?;
-        self.read = self.window.len();
+        self.held += &self.pieces.finish()?;
         Ok(self.release(true))
     }
 
     /// Whether a stop string was found.
     pub fn stopped(&self) -> bool {
         self.stopped
-    }
-
-    /// Text of the tokens that is not in `held` yet.
-    fn unread(&self) -> Result<String> {
-        let before = self.tokens.decode(&self.window[..self.read])?;
-        let mut now = self.tokens.decode(&self.window)?;
-        let at = before.chars().zip(now.chars()).take_while(|(a, b)| a == b).map(|(a, _)| a.len_utf8()).sum();
-        Ok(now.split_off(at))
     }
 
     /// Takes from `held` the text in which no stop string can begin, or all of it at the end. A

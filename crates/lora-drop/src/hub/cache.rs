@@ -45,7 +45,7 @@ impl fmt::Display for PlainName {
 }
 
 /// A file's path in a repository: plain names with slashes between them.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct PlainPath(String);
 
 impl PlainPath {
@@ -69,13 +69,45 @@ impl PlainPath {
     }
 }
 
+impl From<PlainName> for PlainPath {
+    fn from(name: PlainName) -> Self {
+        PlainPath(name.0)
+    }
+}
+
 impl fmt::Display for PlainPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
 }
 
-/// One model's part of the cache.
+/// What a repository holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RepoKind {
+    Model,
+    Data,
+}
+
+impl RepoKind {
+    /// In the hub's addresses and in the cache.
+    pub fn plural(self) -> &'static str {
+        match self {
+            RepoKind::Model => "models",
+            RepoKind::Data => "datasets",
+        }
+    }
+
+    /// In messages.
+    #[cfg_attr(not(feature = "hub"), allow(dead_code, reason = "only downloads have messages"))]
+    pub fn name(self) -> &'static str {
+        match self {
+            RepoKind::Model => "model",
+            RepoKind::Data => "data set",
+        }
+    }
+}
+
+/// One model's or data set's part of the cache.
 pub(super) struct RepoCache {
     /// `cache/models--org--name`
     root: PathBuf,
@@ -85,8 +117,8 @@ pub(super) struct RepoCache {
 
 impl RepoCache {
     /// `id` is `org/name` or `name`, as `HubName` has checked it.
-    pub fn new(cache: &Path, id: &str) -> Self {
-        let folder = format!("models--{}", id.replace('/', "--"));
+    pub fn new(cache: &Path, kind: RepoKind, id: &str) -> Self {
+        let folder = format!("{}--{}", kind.plural(), id.replace('/', "--"));
         RepoCache { root: cache.join(&folder), locks: cache.join(".locks").join(&folder) }
     }
 
@@ -103,6 +135,11 @@ impl RepoCache {
     /// The file that becomes the blob when it is whole.
     pub fn partial(&self, etag: &PlainName) -> PathBuf {
         self.root.join("blobs").join(format!("{etag}.incomplete"))
+    }
+
+    /// The list of the files that were downloaded of a data set, by revision and configuration.
+    pub fn list(&self, name: &str) -> PathBuf {
+        self.root.join("lora-drop").join(format!("{}.json", name.replace('/', "--")))
     }
 
     /// The folder of a revision (a branch, a tag or a commit), or this GGUF file in it (of several

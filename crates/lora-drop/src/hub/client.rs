@@ -15,7 +15,7 @@ use ureq::typestate::WithoutBody;
 use ureq::{Agent, Body};
 
 use super::GgufModel;
-use super::cache::{INDEX, PlainName, PlainPath, WEIGHTS};
+use super::cache::{INDEX, PlainName, PlainPath, RepoKind, WEIGHTS};
 use crate::Cancel;
 
 /// Where models come from unless HF_ENDPOINT says otherwise.
@@ -47,7 +47,7 @@ pub(super) enum Fault {
     Interrupted,
 }
 
-/// A model's description.
+/// A repository's description.
 #[derive(serde::Deserialize)]
 pub(super) struct Info {
     /// The commit.
@@ -55,7 +55,7 @@ pub(super) struct Info {
     pub siblings: Vec<Sibling>,
 }
 
-/// A file of a model.
+/// A file of a repository.
 #[derive(serde::Deserialize)]
 pub(super) struct Sibling {
     #[serde(rename = "rfilename")]
@@ -101,6 +101,7 @@ pub(super) struct Client<'a> {
     token: Option<&'a str>,
     timeout: Duration,
     cancel: &'a Cancel,
+    kind: RepoKind,
 }
 
 impl<'a> Client<'a> {
@@ -113,6 +114,7 @@ impl<'a> Client<'a> {
         token: Option<&'a str>,
         timeout: Duration,
         cancel: &'a Cancel,
+        kind: RepoKind,
     ) -> Result<Self, String> {
         let endpoint = endpoint.unwrap_or(PUBLIC_HUB);
         let origin = endpoint
@@ -139,7 +141,7 @@ impl<'a> Client<'a> {
             .timeout_per_read(limit)
             .timeout_per_write(limit)
             .build();
-        Ok(Client { agent: Agent::new_with_config(config), endpoint, origin, token, timeout, cancel })
+        Ok(Client { agent: Agent::new_with_config(config), endpoint, origin, token, timeout, cancel, kind })
     }
 
     /// The agent, for another thread, which ends all connections by shutting it down.
@@ -147,11 +149,11 @@ impl<'a> Client<'a> {
         self.agent.clone()
     }
 
-    /// The description of a model at a revision, with the sizes of its files or without.
+    /// The description of a repository at a revision, with the sizes of its files or without.
     pub fn info(&self, id: &str, revision: &str, sizes: bool) -> Result<Info, Fault> {
         let query = if sizes { "?blobs=true" } else { "" };
-        let revision = revision.replace('/', "%2F");
-        let url = format!("{}/api/models/{id}/revision/{revision}{query}", self.endpoint);
+        let (kind, revision) = (self.kind.plural(), revision.replace('/', "%2F"));
+        let url = format!("{}/api/{kind}/{id}/revision/{revision}{query}", self.endpoint);
         let response = self.get(address(&url)?, None)?;
         let mut body = response.into_body().into_reader().take(LONGEST_DESCRIPTION + 1);
         // Its progress is not shown, so the whole of it must arrive in time.
@@ -168,11 +170,12 @@ impl<'a> Client<'a> {
                 return Err(Fault::Silent);
             }
         }
-        serde_json::from_slice(&text)
-            .map_err(|e| Fault::Odd(format!("its description of the model is not what was expected: {e}")))
+        serde_json::from_slice(&text).map_err(|e| {
+            Fault::Odd(format!("its description of the {} is not what was expected: {e}", self.kind.name()))
+        })
     }
 
-    /// Asks for the metadata of a model's file at a commit.
+    /// Asks for the metadata of a file at a commit.
     pub fn metadata(&self, id: &str, commit: &PlainName, file: &PlainPath) -> Result<Metadata, Fault> {
         // A redirect to the storage of large files describes the file; one to another name on the
         // hub does not.
@@ -229,7 +232,8 @@ impl<'a> Client<'a> {
     }
 
     fn file(&self, id: &str, commit: &PlainName, file: &PlainPath) -> Result<Uri, Fault> {
-        address(&format!("{}/{id}/resolve/{commit}/{file}", self.endpoint))
+        let folder = if self.kind == RepoKind::Data { "datasets/" } else { "" };
+        address(&format!("{}/{folder}{id}/resolve/{commit}/{file}", self.endpoint))
     }
 
     /// Asks for content, from this byte on, and follows redirects.

@@ -1,11 +1,13 @@
-//! The download of a model into the cache, file by file, and what to do if it fails.
+//! The download of a model or a data set into the cache, file by file, and what to do if it fails.
 
 use std::fs::{self, File};
 use std::path::PathBuf;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use super::cache::{INDEX, PlainName, PlainPath, RepoCache, WEIGHTS, is_complete, shards, whole_gguf};
+use super::cache::{
+    INDEX, PlainName, PlainPath, RepoCache, RepoKind, WEIGHTS, is_complete, shards, whole_gguf,
+};
 use super::client::{Client, Fault, Info, Metadata};
 use super::{Download, GgufModel, HubName, HubOptions};
 use crate::panics::caught;
@@ -35,7 +37,7 @@ pub(super) fn model(
     cancel: &Cancel,
     progress: &mut dyn FnMut(Download<'_>),
 ) -> Result<PathBuf> {
-    connected(options, name, cache, model, cancel, progress, |fetch| fetch.run())
+    connected(options, name, RepoKind::Model, cache, model, cancel, progress, |fetch| fetch.model())
 }
 
 /// The GGUF models that a name without a file may mean; see `HubOptions::gguf_models`.
@@ -46,26 +48,29 @@ pub(super) fn gguf_models(
     model: &str,
     cancel: &Cancel,
 ) -> Result<Vec<GgufModel>> {
-    connected(options, name, cache, model, cancel, &mut |_| {}, |fetch| {
+    connected(options, name, RepoKind::Model, cache, model, cancel, &mut |_| {}, |fetch| {
         let info = fetch.info(true)?;
         let models = info.gguf_models();
         Ok(if info.is_gguf() && models.len() > 1 { models } else { Vec::new() })
     })
 }
 
-/// Runs something with a connection to the hub, which ends when `cancel` is raised.
-fn connected<T>(
+/// Runs something with a connection to the hub, which ends when `cancel` is raised. `given` is the
+/// name as the user gave it.
+#[expect(clippy::too_many_arguments, reason = "the fields of a Fetch")]
+pub(super) fn connected<T>(
     options: &HubOptions,
     name: &HubName,
+    kind: RepoKind,
     cache: RepoCache,
-    model: &str,
+    given: &str,
     cancel: &Cancel,
     progress: &mut dyn FnMut(Download<'_>),
     run: impl FnOnce(&mut Fetch) -> Result<T>,
 ) -> Result<T> {
-    let problem = |problem: String| Error::Input(format!("{model}: {problem}"));
-    let client = Client::new(options.endpoint.as_deref(), options.token.as_deref(), options.timeout, cancel);
-    let client = client.map_err(problem)?;
+    let problem = |problem: String| Error::Input(format!("{given}: {problem}"));
+    let (endpoint, token) = (options.endpoint.as_deref(), options.token.as_deref());
+    let client = Client::new(endpoint, token, options.timeout, cancel, kind).map_err(problem)?;
     std::thread::scope(|scope| {
         // A read waits for the network, so a second thread shuts the connections down.
         let agent = client.agent();
@@ -77,33 +82,31 @@ fn connected<T>(
                 }
             }
         });
-        let mut fetch = Fetch { options, name, cache, client, model, cancel, progress };
+        let mut fetch = Fetch { options, name, kind, cache, client, given, cancel, progress };
         let found = caught(|| run(&mut fetch));
         drop(done);
         found.unwrap_or_else(|panic| Err(problem(format!("the download failed: {panic}"))))
     })
 }
 
-/// One model's download.
-struct Fetch<'a> {
+/// One download.
+pub(super) struct Fetch<'a> {
     options: &'a HubOptions,
-    name: &'a HubName,
-    cache: RepoCache,
-    client: Client<'a>,
-    /// As the user gave it, for messages.
-    model: &'a str,
+    pub name: &'a HubName,
+    kind: RepoKind,
+    pub cache: RepoCache,
+    pub client: Client<'a>,
+    /// The name as the user gave it, for messages.
+    given: &'a str,
     cancel: &'a Cancel,
     progress: &'a mut dyn FnMut(Download<'_>),
 }
 
 impl Fetch<'_> {
-    fn run(&mut self) -> Result<PathBuf> {
+    fn model(&mut self) -> Result<PathBuf> {
         let info = self.info(false)?;
         let has = |name: &str| info.has(name);
-        // Files are asked for by commit, as the branch may move between two files.
-        let commit = PlainName::new(&info.sha).ok_or_else(|| {
-            self.problem(format!("the hub gives its commit as {:?}, which is not a valid name", info.sha))
-        })?;
+        let commit = self.commit(&info)?;
         let weights = if has(WEIGHTS) { WEIGHTS } else { INDEX };
         if self.name.file.is_some() || info.is_gguf() {
             return self.gguf(&info, &commit);
@@ -121,7 +124,7 @@ impl Fetch<'_> {
                 if !has(shard.as_str()) {
                     return Err(self.problem(format!("{INDEX} names {shard}, which the model does not have")));
                 }
-                self.get(&commit, &shard)?;
+                self.get(&commit, &shard.into())?;
             }
         }
         let found = is_complete(&folder).then(|| folder.clone());
@@ -159,15 +162,15 @@ impl Fetch<'_> {
             return self.problem(format!("{problem}, and no GGUF files"));
         };
         let name = match self.name.file {
-            Some(_) => self.model.rsplit_once(':').map_or(self.model, |(name, _)| name),
-            None => self.model,
+            Some(_) => self.given.rsplit_once(':').map_or(self.given, |(name, _)| name),
+            None => self.given,
         };
         let listed = models.iter().map(GgufModel::described).collect::<Vec<_>>().join(", ");
         self.problem(format!("{problem}; give one of its GGUF models, as in {name}:{}: {listed}", first.file))
     }
 
-    /// The description of the model, with the sizes of its files or without.
-    fn info(&self, sizes: bool) -> Result<Info> {
+    /// The description of the repository, with the sizes of its files or without.
+    pub fn info(&self, sizes: bool) -> Result<Info> {
         let info = self.client.info(&self.name.id, &self.name.revision, sizes);
         info.map_err(|e| self.explain(e, None))
     }
@@ -183,8 +186,16 @@ impl Fetch<'_> {
         Ok(found)
     }
 
+    /// The commit of a description. Files are asked for by it, as the branch may move between two
+    /// files.
+    pub fn commit(&self, info: &Info) -> Result<PlainName> {
+        PlainName::new(&info.sha).ok_or_else(|| {
+            self.problem(format!("the hub gives its commit as {:?}, which is not a valid name", info.sha))
+        })
+    }
+
     /// Downloads one file into the commit's folder unless it is there.
-    fn get(&mut self, commit: &PlainName, file: &PlainPath) -> Result<()> {
+    pub fn get(&mut self, commit: &PlainName, file: &PlainPath) -> Result<()> {
         if self.cache.snapshot(commit).join(file.as_str()).exists() {
             return Ok(());
         }
@@ -293,15 +304,15 @@ impl Fetch<'_> {
         }
     }
 
-    fn problem(&self, problem: String) -> Error {
-        Error::Input(format!("{}: {problem}", self.model))
+    pub fn problem(&self, problem: String) -> Error {
+        Error::Input(format!("{}: {problem}", self.given))
     }
 
     /// The error of a fault, with what to do; `file` is the one that was transferred.
-    fn explain(&self, fault: Fault, file: Option<&str>) -> Error {
+    pub fn explain(&self, fault: Fault, file: Option<&str>) -> Error {
         let what = file.map_or(String::new(), |f| format!("{f}: "));
         let hub = self.options.endpoint.as_deref().unwrap_or("the Hugging Face hub");
-        let has_token = self.options.token.is_some();
+        let (has_token, kind) = (self.options.token.is_some(), self.kind.name());
         let text = match fault {
             Fault::Interrupted => return Error::Interrupted,
             Fault::Status(404) => {
@@ -310,24 +321,24 @@ impl Fetch<'_> {
                     other => format!(" with a revision {other}"),
                 };
                 format!(
-                    "{hub} has no model of this name{revision} (404), or it is private: check the spelling, set \
+                    "{hub} has no {kind} of this name{revision} (404), or it is private: check the spelling, set \
                      HF_TOKEN for a private one; there is no folder of this name either"
                 )
             }
             Fault::Status(401) if has_token => {
-                format!("{hub} does not accept the token (401): check HF_TOKEN, and the model's name")
+                format!("{hub} does not accept the token (401): check HF_TOKEN, and the {kind}'s name")
             }
             Fault::Status(401) => format!(
-                "{hub} asks for a token (401): the model is private, gated, or does not exist; check the name, \
+                "{hub} asks for a token (401): the {kind} is private, gated, or does not exist; check the name, \
                  and set HF_TOKEN"
             ),
             Fault::Status(403) => format!(
-                "{hub} refuses access (403): the model is gated; accept its terms on its page, and set HF_TOKEN \
+                "{hub} refuses access (403): the {kind} is gated; accept its terms on its page, and set HF_TOKEN \
                  to a token of the same account"
             ),
             Fault::Status(code) => format!("{hub} answered {code}; try again later"),
             Fault::Connection(why) => format!(
-                "no connection to {hub} ({why}), and the model is not complete in the cache {}; check the \
+                "no connection to {hub} ({why}), and the {kind} is not complete in the cache {}; check the \
                  network, or give a folder{}",
                 self.options.cache.display(),
                 self.cache.hint(self.name)

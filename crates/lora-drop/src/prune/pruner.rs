@@ -74,7 +74,7 @@ impl<'a> Pruner<'a> {
     /// Reads train, if the energies are of data, and dev, if it can be measured.
     pub fn read(&mut self, rows: PruneData<'_>) -> Result<(Option<SplitRows>, Option<SplitRows>)> {
         // A single file is split into train and dev as in training.
-        let reading = Reading { trained_on: Some(rows.data.to_path_buf()), ..rows.reading.clone() };
+        let reading = Reading { trained_on: vec![rows.data.to_path_buf()], ..rows.reading.clone() };
         let Pruner { predictor, options, listen, .. } = self;
         let train = match options.by {
             By::Svd => None,

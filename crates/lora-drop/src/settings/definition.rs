@@ -74,6 +74,8 @@ pub enum Kind {
     Choice(&'static [&'static str]),
     /// A list; on the command line separated by commas.
     List(&'static Kind),
+    /// One value, or a list; on the command line the option is given once for each.
+    Several(&'static Kind),
     /// `auto`, or a value of this kind.
     OrAuto(&'static Kind),
     /// Bytes with their unit, such as `1.5GB`.
@@ -92,7 +94,7 @@ impl Kind {
             Kind::Number => word.parse().ok().map(Value::Float),
             Kind::Text => Some(word.into()),
             Kind::Choice(words) => words.contains(&word).then(|| word.into()),
-            Kind::List(kind) => return kind.read(word),
+            Kind::List(kind) | Kind::Several(kind) => return kind.read(word),
             Kind::OrAuto(_) if word == "auto" => Some(word.into()),
             Kind::OrAuto(kind) => kind.read(word).ok(),
             Kind::Size => word.parse().ok().map(|size: Size| size.to_string().into()),
@@ -109,6 +111,7 @@ impl Kind {
             Kind::Text => "a text".to_string(),
             Kind::Choice(words) => one_of(words),
             Kind::List(_) => "a list".to_string(),
+            Kind::Several(kind) => format!("{}, or a list", kind.expected()),
             Kind::OrAuto(kind) => format!("{}, or auto", kind.expected()),
             Kind::Size => "a number and its unit, such as 600MB, 1.5GB or 512MiB".to_string(),
         }

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use super::definition::{Definition, Range, Setting, kebab_case, settings};
 use super::situation::Need;
 use super::{
-    BadRows, Budget, ClassWeights, CriterionName, Dtype, Method, OverLength, Quantize, Restart, SampleEpochs,
-    Schedule, Scope, Size, SparseBy, Task, Unselected,
+    BadRows, Budget, ClassWeights, CriterionName, DataSources, Dtype, Method, OverLength, Quantize, Restart,
+    SampleEpochs, Schedule, Scope, Size, SparseBy, Task, Unselected,
 };
 use crate::evaluate::metrics::Metric;
 
@@ -25,8 +25,14 @@ settings! {
         /// org/name:file.gguf), which is downloaded into Hugging Face's cache
         model: String = String::new(), "DIR|ORG/NAME", also ["model-name-or-path", "base-model"];
         /// The data, labelled rows or, for a decoder, texts: a folder with train and dev files
-        /// (.jsonl, .json, .csv, .tsv, .parquet, also gzipped), or one file
-        data: PathBuf = PathBuf::new(), "DIR|FILE", also ["dataset", "data-path", "train-file"];
+        /// (.jsonl, .json, .csv, .tsv, .parquet, also gzipped), one file, or a name on the hub
+        /// (org/name), whose files are downloaded into Hugging Face's cache. Given several times,
+        /// rows of all of them, which have to be of one kind; with weights, as in `data = a=0.7` and
+        /// `data = b=0.3`, each has that share of an epoch's rows
+        data: DataSources = DataSources::default(), "DIR|FILE|ORG/NAME[=WEIGHT]", also ["dataset", "data-path", "train-file"];
+        /// The configuration of a data set on the hub, or a folder or files in it: the error for a data
+        /// set that has several lists them
+        data_config: Option<String> = None, "NAME", or "the only one", also ["dataset-config-name"];
         /// The folder for the run's files
         output: PathBuf = PathBuf::new(), "DIR", also ["output-dir"];
         /// Replace the run in the output folder, or with `score` its importance.json; nothing else

@@ -39,7 +39,8 @@ impl RunSettings {
     }
 
     fn check_inputs_are_elsewhere(&self) -> Result<()> {
-        for (what, folder) in [("model", Path::new(&self.place.model)), ("data", self.place.data.as_path())] {
+        let data = self.place.data.all().iter().map(|source| ("data", source.path.as_path()));
+        for (what, folder) in [("model", Path::new(&self.place.model))].into_iter().chain(data) {
             if folder.is_dir() && real_path(&self.place.output)?.starts_with(real_path(folder)?) {
                 return Err(Error::Usage(format!(
                     "`output = {}` is in the {what} folder {}; choose a folder outside it",

@@ -34,27 +34,25 @@ impl RunSettings {
     fn validate_paths(&self) -> Result<()> {
         for (name, missing, what) in [
             ("model", self.place.model.is_empty(), "a folder with config.json, or a hub name (org/name)"),
-            (
-                "data",
-                self.place.data.as_os_str().is_empty(),
-                "a folder with train and dev files, or one file",
-            ),
+            ("data", self.place.data.is_empty(), "a folder with train and dev files, or one file"),
             ("output", self.place.output.as_os_str().is_empty(), "the folder for the run's files"),
         ] {
             check(!missing, || format!("`{name}` is missing: {what}"))?;
         }
-        for (name, path) in [("data", &self.place.data), ("output", &self.place.output)] {
-            check(path.to_str().is_some(), || {
-                format!(
-                    "`{name} = {}` is not valid UTF-8, so recipe.toml could not name it; rename the path",
-                    path.display()
-                )
-            })?;
-        }
-        Ok(())
+        check(self.place.output.to_str().is_some(), || {
+            format!(
+                "`output = {}` is not valid UTF-8, so recipe.toml could not name it; rename the path",
+                self.place.output.display()
+            )
+        })?;
+        self.place.data.check()
     }
 
-    fn validate_rows(&self) -> Result<()> {
+    /// Checks the columns and template variables that are given.
+    ///
+    /// # Errors
+    /// `Error::Usage` for a column that is named twice, or a variable without a value.
+    pub(crate) fn validate_rows(&self) -> Result<()> {
         let columns = [&self.rows.text_column, &self.rows.pair_column, &self.rows.label_column];
         for (i, column) in columns.iter().enumerate() {
             let taken = column.is_some() && columns[..i].contains(column);
@@ -144,7 +142,7 @@ fn check(ok: bool, message: impl FnOnce() -> String) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{CriterionName, Restart, SampleEpochs, Unselected};
+    use super::super::{CriterionName, DataSources, Restart, SampleEpochs, Unselected};
     use super::*;
 
     fn valid() -> RunSettings {
@@ -188,7 +186,7 @@ mod tests {
         type Change = fn(&mut RunSettings);
         let cases: [(&str, Change); 40] = [
             ("`model` is missing", |s| s.place.model.clear()),
-            ("`data` is missing", |s| s.place.data.clear()),
+            ("`data` is missing", |s| s.place.data = DataSources::default()),
             ("`output` is missing", |s| s.place.output.clear()),
             ("`rank` is 0", |s| s.train.adapter.rank = 0),
             ("`rank` is 1000000", |s| s.train.adapter.rank = 1_000_000),

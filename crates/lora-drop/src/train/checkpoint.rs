@@ -15,7 +15,9 @@ use crate::events::{Event, Stage};
 use crate::folder::{OutputFolder, checkpoints, recover};
 use crate::memory::peak_rss_bytes;
 use crate::metrics_log::MetricsLog;
-use crate::settings::{Method, Reader, Recipe, RunSettings, TomlFile, changes_no_result, definition};
+use crate::settings::{
+    DataSources, Method, Reader, Recipe, RunSettings, TomlFile, changes_no_result, definition,
+};
 use crate::summary::{Status, Summary};
 use crate::{Cancel, Error, Result, digest};
 
@@ -59,22 +61,22 @@ impl Sources {
     ///
     /// # Errors
     /// `Error::Io`, and `Error::Interrupted` after `cancel` was raised.
-    fn of(prepared: &Prepared, data: &Path, cancel: &Cancel) -> Result<Self> {
+    fn of(prepared: &Prepared, data: &DataSources, cancel: &Cancel) -> Result<Self> {
         let hex = |hash: u128| format!("{hash:032x}");
         Ok(Sources { model: hex(prepared.model_hash(cancel)?), data: hex(digest::of_data(data, cancel)?) })
     }
 
     /// # Errors
     /// `Error::Input` with the model or the data that are others than those of the run.
-    fn check(&self, run: &Sources, model: &Path, data: &Path) -> Result<()> {
+    fn check(&self, run: &Sources, model: &Path, data: &DataSources) -> Result<()> {
+        let (model, data) = (model.display().to_string(), data.to_string());
         for (what, path, now, before) in
             [("model", model, &self.model, &run.model), ("data", data, &self.data, &run.data)]
         {
             if now != before {
                 return Err(Error::Input(format!(
-                    "{}: the {what} has changed since the run began, or is another one; a run is resumed with the same \
-                     {what}: restore it, say where it is with `{what}`, or train anew",
-                    path.display()
+                    "{path}: the {what} has changed since the run began, or is another one; a run is resumed with the same \
+                     {what}: restore it, say where it is with `{what}`, or train anew"
                 )));
             }
         }

@@ -52,7 +52,7 @@ pub fn finetune_adapter(
         settings.train.adapter.lora_dropout = adapter.lora_dropout;
         let (settings, train) = (&settings, &settings.train);
         let prepared = Prepared::read(settings, true, cancel, &mut |_| {})?;
-        prepared.check_labels(adapter, &settings.place.data.display())?;
+        prepared.check_labels(adapter, &settings.place.data)?;
         let mut learner = Learner::from_adapter(&prepared, train, adapter, &adapter.assignment())?;
         learner.use_plan(&memory::plan(&prepared, train, &learner, before, true)?);
         let examples = prepared.data.train();

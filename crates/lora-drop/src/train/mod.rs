@@ -15,7 +15,7 @@ mod optimiser;
 mod output;
 mod parts;
 mod plan;
-mod prepare;
+pub(crate) mod prepare;
 mod probe;
 mod reuse;
 mod sample;

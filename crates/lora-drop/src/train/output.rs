@@ -266,7 +266,7 @@ impl<'a> Output<'a> {
             version: env!("CARGO_PKG_VERSION").to_string(),
             method: settings.train.adapter.method.name().to_string(),
             model: settings.place.model.clone(),
-            data: settings.place.data.display().to_string(),
+            data: settings.place.data.to_string(),
             seed: settings.train.optimisation.seed,
             status,
             error,
@@ -413,7 +413,7 @@ fn resolved(prepared: &Prepared, settings: &RunSettings, passes: Passes) -> RunS
     if let Some(model) = model.to_str().filter(|_| model.exists()) {
         resolved.place.model = model.to_string();
     }
-    resolved.place.data = absolute(&settings.place.data);
+    resolved.place.data = settings.place.data.absolute();
     resolved.train.selection.scores = settings.train.selection.scores.as_deref().map(absolute);
     if let Some(ClassWeights::File(path)) = &mut resolved.rows.class_weights {
         *path = absolute(path);

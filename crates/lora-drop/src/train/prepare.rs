@@ -9,9 +9,10 @@ use lora_drop_transformer::{ModelConfig, ModuleId, ModuleKind, Parameters};
 use super::sample;
 use crate::adapter::{AdapterFile, LM_HEAD_IS_USED, added_values, check_token_head};
 use crate::assignment::Sizes;
-use crate::data::text::{TextContent, TextDataset, TextOptions};
+use crate::data::text::{RawTexts, TextContent, TextDataset, TextOptions};
 use crate::data::{
-    DataOptions, Dataset, LabelledRow, Labels, TaskData, TokenCache, Tokens, label_beside_text,
+    DataOptions, Dataset, LabelledRow, Labels, RawDataset, RawTask, TaskData, TokenCache, Tokens,
+    label_beside_text,
 };
 use crate::evaluate::metrics::Metric;
 use crate::events::Event;
@@ -77,15 +78,7 @@ impl Prepared {
         if let Some(note) = tokens.note() {
             listen(&Event::Warning(note));
         }
-        let mut data = if labelled {
-            let options = DataOptions::new(&settings.rows, &model.config);
-            TaskData::Labelled(Box::new(Dataset::load(&settings.place.data, &tokens, &options)?))
-        } else {
-            let template = model.template(&settings.rows.template_var)?;
-            let options = text_options(&settings.rows, &model, &tokens)?;
-            let texts = TextDataset::load(&settings.place.data, &tokens, template.as_ref(), &options)?;
-            TaskData::Text(Box::new(texts))
-        };
+        let mut data = tokenise(read_rows(settings, labelled)?, settings, &model, &tokens)?;
         listen(&Event::Data(data.facts()));
         if let Some(note) = find_head(&mut facts, &model, &data) {
             listen(&Event::Warning(&note));
@@ -196,7 +189,7 @@ impl Prepared {
     /// Checks the adapter that training starts with, and reads the scores that the settings name.
     fn with_given(mut self, settings: &RunSettings) -> Result<Self> {
         if let Some(adapter) = &self.init {
-            self.check_labels(adapter, &settings.place.data.display())?;
+            self.check_labels(adapter, &settings.place.data)?;
         }
         self.scores = sample::given(&self, &settings.train)?;
         Ok(self)
@@ -306,6 +299,16 @@ fn check(
     };
     let situation = situation(settings, config, labelled);
     settings.check_read(&situation)?;
+    check_max_length(settings, model)?;
+    Ok((kinds, situation))
+}
+
+/// Checks that the model takes as many tokens as the settings allow.
+///
+/// # Errors
+/// `Error::Usage` if it does not.
+pub(crate) fn check_max_length(settings: &RunSettings, model: &ModelFiles) -> Result<()> {
+    let config = &model.config;
     if let Some(tokens) = settings.rows.max_length.filter(|&tokens| tokens > config.max_tokens()) {
         return Err(Error::Usage(format!(
             "`max_length = {tokens}` is more than the model's positions allow ({}: {} tokens)",
@@ -313,12 +316,50 @@ fn check(
             config.max_tokens()
         )));
     }
-    Ok((kinds, situation))
+    Ok(())
+}
+
+/// Reads the rows that the settings name, for a head if they are `labelled`.
+///
+/// # Errors
+/// Those of the files and rows.
+pub(crate) fn read_rows(settings: &RunSettings, labelled: bool) -> Result<RawTask> {
+    let (data, rows) = (settings.place.data.all(), &settings.rows);
+    Ok(if labelled {
+        RawTask::Labelled(Box::new(RawDataset::read(data, &DataOptions::without_model(rows))?))
+    } else {
+        let options = Reading::of(rows, Vec::new()).raw_texts();
+        RawTask::Text(Box::new(RawTexts::read(data, &options)?))
+    })
+}
+
+/// Tokenises rows for a model, whose tokenizer is `tokens`.
+///
+/// # Errors
+/// Those of the rows and of the chat template.
+pub(crate) fn tokenise(
+    raw: RawTask,
+    settings: &RunSettings,
+    model: &ModelFiles,
+    tokens: &Tokens,
+) -> Result<TaskData> {
+    let rows = &settings.rows;
+    Ok(match raw {
+        RawTask::Labelled(raw) => {
+            let options = DataOptions::new(rows, &model.config);
+            TaskData::Labelled(Box::new(Dataset::encode(*raw, tokens, &options)?))
+        }
+        RawTask::Text(raw) => {
+            let template = model.template(&rows.template_var)?;
+            let options = text_options(rows, model, tokens)?;
+            TaskData::Text(Box::new(TextDataset::encode(*raw, tokens, template.as_ref(), &options)?))
+        }
+    })
 }
 
 /// Notes that the head is new where the checkpoint's has other outputs than the labels need;
 /// returns what to say of it.
-fn find_head(facts: &mut ModelFacts, model: &ModelFiles, data: &TaskData) -> Option<String> {
+pub(crate) fn find_head(facts: &mut ModelFacts, model: &ModelFiles, data: &TaskData) -> Option<String> {
     let head = data.labels()?.head();
     facts.head_found = facts.head_found.map(|_| model.has_head_of(head));
     let seen = model.other_head(head).filter(|_| facts.head_found == Some(true))?;
@@ -330,7 +371,7 @@ fn find_head(facts: &mut ModelFacts, model: &ModelFiles, data: &TaskData) -> Opt
 }
 
 /// The metric that decides, and what is known once the data is.
-fn of_data(
+pub(crate) fn of_data(
     settings: &RunSettings,
     config: &ModelConfig,
     data: &TaskData,
@@ -357,7 +398,7 @@ fn of_data(
 ///
 /// # Errors
 /// `Error::Usage` where the model cannot do the task, or the rows could be meant for either.
-fn check_task(settings: &RunSettings, config: &ModelConfig) -> Result<bool> {
+pub(crate) fn check_task(settings: &RunSettings, config: &ModelConfig) -> Result<bool> {
     let labelled = match (settings.rows.task, config.architecture.is_decoder()) {
         (Some(Task::Text), false) => {
             let kind = &config.model_type;
@@ -368,22 +409,21 @@ fn check_task(settings: &RunSettings, config: &ModelConfig) -> Result<bool> {
         (None | Some(Task::Text), true) => false,
         (None | Some(_), _) => true,
     };
-    let reading = Reading::of(&settings.rows, None);
     if settings.rows.task.is_none()
         && !labelled
-        && let Some(label) = label_beside_text(&settings.place.data, &reading.columns, &reading.texts)?
+        && let Some(label) = label_beside_text(settings.place.data.all(), &settings.rows)?
     {
         return Err(Error::Usage(format!(
             "{}: the rows have a text and a label, {label:?}; give `task = classification` or another task to learn \
              the label, or `task = text` to learn the text",
-            settings.place.data.display()
+            settings.place.data
         )));
     }
     Ok(labelled)
 }
 
 /// What is known before the data is read: an encoder's labels are taken for classes.
-fn situation(settings: &RunSettings, config: &ModelConfig, labelled: bool) -> Situation {
+pub(crate) fn situation(settings: &RunSettings, config: &ModelConfig, labelled: bool) -> Situation {
     let decoder = config.architecture.is_decoder();
     let hidden = if decoder {
         0.0
@@ -406,7 +446,7 @@ fn text_options(rows: &RowSettings, model: &ModelFiles, tokens: &Tokens) -> Resu
         max_length: rows.row_tokens(model.config.max_positions),
         over_length: rows.over_length,
         cache: TokenCache::of_user(rows.token_cache),
-        ..Reading::of(rows, None).text_options(model, tokens)?
+        ..Reading::of(rows, Vec::new()).text_options(model, tokens)?
     })
 }
 

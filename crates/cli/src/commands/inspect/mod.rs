@@ -1,6 +1,8 @@
-//! `lora-drop inspect`: shows what a model, an adapter or a run consists of, and compares runs.
+//! `lora-drop inspect`: shows what a model, an adapter or a run consists of, compares runs, and
+//! shows what training would make of a data set.
 
 mod adapter;
+mod data;
 mod model;
 
 use std::path::{Path, PathBuf};
@@ -15,6 +17,7 @@ use serde_json::json;
 
 use super::console::{Console, Form};
 use super::interrupt::Interrupt;
+use super::options::{Given, no_effect};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -22,16 +25,22 @@ Examples:
   lora-drop inspect sentence-transformers/all-MiniLM-L6-v2
   lora-drop inspect runs/mrpc
   lora-drop inspect runs/mrpc/adapter_compact.safetensors --json
-  lora-drop inspect runs/lora runs/lora-drop runs/half";
+  lora-drop inspect runs/lora runs/lora-drop runs/half
+  lora-drop inspect --data data/mrpc
+  lora-drop inspect --data data/mrpc --model models/minilm
+  lora-drop inspect --data recipe.toml";
 
-/// Show the parameters and modules of a model, an adapter or a run, or compare several runs
+/// Show the parameters and modules of a model, an adapter or a run, or compare several runs; with
+/// --data show what training would make of the rows
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
     /// A model's folder, GGUF file or hub name (org/name, org/name:file.gguf), an adapter's folder or file, a run's
     /// folder; or several runs
-    #[arg(value_name = "PATH|ORG/NAME", required = true)]
+    #[arg(value_name = "PATH|ORG/NAME", required_unless_present = "data", conflicts_with = "data")]
     paths: Vec<PathBuf>,
+    #[command(flatten)]
+    rows: Given<data::Rows>,
     #[command(flatten)]
     form: Form,
 }
@@ -59,6 +68,13 @@ enum Kind {
 }
 
 pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
+    if args.paths.is_empty() {
+        let found = data::read(args.rows, console, interrupt)?;
+        return console.result(&args.form, &found, || data::table(&found));
+    }
+    if let Some(name) = args.rows.table().keys().next() {
+        return Err(no_effect(name, "without `data`"));
+    }
     let [path] = args.paths.as_slice() else {
         let runs = args.paths.iter().map(|path| match kind(path)? {
             Kind::Run => Ok((path.clone(), Summary::read(path)?)),

@@ -85,6 +85,7 @@ pub fn data() -> DataFacts {
         per_class: per_class.to_vec(),
         cached: false,
         label_range: None,
+        ..SplitFacts::default()
     };
     DataFacts {
         positive_class: None,
@@ -99,6 +100,7 @@ pub fn data() -> DataFacts {
         label_column: "label".into(),
         max_length: 96,
         over_length: "truncate".into(),
+        sources: Vec::new(),
     }
 }
 

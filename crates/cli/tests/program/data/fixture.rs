@@ -51,7 +51,7 @@ pub fn options() -> DataOptions {
     DataOptions {
         columns: ColumnNames::default(),
         max_length: 64,
-        trained_on: None,
+        trained_on: Vec::new(),
         bad_rows: BadRows::Error,
         over_length: OverLength::Truncate,
         vocabulary: WORDS,

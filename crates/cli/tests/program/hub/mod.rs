@@ -1,6 +1,7 @@
 //! Downloads from a server of the tests' own.
 
 mod client;
+mod data;
 mod program;
 mod server;
 

@@ -61,11 +61,8 @@ fn ctrl_c_ends_a_download_before_its_time_is_up() {
             let told = String::from_utf8_lossy(&output.stderr);
             assert_eq!(output.status.code(), Some(130), "{words:?}: {told}");
             assert!(pressed.elapsed() < PATIENCE, "{words:?}: {:?}", pressed.elapsed());
-            let word = if kept {
-                "the part of the model that was downloaded is kept in the cache"
-            } else {
-                "nothing was saved"
-            };
+            let word =
+                if kept { "the part that was downloaded is kept in the cache" } else { "nothing was saved" };
             assert!(told.contains(word), "{words:?}: {told}");
             assert_eq!(partial.exists(), kept);
             drop(connection);

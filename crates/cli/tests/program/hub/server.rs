@@ -35,6 +35,8 @@ pub struct Hub {
     pub location: Option<String>,
     /// The description never ends.
     pub endless_description: bool,
+    /// The files of the data set org/rows, by revision.
+    pub data: BTreeMap<String, BTreeMap<String, Vec<u8>>>,
     /// `path range` of GET, `HEAD path`.
     pub requests: Mutex<Vec<String>>,
     /// The Authorization headers, in the same order.
@@ -133,6 +135,34 @@ fn answer(hub: &Hub, address: String, mut stream: TcpStream) -> std::io::Result<
     if wanted.is_some() && cdn.is_none() && headers.get("authorization") != wanted.as_ref() {
         return refuse(&mut stream, "401 Unauthorized");
     }
+    if let Some(revision) = path.strip_prefix("/api/datasets/org/rows/revision/") {
+        let revision = revision.replace("%2F", "/");
+        let Some(files) = hub.data.get(&revision) else { return refuse(&mut stream, "404 Not Found") };
+        let siblings: Vec<_> = files.keys().map(|name| serde_json::json!({ "rfilename": name })).collect();
+        let body = serde_json::json!({ "sha": commit_of(&revision), "siblings": siblings }).to_string();
+        return write!(
+            stream,
+            "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+            body.len()
+        );
+    }
+    if let Some((commit, name)) =
+        path.strip_prefix("/datasets/org/rows/resolve/").and_then(|rest| rest.split_once('/'))
+    {
+        let files =
+            hub.data.iter().find(|(revision, _)| commit_of(revision) == commit).map(|(_, files)| files);
+        let Some(bytes) = files.and_then(|files| files.get(name)) else {
+            return refuse(&mut stream, "404 Not Found");
+        };
+        let etag = format!("etag-{}", name.replace('/', "-"));
+        write!(
+            stream,
+            "HTTP/1.1 200 OK\r\nETag: \"{etag}\"\r\nX-Repo-Commit: {commit}\r\nContent-Length: {}\r\n\
+             Connection: close\r\n\r\n",
+            bytes.len()
+        )?;
+        return if head { Ok(()) } else { stream.write_all(bytes) };
+    }
     let (described, sizes) = match path.strip_suffix("?blobs=true") {
         Some(path) => (path, true),
         None => (&path[..], false),
@@ -225,6 +255,11 @@ fn answer(hub: &Hub, address: String, mut stream: TcpStream) -> std::io::Result<
         let _ = stream.read(&mut [0]);
     }
     Ok(())
+}
+
+/// The commit of a data set's revision.
+pub fn commit_of(revision: &str) -> String {
+    format!("c0{}", revision.replace('/', ""))
 }
 
 /// Sends the same again and again, until the client hangs up.

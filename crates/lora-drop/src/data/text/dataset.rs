@@ -10,11 +10,14 @@ use super::error::TextProblem;
 use super::rows::{RawText, Targets, TextColumns, TextContent, TextKind, TextRow};
 use super::template::ChatTemplate;
 use crate::data::cache::{self, TokenCache};
+use crate::data::dataset::no_data;
 use crate::data::error::{Error, Place};
 use crate::data::files::{Part, SplitFiles, SplitName};
 use crate::data::labels::Label;
+use crate::data::sources::{self, RawSource};
 use crate::data::tokens::Tokens;
-use crate::summary::{DataFacts, SplitFacts};
+use crate::settings::DataSource;
+use crate::summary::{DataFacts, SourceFacts, SplitFacts};
 
 /// A split's tokenised rows, in the files' order.
 #[derive(Clone, Debug)]
@@ -67,18 +70,7 @@ impl TextDataset {
         template: Option<&ChatTemplate>,
         options: &TextOptions,
     ) -> Result<Self, Error> {
-        let found = SplitFiles::find(path)?;
-        let files = found.of(SplitName::Train)?;
-        let train =
-            RawText::read(SplitName::Train, files, &options.columns, Targets::Required, options.bad_rows)?;
-        let names = train.columns.names();
-        let read = |name, targets| match found.files.get(&name) {
-            Some(files) => RawText::read(name, files, &names, targets, options.bad_rows).map(Some),
-            None => Ok(None),
-        };
-        let dev = read(SplitName::Dev, Targets::Required)?;
-        let test = read(SplitName::Test, Targets::Optional)?;
-        TextDataset::of_splits(train, dev, test, tokens, template, options)
+        TextDataset::encode(RawTexts::read(&[DataSource::new(path)], options)?, tokens, template, options)
     }
 
     /// Tokenises rows in memory, all of one kind. Without rows for dev a tenth of train is held
@@ -96,28 +88,24 @@ impl TextDataset {
     ) -> Result<Self, Error> {
         let train = RawText::of_rows(SplitName::Train, train)?;
         let dev = if dev.is_empty() { None } else { Some(RawText::of_rows(SplitName::Dev, dev)?) };
-        TextDataset::of_splits(train, dev, None, tokens, template, options)
+        let rows = vec![RawSource::alone(train, dev, None)];
+        TextDataset::encode(RawTexts::of_sources(rows)?, tokens, template, options)
     }
 
-    fn of_splits(
-        mut train: RawText,
-        dev: Option<RawText>,
-        test: Option<RawText>,
+    /// Tokenises rows.
+    ///
+    /// # Errors
+    /// The options do not fit the tokenizer or the template; the first row that cannot be
+    /// tokenised; train or dev without anything to learn.
+    pub fn encode(
+        raw: RawTexts,
         tokens: &Tokens,
         template: Option<&ChatTemplate>,
         options: &TextOptions,
     ) -> Result<Self, Error> {
         let encoder = TextEncoder::new(tokens, template, options)?;
+        let RawTexts { train, dev, test, sources, mut warnings } = raw;
         let (kind, columns) = (train.kind(), train.columns.clone());
-        let mut warnings = train.warnings.clone();
-        let dev = match dev {
-            Some(dev) => {
-                warnings.extend(dev.warnings.iter().cloned());
-                dev
-            }
-            None => hold_out(&mut train, &mut warnings)?,
-        };
-        warnings.extend(test.iter().flat_map(|test| test.warnings.clone()));
         let mut encode = |raw| -> Result<TextSplit, Error> {
             let (split, found) = TextSplit::encode(raw, &encoder, options)?;
             warnings.extend(found);
@@ -150,11 +138,88 @@ impl TextDataset {
             pair_column: columns.completion,
             label_column: columns.references.unwrap_or_default(),
             max_length: options.max_length,
-            over_length: options.over_length.name().into(),
+            over_length: if kind == TextKind::Text {
+                SPLIT.into()
+            } else {
+                options.over_length.name().into()
+            },
+            sources,
         };
         Ok(TextDataset { train, dev, test, kind, facts, warnings })
     }
 }
+
+/// A data set for generation before tokenising: the rows of each split, with what stands in for dev
+/// held out of train.
+#[derive(Clone, Debug)]
+pub struct RawTexts {
+    pub train: RawText,
+    pub dev: RawText,
+    pub test: Option<RawText>,
+    /// Where the rows of train come from; empty for one source.
+    pub sources: Vec<SourceFacts>,
+    /// Warnings for the user.
+    pub warnings: Vec<String>,
+}
+
+impl RawTexts {
+    /// Reads each source's train, dev and test, as [`TextDataset::load`] does. Train is mixed by the
+    /// weights ([`crate::data::sources`]); dev and test are those of all sources.
+    ///
+    /// # Errors
+    /// See [`Error`]: whatever is wrong with a file or a row, with its place; sources of other kinds.
+    pub fn read(sources: &[DataSource], options: &TextOptions) -> Result<Self, Error> {
+        let read = |source: &DataSource| {
+            let found = SplitFiles::find(source.place())?;
+            let read = |name, files, columns, targets| {
+                RawText::read(name, files, columns, targets, options.bad_rows)
+            };
+            let files = found.of(SplitName::Train)?;
+            let train = read(SplitName::Train, files, &options.columns, Targets::Required)?;
+            let names = train.columns.names();
+            let read = |name, targets| {
+                let files = found.files.get(&name);
+                files.map(|files| read(name, files, &names, targets)).transpose()
+            };
+            let (dev, test) =
+                (read(SplitName::Dev, Targets::Required)?, read(SplitName::Test, Targets::Optional)?);
+            Ok(RawSource { source: source.clone(), train, dev, test })
+        };
+        RawTexts::of_sources(sources.iter().map(read).collect::<Result<_, Error>>()?)
+    }
+
+    fn of_sources(mut sources: Vec<RawSource<TextColumns, TextRow>>) -> Result<Self, Error> {
+        let mut warnings = sources::named(&sources);
+        for pair in sources.windows(2) {
+            let kinds = [&pair[0].train, &pair[1].train].map(RawText::kind);
+            if kinds[0] != kinds[1] {
+                let [one, other] = [&pair[0], &pair[1]].map(|source| source.source.path.clone());
+                return Err(Error::Sources {
+                    one,
+                    other,
+                    what: format!("rows of kind {} and {}", kinds[0], kinds[1]),
+                });
+            }
+        }
+        for source in &mut sources {
+            if source.dev.is_none() {
+                source.dev = Some(hold_out(&mut source.train, &mut warnings)?);
+            }
+        }
+        let facts = sources::weigh(&mut sources)?;
+        let (mut train, mut dev, mut test) = (Vec::new(), Vec::new(), Vec::new());
+        for source in sources {
+            train.push(source.train);
+            dev.extend(source.dev);
+            test.extend(source.test);
+        }
+        let [train, dev] = [train, dev].map(|parts| sources::join(parts).ok_or_else(no_data));
+        Ok(RawTexts { train: train?, dev: dev?, test: sources::join(test), sources: facts, warnings })
+    }
+}
+
+/// What happens to plain texts of too many tokens.
+const SPLIT: &str = "split";
 
 impl TextSplit {
     /// Reads one split, as evaluation and generation do; `SplitFiles::part` says which rows it has.
@@ -172,7 +237,7 @@ impl TextSplit {
     ) -> Result<(Self, Vec<String>), Error> {
         let encoder = TextEncoder::new(tokens, template, options)?;
         let found = SplitFiles::find(path)?;
-        let (files, part) = found.part(name, options.trained_on.as_deref())?;
+        let (files, part) = found.part(name, &options.trained_on)?;
         let read =
             |name, files, targets| RawText::read(name, files, &options.columns, targets, options.bad_rows);
         let mut warnings = Vec::new();
@@ -280,7 +345,8 @@ impl TextSplit {
         }
         let tokens = examples.iter().map(|example: &TextExample| example.ids.len());
         let unknown = examples.iter().map(|example| encoder.count_unknown(&example.ids)).sum();
-        let facts = SplitFacts { uncounted, unknown, cached, ..raw.facts(tokens, lengths, limit) };
+        let learned = examples.iter().map(TextExample::learned).sum();
+        let facts = SplitFacts { uncounted, unknown, learned, cached, ..raw.facts(tokens, lengths, limit) };
         warnings.extend(encoder.unknown_warning(&facts));
         let RawText { files, columns, rows, .. } = raw;
         Ok((TextSplit { name, files, kind, columns, examples, rows, facts, unlearned, ends }, warnings))

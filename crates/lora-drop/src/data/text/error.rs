@@ -51,6 +51,9 @@ pub enum TextProblem {
     NoTemplate,
     #[error("the chat template fails: {0}")]
     Template(#[from] TemplateError),
+    /// Rows of a known data set that are no examples by themselves.
+    #[error("{advice}")]
+    Parts { advice: &'static str },
     #[error("no completion; the row has only a prompt")]
     NoCompletion,
     #[error("the row's kind is {seen}, but the first row's is {expected}; all rows are of one kind")]

@@ -164,7 +164,7 @@ impl Message {
 
     /// The turn as chat templates see it. As in transformers, reasoning has all the names under
     /// which templates read it.
-    pub(super) fn to_json(&self) -> Value {
+    pub(crate) fn to_json(&self) -> Value {
         let mut object = Map::new();
         let reasoning = THOUGHTS.into_iter().find_map(|key| self.others.get(key));
         if let Some(reasoning) = reasoning {
@@ -231,11 +231,37 @@ const EXPECTED: &str = "a list of turns, {\"role\": ..., \"content\": ...}";
 
 /// Reads turns from a column's value, at least one.
 pub(super) fn turns(value: &Value, column: &str) -> Result<Vec<Message>, TextProblem> {
+    if let Some(text) = value.as_str().filter(|text| is_transcript(text)) {
+        return Ok(transcript(text));
+    }
     let turns = json_list(value, column, EXPECTED)?;
     if turns.is_empty() {
         return Err(TextProblem::Empty { column: column.into(), expected: EXPECTED });
     }
     turns.iter().zip(1..).map(|(turn, number)| Message::of(turn, number)).collect()
+}
+
+/// What begins a turn of a transcript, and whose it is.
+const SPEAKERS: [(&str, Role); 2] = [("\n\nHuman:", Role::User), ("\n\nAssistant:", Role::Assistant)];
+
+/// Whether a text begins as a transcript of a conversation, as in hh-rlhf.
+fn is_transcript(text: &str) -> bool {
+    SPEAKERS.iter().any(|(mark, _)| text.trim_start().starts_with(mark.trim_start()))
+}
+
+/// The turns of a transcript, in which each begins with a blank line and its speaker.
+fn transcript(text: &str) -> Vec<Message> {
+    let text = format!("\n\n{}", text.trim_start());
+    let mut marks: Vec<(usize, &str, Role)> = SPEAKERS
+        .iter()
+        .flat_map(|&(mark, role)| text.match_indices(mark).map(move |(at, mark)| (at, mark, role)))
+        .collect();
+    marks.sort_by_key(|(at, ..)| *at);
+    let ends = marks.iter().skip(1).map(|(at, ..)| *at).chain([text.len()]);
+    let turn = |(&(at, mark, role), end): (&(usize, &str, Role), usize)| {
+        Message::new(role, text[at + mark.len()..end].trim())
+    };
+    std::iter::zip(&marks, ends).map(turn).collect()
 }
 
 /// Reads the turns before a prompt: pairs of a question and an answer, or turns.

@@ -19,7 +19,7 @@ pub(crate) mod rows;
 pub(crate) mod template;
 
 pub use batch::PackedTexts;
-pub use dataset::{TextDataset, TextSplit};
+pub use dataset::{RawTexts, TextDataset, TextSplit};
 pub use encode::{TextEncoder, TextExample};
 pub use error::{TemplateError, TextProblem};
 pub use messages::{Conversation, Message, Role};
@@ -57,8 +57,8 @@ pub struct TextOptions {
     pub text_eos: bool,
     /// Tokens that the model has an embedding for.
     pub vocabulary: usize,
-    /// The data that the model was trained on; see `SplitFiles::part`.
-    pub trained_on: Option<PathBuf>,
+    /// The data sets that the model was trained on; see `SplitFiles::part`.
+    pub trained_on: Vec<PathBuf>,
     /// Where earlier runs kept their tokens.
     pub cache: Option<TokenCache>,
 }
@@ -76,7 +76,7 @@ impl TextOptions {
             end,
             text_eos: true,
             vocabulary,
-            trained_on: None,
+            trained_on: Vec::new(),
             cache: None,
         }
     }

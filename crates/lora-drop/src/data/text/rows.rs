@@ -10,9 +10,12 @@ use super::messages::{self, Conversation, Message, Role};
 use crate::data::columns::{Choice, blank, describe_pair, field, not_blank, optional, text, type_name};
 use crate::data::error::{Error, Problem};
 use crate::data::files::SplitName;
-use crate::data::layouts::{HISTORY, Layout, REFERENCES, RowKind, SYSTEM, TOOLS, looks_read};
+use crate::data::layouts::{
+    HISTORY, Layout, REFERENCES, RowKind, SYSTEM, TOOLS, looks_read, parts_of_examples,
+};
 use crate::data::raw::{RawRows, ReadRows};
 use crate::data::rows::Row;
+use crate::data::sources::OfFile;
 use crate::settings::BadRows;
 use crate::settings::definition::choices;
 
@@ -82,6 +85,11 @@ impl TextColumns {
     /// the columns and the options.
     pub fn choose(row: &Row, file: &Path, named: &TextColumnNames, targets: Targets) -> Result<Self, Error> {
         let choice = Choice::of(row, file);
+        if *named == TextColumnNames::default()
+            && let Some(advice) = parts_of_examples(|name| choice.find(name).is_some())
+        {
+            return Err(Error::row(file, row.line, TextProblem::Parts { advice }.into()));
+        }
         let given = [
             (TextKind::Completion, named.prompt.is_some() || named.completion.is_some()),
             (TextKind::Messages, named.messages.is_some()),
@@ -102,6 +110,15 @@ impl TextColumns {
                 TextKind::Text => whole(&choice, kind, named.text.as_deref())?,
             };
             found.extend(columns.into_iter().map(|(text, completion)| (kind, text, completion)));
+        }
+        if found.is_empty() {
+            let last = TextKind::ALL.iter().filter(|kind| is_open(**kind));
+            let last =
+                last.flat_map(|&kind| Layout::of(RowKind::Texts(kind)).map(move |layout| (kind, layout)));
+            let last = last.filter(|(_, layout)| layout.last);
+            found.extend(
+                last.filter_map(|(kind, layout)| Some((kind, choice.find(layout.text)?.clone(), None))),
+            );
         }
         let none = "no usual columns, such as `prompt` with `completion`, `messages` or `text`".into();
         let describe = |(_, text, completion): &(_, String, Option<String>)| describe_pair(text, completion);
@@ -124,7 +141,8 @@ impl TextColumns {
         }
         let choice = Choice::of(row, file);
         let of_prompt = Layout::of(RowKind::Texts(self.kind))
-            .filter(|layout| layout.text.eq_ignore_ascii_case(&self.text));
+            .filter(|layout| layout.text.eq_ignore_ascii_case(&self.text))
+            .filter(|layout| layout.fits(self.completion.as_deref().or(named.completion.as_deref())));
         let names =
             |of: fn(&Layout) -> &'static [&'static str]| of_prompt.clone().flat_map(of).copied().collect();
         let (seconds, inputs): (Vec<&str>, Vec<&str>) =
@@ -143,6 +161,23 @@ impl TextColumns {
             let found = found.find(|found| !taken.contains(&Some(found.clone())));
             *column = column.take().or(found);
         }
+    }
+
+    /// What rows with these columns are called.
+    pub fn layout(&self) -> &'static str {
+        Layout::name_of(RowKind::Texts(self.kind), &self.text, self.completion.as_deref())
+    }
+
+    /// What each column that is read is for, in the order of reading.
+    pub fn roles(&self) -> Vec<(&'static str, &str)> {
+        let text = match self.kind {
+            TextKind::Completion => "prompt",
+            TextKind::Messages => "conversation",
+            TextKind::Text => "text",
+        };
+        let roles = [text, "completion", "input", "system", "history", "tools", "references"];
+        let columns = std::iter::zip(roles, self.all());
+        columns.filter_map(|(role, column)| Some((role, column?))).collect()
     }
 
     /// The columns that are read.
@@ -246,6 +281,12 @@ pub struct TextRow {
     pub line: usize,
 }
 
+impl OfFile for TextRow {
+    fn file_mut(&mut self) -> &mut usize {
+        &mut self.file
+    }
+}
+
 impl TextRow {
     /// A prompt that was not read from a file.
     pub fn prompt(prompt: impl Into<String>) -> Self {
@@ -277,9 +318,13 @@ impl TextRow {
             messages::check_turns(turns)?;
         }
         content.check_targets(targets)?;
-        let mut references = match columns.references.as_ref() {
-            Some(column) => read_references(row, column)?,
-            None => Vec::new(),
+        let mut references = match (columns.references.as_ref(), columns.completion.as_ref()) {
+            (Some(column), _) => read_references(row, column)?,
+            (None, Some(column)) => {
+                let answers = row.fields.get(column).and_then(answers).into_iter().flatten();
+                answers.filter_map(Value::as_str).map(String::from).collect()
+            }
+            (None, None) => Vec::new(),
         };
         if references.is_empty() {
             references.extend(content.target().map(String::from));
@@ -317,7 +362,7 @@ fn completion(row: &Row, columns: &TextColumns, targets: Targets) -> Result<Text
         prompt.push('\n');
         prompt.push_str(text(row, column)?);
     }
-    let completion = second.map(|(_, column)| text(row, column)).transpose()?.map(String::from);
+    let completion = second.map(|(_, column)| answer(row, column)).transpose()?.map(String::from);
     let before = conversation(row, columns, Vec::new())?;
     if before.turns.is_empty() && before.tools.is_none() {
         return Ok(TextContent::Completion { prompt, completion });
@@ -328,6 +373,22 @@ fn completion(row: &Row, columns: &TextColumns, targets: Targets) -> Result<Text
         turns: before.turns.into_iter().chain(said).collect(),
         ..before
     }))
+}
+
+/// A completion: a text, or the first of the answers of SQuAD's form, `{"text": [...]}`.
+fn answer<'a>(row: &'a Row, column: &str) -> Result<&'a str, Problem> {
+    match answers(field(row, column)?) {
+        Some(answers) => match answers.first().and_then(Value::as_str) {
+            Some(first) => not_blank(first, column),
+            None => Err(Problem::NoText { column: column.into(), seen: "a list without a text" }),
+        },
+        None => text(row, column),
+    }
+}
+
+/// The answers of SQuAD's form.
+fn answers(value: &Value) -> Option<&Vec<Value>> {
+    value.as_object()?.get("text")?.as_array()
 }
 
 /// Turns with the system's and those of the history before them, and the row's tools.
