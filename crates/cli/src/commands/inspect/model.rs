@@ -8,7 +8,7 @@ use lora_drop::format::{bytes, grouped};
 use lora_drop::hub::{GgufModel, HubOptions};
 use lora_drop::model::ModelFiles;
 use lora_drop::{Cancel, Result};
-use lora_drop_transformer::ModuleKind;
+use lora_drop_transformer::{HeadKind, ModuleKind};
 use serde::Serialize;
 
 use crate::commands::interrupt::Interrupt;
@@ -30,6 +30,8 @@ pub struct Model {
     /// Number of tensors of each type in the files.
     types: BTreeMap<String, usize>,
     head_found: bool,
+    /// What the head learns, by the model's configuration.
+    head_task: &'static str,
     labels: Vec<String>,
     modules: Vec<Module>,
     /// Values in the files that are wrong and not needed.
@@ -100,6 +102,11 @@ pub fn read(name: &str) -> Result<Model> {
         parameters: files.facts(head_found).parameters,
         types: files.types(),
         head_found,
+        head_task: match (config.head_kind(), config.problem_type.as_deref()) {
+            (HeadKind::Token, _) => "token classification",
+            (HeadKind::Sequence, Some("multi_label_classification")) => "multi-label classification",
+            (HeadKind::Sequence, _) => "classification",
+        },
         labels,
         modules: modules.collect(),
         notes: files.notes(None),
@@ -109,7 +116,7 @@ pub fn read(name: &str) -> Result<Model> {
 impl Model {
     pub fn table(&self) -> String {
         let head = if self.head_found {
-            format!("classification, {}", self.labels.join(", "))
+            format!("{}, {}", self.head_task, self.labels.join(", "))
         } else {
             "none".into()
         };
