@@ -440,16 +440,18 @@ fn model(m: &ModelFacts) -> Markup {
 fn columns(data: &DataFacts, texts: bool) -> Markup {
     let text = html! { code { (data.text_column) } };
     let pair = data.pair_column.as_ref().map(|column| html! { code { (column) } });
+    let words = data.splits.iter().any(|split| split.words > 0);
     html! {
         p {
             @match (texts, pair) {
+                (false, None) if words => { "Words from " (text) }
                 (false, None) => { "Text from " (text) }
                 (false, Some(pair)) => { "Text from " (text) " and " (pair) }
                 (true, None) => { "Texts from " (text) }
                 (true, Some(pair)) => { "Prompts from " (text) ", completions from " (pair) }
             }
             @if !data.label_column.is_empty() {
-                @if texts { ", references" } @else { ", labels" }
+                (match (texts, words) { (true, _) => ", references", (_, true) => ", tags", _ => ", labels" })
                 " from " code { (data.label_column) }
             }
             "."

@@ -86,7 +86,13 @@ fn tags_are_learned_and_predicted() {
         (&json!("TOKEN_CLS"), &json!(["classifier"]))
     );
     let report = fixture.read("out/report.html");
-    for part in ["Entities on dev", "Precision, recall and F1 by type", "Confusion matrix", ">POS<"] {
+    for part in [
+        "Words from <code>tokens</code>, tags from",
+        "Entities on dev",
+        "Precision, recall and F1 by type",
+        "Confusion matrix",
+        ">POS<",
+    ] {
         assert!(report.contains(part), "{part}");
     }
 
@@ -119,6 +125,7 @@ fn tags_are_learned_and_predicted() {
         assert_eq!(row["tags"], merged["tags"]);
         close(&row["scores"], &merged["scores"], 1e-4);
     }
+    assert!(fixture.run("inspect merged").ok().stdout.contains("token classification, B-NEG"));
     assert!(
         fixture
             .run("inspect out/adapter_compact.safetensors")

@@ -6,7 +6,7 @@ use crate::report::terminal::{Style, Table, rows};
 use lora_drop::format::grouped;
 use lora_drop::model::ModelFiles;
 use lora_drop::{Cancel, Result};
-use lora_drop_transformer::ModuleKind;
+use lora_drop_transformer::{HeadKind, ModuleKind};
 use serde::Serialize;
 
 /// The object of `--json`.
@@ -24,6 +24,8 @@ pub struct Model {
     /// All weights without a head for labels, as `train` counts them.
     parameters: usize,
     head_found: bool,
+    /// What the head learns, by the model's configuration.
+    head_task: &'static str,
     labels: Vec<String>,
     modules: Vec<Module>,
 }
@@ -63,6 +65,11 @@ pub fn read(name: &str) -> Result<Model> {
         vocabulary: config.vocab_size,
         parameters: files.facts(head_found).parameters,
         head_found,
+        head_task: match (config.head_kind(), config.problem_type.as_deref()) {
+            (HeadKind::Token, _) => "token classification",
+            (HeadKind::Sequence, Some("multi_label_classification")) => "multi-label classification",
+            (HeadKind::Sequence, _) => "classification",
+        },
         labels,
         modules: modules.collect(),
     })
@@ -71,7 +78,7 @@ pub fn read(name: &str) -> Result<Model> {
 impl Model {
     pub fn table(&self) -> String {
         let head = if self.head_found {
-            format!("classification, {}", self.labels.join(", "))
+            format!("{}, {}", self.head_task, self.labels.join(", "))
         } else {
             "none".into()
         };
