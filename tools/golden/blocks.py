@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes tests/golden/blocks.safetensors: blocks of GGUF's types, and what the gguf package makes of them.
 
-`widen.TYPE.blocks` are random bytes with sane scales, `widen.TYPE.values` the float32 that they stand for.
+`widen.TYPE.number` is the type's number in files, `widen.TYPE.blocks` are random bytes with sane scales, `widen.TYPE.values` the float32 that they stand for.
 `quantise.values` (rows, cols) has random rows and such as are hard for a quantiser, and `quantise.TYPE` are its bytes.
 """
 
@@ -54,6 +54,7 @@ def main():
     tensors = {}
     for kind in SCALES:
         packed = blocks(rng, kind)
+        tensors[f"widen.{kind}.number"] = np.array([GGMLQuantizationType[kind]], dtype=np.int32)
         tensors[f"widen.{kind}.blocks"] = packed
         tensors[f"widen.{kind}.values"] = np.ascontiguousarray(dequantize(packed, GGMLQuantizationType[kind]))
     values = rows(rng)

@@ -34,7 +34,7 @@ pub fn of_data(path: &Path, cancel: &Cancel) -> Result<u128> {
 /// The files that a model consists of, in the order of their names.
 fn model_files(path: &Path) -> Result<Vec<PathBuf>> {
     if path.is_file() {
-        return Ok(part_paths(path));
+        return Ok(part_paths(path).into_iter().filter(|part| part.is_file()).collect());
     }
     let io = |e| Error::io(path, e);
     let mut files = Vec::new();

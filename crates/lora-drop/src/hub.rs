@@ -104,8 +104,8 @@ impl HubOptions {
     /// # Errors
     /// `model` is neither a folder nor a hub name; the hub does not know it, refuses access or
     /// cannot be reached; it has no safetensors weights or no tokenizer.json, nor just one GGUF
-    /// model; the hub's answers are
-    /// not valid; the transfer breaks off or makes no progress. Each message says what to do.
+    /// model; the hub's answers are not valid; the transfer breaks off or makes no progress. Each
+    /// message says what to do.
     /// `Error::Interrupted` once `cancel` is raised.
     pub fn resolve(
         &self,

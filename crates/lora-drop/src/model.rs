@@ -1,5 +1,6 @@
 //! A model's files: a folder as Hugging Face's tools write it, a GGUF file, or a name on the hub.
 
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -95,6 +96,19 @@ impl ModelFiles {
     pub fn notes(&self, quantize: Option<Quantize>) -> Vec<String> {
         let wrong = |warning: &String| format!("{}: {warning}", self.path.display());
         self.config.warnings.iter().map(wrong).chain(self.quantize_note(quantize)).collect()
+    }
+
+    /// Number of tensors by the type in which the files store them.
+    pub fn types(&self) -> BTreeMap<String, usize> {
+        let mut types = BTreeMap::new();
+        let mut count = |kind| *types.entry(kind).or_insert(0) += 1;
+        match &*self.weights {
+            WeightFiles::Folder(checkpoint) => checkpoint.types().for_each(&mut count),
+            WeightFiles::Gguf(file) => {
+                file.header().tensors.iter().for_each(|tensor| count(tensor.kind.name().to_string()));
+            }
+        }
+        types
     }
 
     fn quantize_note(&self, quantize: Option<Quantize>) -> Option<String> {

@@ -268,6 +268,11 @@ impl Checkpoint {
         }
     }
 
+    /// Names of the types of all tensors, such as `BF16`.
+    pub fn types(&self) -> impl Iterator<Item = String> {
+        self.entries.values().map(|entry| entry.dtype.to_string())
+    }
+
     /// A matrix of f16 or bf16 as in the file; None for anything else.
     pub fn half_matrix(&self, name: &str) -> Option<BlockMatrix> {
         let (kind, entry) = (self.half_type(name)?, self.entries.get(name)?);

@@ -131,6 +131,33 @@ fn values_are_where_the_header_says() {
     assert!(file.tensor("none").unwrap_err().to_string().contains("tensor none: not in the file"));
 }
 
+/// Numbers, blocks and values of the gguf package (tools/golden/blocks.py).
+#[test]
+fn every_type_of_blocks_is_read_by_its_number() {
+    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/blocks.safetensors");
+    let golden = std::fs::read(golden).unwrap();
+    let golden = safetensors::SafeTensors::deserialize(&golden).unwrap();
+    let bytes = |kind: BlockType, what: &str| {
+        golden.tensor(&format!("widen.{}.{what}", kind.name())).unwrap().data().to_vec()
+    };
+    let count = |kind| bytes(kind, "values").len() / 4;
+    let list =
+        BlockType::ALL.map(|kind| tensor(kind.name(), &[2, count(kind) / 2], TensorType::Blocks(kind)));
+    let mut writer = Writer::new(Vec::new(), &[], list.to_vec()).unwrap();
+    for kind in BlockType::ALL {
+        assert_eq!(TensorType::Blocks(kind).number().to_le_bytes(), bytes(kind, "number")[..]);
+        writer.bytes(kind.name(), &bytes(kind, "blocks")).unwrap();
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let file = Gguf::open(&file(&folder, writer.finish().unwrap())).unwrap();
+    for kind in BlockType::ALL {
+        assert_eq!(file.kind(kind.name()), Some(TensorType::Blocks(kind)));
+        let values = file.matrix(kind.name()).unwrap().values();
+        let seen: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        assert!(seen == bytes(kind, "values"), "{}", kind.name());
+    }
+}
+
 #[test]
 fn rows_of_llama_are_read_in_transformers_order() {
     let tensors: [(&str, &[usize]); 4] = [

@@ -70,7 +70,10 @@ fn a_model_in_parts_is_opened_from_any_of_them() {
     for model in ["parts", "parts/gemma-00001-of-00003.gguf", "parts/gemma-00003-of-00003.gguf"] {
         assert_eq!(generate(&fixture, model), expected, "{model}");
     }
-    // Merged and written again it is one file, and no part of one.
+    let table = fixture.run("inspect parts").ok().stdout;
+    let kinds: Vec<_> = golden().header().tensors.iter().map(|tensor| tensor.kind.name()).collect();
+    let halves = kinds.iter().filter(|kind| **kind == "F16").count();
+    assert!(table.contains(&format!("tensors       {halves} F16, {} F32", kinds.len() - halves)), "{table}");
     let whole = Gguf::open(&fixture.path("parts/gemma-00002-of-00003.gguf")).unwrap();
     assert_eq!(whole.header().tensors.len(), golden().header().tensors.len());
     assert_eq!(whole.path(), fixture.path("parts/gemma-00001-of-00003.gguf"));

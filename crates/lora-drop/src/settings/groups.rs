@@ -21,8 +21,8 @@ settings! {
     /// Where a run's inputs are and its files go.
     Place "" (settings => settings.place) {
         /// The pre-trained model: a folder in Hugging Face's format (config.json, model.safetensors,
-        /// tokenizer.json), a decoder's GGUF file, or a name on the hub (org/name), which is
-        /// downloaded into Hugging Face's cache
+        /// tokenizer.json), a decoder's GGUF file, or a name on the hub (org/name, or
+        /// org/name:file.gguf), which is downloaded into Hugging Face's cache
         model: String = String::new(), "DIR|ORG/NAME", also ["model-name-or-path", "base-model"];
         /// The data, labelled rows or, for a decoder, texts: a folder with train and dev files
         /// (.jsonl, .json, .csv, .tsv, .parquet, also gzipped), or one file

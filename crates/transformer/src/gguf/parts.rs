@@ -14,6 +14,9 @@ use crate::error::{Error, Result};
 /// The most parts; the name's digits allow no more.
 const MOST: usize = 99_999;
 
+/// The most missing parts that a message names.
+const MOST_NAMED: usize = 8;
+
 /// A part's file name: `NAME-00001-of-00003.gguf`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PartName {
@@ -34,7 +37,7 @@ impl PartName {
             (text.len() == 5 && text.bytes().all(|b| b.is_ascii_digit())).then(|| text.parse().ok())?
         };
         let (number, count) = (digits(number)?, digits(count)?);
-        let sound = ending.eq_ignore_ascii_case("gguf") && (1..=count).contains(&number);
+        let sound = ending == "gguf" && (1..=count).contains(&number);
         sound.then(|| PartName { name: name.to_string(), number, count })
     }
 
@@ -101,8 +104,8 @@ pub(super) fn open(path: &Path) -> Result<(Vec<Part>, Metadata)> {
     if !missing.is_empty() {
         let problem = format!(
             "this is one of {count} parts of a model, of which {} not there: {}; put all parts into one folder",
-            if missing.len() == 1 { "one is" } else { "some are" },
-            missing.join(", ")
+            if missing.len() == 1 { "one is".to_string() } else { format!("{} are", missing.len()) },
+            missing[..missing.len().min(MOST_NAMED)].join(", ")
         );
         return Err(Error::checkpoint(path, problem));
     }

@@ -1,5 +1,6 @@
 //! A model's folder or GGUF file, or the GGUF files of a hub's repository: architecture, sizes, linear layers that can carry a LoRA, labels.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use crate::report::terminal::{Style, Table, rows};
@@ -26,6 +27,8 @@ pub struct Model {
     max_tokens: usize,
     /// All weights without a head for labels, as `train` counts them.
     parameters: usize,
+    /// Number of tensors of each type in the files.
+    types: BTreeMap<String, usize>,
     head_found: bool,
     labels: Vec<String>,
     modules: Vec<Module>,
@@ -95,6 +98,7 @@ pub fn read(name: &str) -> Result<Model> {
         intermediate_size: config.linear_shape(ModuleKind::Intermediate).0,
         vocabulary: config.vocab_size,
         parameters: files.facts(head_found).parameters,
+        types: files.types(),
         head_found,
         labels,
         modules: modules.collect(),
@@ -109,6 +113,8 @@ impl Model {
         } else {
             "none".into()
         };
+        let types: Vec<String> =
+            self.types.iter().map(|(kind, count)| format!("{} {kind}", grouped(*count))).collect();
         let mut text = rows(&[
             ("architecture", self.architecture.clone()),
             ("layers", self.layers.to_string()),
@@ -117,6 +123,7 @@ impl Model {
             ("vocabulary", grouped(self.vocabulary)),
             ("tokens", format!("{} at most", self.max_tokens)),
             ("parameters", grouped(self.parameters)),
+            ("tensors", types.join(", ")),
             ("head", head),
         ]);
         text.push('\n');

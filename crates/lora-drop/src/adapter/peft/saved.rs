@@ -9,7 +9,6 @@ use half::{bf16, f16};
 use lora_drop_compute::blocks::BlockType;
 use lora_drop_transformer::{Checkpoint, Source, Stored};
 
-use super::read_tensor;
 use crate::{Error, Result};
 
 /// The modules that PEFT may save as a whole, by the names that its configuration has.
@@ -54,28 +53,25 @@ pub(super) fn compare(
         let storage = base.storage(&own);
         if let Some(kind) = storage.filter(|kind| kind.values() > 1) {
             return problem(format!(
-                "it has to be the base's, but that is stored as {} in {}; with the unquantized base, `lora-drop export \
-                 --to peft` writes the adapter without it",
+                "it has to be the base's, but that is stored as {} in {}; export the adapter to PEFT's form with the \
+                 unquantized base, which leaves it out, and give that one",
                 kind.name(),
                 base.place().display()
             ));
         }
-        let (shape, values) = read_tensor(file, path, tensor)?;
-        let of_base = match base.stored(&own)? {
-            Stored::F32(tensor) => (tensor.shape().to_vec(), tensor.to_vec()),
-            Stored::Blocks(matrix) => (vec![matrix.rows(), matrix.cols()], matrix.values()),
-        };
-        // The training may have loaded the base in another type than it is stored in.
-        let round = rounding([storage, file.storage(tensor)]);
-        let differs = |(x, y): (&f32, &f32)| round(*x) != round(*y);
-        let row = match shape == of_base.0 {
-            true => values.iter().zip(&of_base.1).position(differs).map(|at| at / shape[shape.len() - 1]),
-            false => Some(usize::MAX),
-        };
-        let seen = match row {
-            None => continue,
-            Some(usize::MAX) => format!("its shape is {shape:?}, the base's {:?}", of_base.0),
-            Some(row) => format!("it differs from the base's from row {row} on"),
+        let (shape, of_base) = (file.shape(tensor).unwrap_or_default(), base.shape(&own).unwrap_or_default());
+        let seen = match shape == of_base {
+            false => format!("its shape is {shape:?}, the base's {of_base:?}"),
+            // The training may have loaded the base in another type than it is stored in.
+            true => match first_difference(
+                &file.stored(tensor)?,
+                &base.stored(&own)?,
+                shape,
+                [storage, file.storage(tensor)],
+            ) {
+                Some(row) => format!("it differs from the base's from row {row} on"),
+                None => continue,
+            },
         };
         return problem(format!(
             "{seen}, so the training changed it as a whole (modules_to_save, or a resized vocabulary); merge the adapter \
@@ -91,6 +87,23 @@ fn base_name(base: &dyn Source, name: &str) -> Option<String> {
     let words = ["model.embed_tokens.weight", "embed_tokens.weight"];
     let tied = words.into_iter().filter(|_| bare == "lm_head.weight");
     [name, bare].into_iter().chain(tied).find(|name| base.contains(name)).map(str::to_string)
+}
+
+/// The first row in which two matrices (rows, cols) differ in the coarser of their types. Rows are
+/// read one by one, because embeddings are large.
+fn first_difference(x: &Stored, y: &Stored, shape: &[usize], types: [Option<BlockType>; 2]) -> Option<usize> {
+    let &[rows, cols] = shape else { return Some(0) };
+    let round = rounding(types);
+    let mut both = [vec![0.0; cols], vec![0.0; cols]];
+    (0..rows).find(|&row| {
+        for (stored, out) in [x, y].into_iter().zip(&mut both) {
+            match stored {
+                Stored::F32(tensor) => out.copy_from_slice(&tensor[row * cols..][..cols]),
+                Stored::Blocks(matrix) => matrix.widen_row_range(row, 0..cols, out),
+            }
+        }
+        both[0].iter().zip(&both[1]).any(|(x, y)| round(*x) != round(*y))
+    })
 }
 
 /// Rounds to the coarser of two types; None is f32.
