@@ -169,8 +169,8 @@ fn cases() -> Vec<Case> {
         ("a size that overflows", one().tensor("w", &[MOST / 2], F32, 0), &["tensor w", "overflows"]),
         (
             "a type that is not read",
-            one().tensor("w", &[256], 10, 0),
-            &["tensor w", "Q2_K", "expected one of F32, F16, Q4_0", "BF16"],
+            one().tensor("w", &[256], 16, 0),
+            &["tensor w", "IQ2_XXS", "expected one of F32, F16, Q4_0", "BF16"],
         ),
         (
             "a type that is none",

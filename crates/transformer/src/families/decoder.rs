@@ -92,8 +92,8 @@ pub fn set(config: &mut Map<String, Value>, model_type: &str, class: &str, key: 
 fn special_ids(keys: &Keys, key: &str, vocabulary: usize, warnings: &mut Vec<String>) -> Result<Vec<u32>> {
     let Some(value) = keys.get(key) else { return Ok(Vec::new()) };
     let list = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
-    if let Some(wrong) = list.iter().find(|id| !id.is_i64() && !id.is_u64()) {
-        return Err(keys.wrong(key, wrong, "a token's number or a list of them"));
+    if list.iter().any(|id| !id.is_i64() && !id.is_u64()) {
+        return Err(keys.wrong(key, value, "a token's number or a list of them"));
     }
     let (known, others): (Vec<_>, Vec<_>) = list.iter().partition(|id| is_token(id, vocabulary));
     if let Some(id) = others.first() {
@@ -104,7 +104,8 @@ fn special_ids(keys: &Keys, key: &str, vocabulary: usize, warnings: &mut Vec<Str
     Ok(known.into_iter().filter_map(token_id).collect())
 }
 
-fn is_token(id: &Value, vocabulary: usize) -> bool {
+/// Whether a value is the number of a token.
+pub fn is_token(id: &Value, vocabulary: usize) -> bool {
     token_id(id).is_some_and(|id| (id as usize) < vocabulary)
 }
 

@@ -6,6 +6,7 @@ use lora_drop_compute::activation::Activation;
 use lora_drop_compute::attention::Sight;
 use lora_drop_compute::device::Relative;
 
+use super::decoder::is_token;
 use super::family::{Module, Parts, module};
 use crate::config::{Architecture, Keys, ModelConfig};
 use crate::drops::Site;
@@ -56,6 +57,15 @@ pub fn config(keys: &Keys, config: ModelConfig, pad: usize) -> Result<ModelConfi
     let name = keys.text("hidden_act")?.unwrap_or("gelu");
     let activation = ACTIVATIONS.iter().find(|(known, _)| *known == name).map(|(_, found)| *found);
     let hidden_dropout = keys.fraction("hidden_dropout_prob")?.unwrap_or(0.1);
+    let needs_pad = config.architecture != Architecture::Bert;
+    let odd = keys
+        .get("pad_token_id")
+        .filter(|id| !needs_pad && !is_token(id, config.vocab_size) && id.is_number());
+    let pad_id = if odd.is_some() { None } else { keys.integer("pad_token_id")? };
+    let problem = |id: &dyn std::fmt::Display| {
+        format!("pad_token_id is {id}, outside the vocabulary of {}", config.vocab_size)
+    };
+    let warnings = odd.iter().map(|id| format!("{}; it is not used", problem(id))).collect();
     let config = ModelConfig {
         attention_scale: 1.0 / (config.head_dim as f32).sqrt(),
         token_types: Some(keys.size_or("type_vocab_size", 2)?),
@@ -68,7 +78,7 @@ pub fn config(keys: &Keys, config: ModelConfig, pad: usize) -> Result<ModelConfi
         hidden_dropout,
         attention_dropout: keys.fraction("attention_probs_dropout_prob")?.unwrap_or(0.1),
         head_dropout: keys.fraction("classifier_dropout")?.unwrap_or(hidden_dropout),
-        pad_token_id: keys.integer("pad_token_id")?.unwrap_or(pad),
+        pad_token_id: pad_id.unwrap_or(pad),
         ..config
     };
     if !config.hidden_size.is_multiple_of(config.heads) {
@@ -77,16 +87,11 @@ pub fn config(keys: &Keys, config: ModelConfig, pad: usize) -> Result<ModelConfi
             config.heads, config.hidden_size
         )));
     }
-    if config.pad_token_id < config.vocab_size {
-        return Ok(config);
+    // Positions are numbered from it.
+    if needs_pad && config.pad_token_id >= config.vocab_size {
+        return Err(keys.error(problem(&config.pad_token_id)));
     }
-    let problem =
-        format!("pad_token_id is {}, outside the vocabulary of {}", config.pad_token_id, config.vocab_size);
-    // Other encoders number positions from it.
-    if config.architecture != Architecture::Bert {
-        return Err(keys.error(problem));
-    }
-    Ok(ModelConfig { warnings: vec![format!("{problem}; it is not used")], ..config })
+    Ok(ModelConfig { warnings, ..config })
 }
 
 /// Variants under the same model_type that compute something else: an error, rather than wrong
