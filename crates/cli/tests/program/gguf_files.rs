@@ -151,6 +151,9 @@ fn the_only_gguf_model_of_a_repository_is_taken() {
     on_hub(&fixture, &gone, &words.replace("org/tiny", "org/tiny:gemma-q8.gguf")).ok();
     assert!(gone.requests().is_empty());
     on_hub(&fixture, &gone, words).fails(1, &["org/tiny: it has no config.json"]);
+    // An adapter beside which there is one for llama.cpp.
+    let adapter = repository(&[("adapter_config.json", b"{}".to_vec()), ("adapter.gguf", vec![b'x'])]);
+    on_hub(&fixture, &adapter, words).fails(1, &["this is an adapter; give its base model"]);
     let mut offline = fixture.command();
     offline.env("HF_HOME", fixture.path("home")).env("HF_HUB_OFFLINE", "1").args(words.split(' '));
     Outcome::of(&mut offline)

@@ -15,7 +15,7 @@ use ureq::typestate::WithoutBody;
 use ureq::{Agent, Body};
 
 use super::GgufModel;
-use super::cache::{PlainName, PlainPath};
+use super::cache::{INDEX, PlainName, PlainPath, WEIGHTS};
 use crate::Cancel;
 
 /// Where models come from unless HF_ENDPOINT says otherwise.
@@ -68,6 +68,12 @@ impl Info {
     /// Whether the model has a file of this name.
     pub fn has(&self, name: &str) -> bool {
         self.siblings.iter().any(|file| file.name == name)
+    }
+
+    /// Whether a name without a file means one of its GGUF models.
+    pub fn is_gguf(&self) -> bool {
+        let other = [WEIGHTS, INDEX, "adapter_config.json"].into_iter().any(|file| self.has(file));
+        !other && !self.gguf_models().is_empty()
     }
 
     /// Its GGUF models.

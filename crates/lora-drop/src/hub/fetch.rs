@@ -48,8 +48,8 @@ pub(super) fn gguf_models(
 ) -> Result<Vec<GgufModel>> {
     connected(options, name, cache, model, cancel, &mut |_| {}, |fetch| {
         let info = fetch.info(true)?;
-        let models = if info.has(WEIGHTS) || info.has(INDEX) { Vec::new() } else { info.gguf_models() };
-        Ok(if models.len() > 1 { models } else { Vec::new() })
+        let models = info.gguf_models();
+        Ok(if info.is_gguf() && models.len() > 1 { models } else { Vec::new() })
     })
 }
 
@@ -105,7 +105,7 @@ impl Fetch<'_> {
             self.problem(format!("the hub gives its commit as {:?}, which is not a valid name", info.sha))
         })?;
         let weights = if has(WEIGHTS) { WEIGHTS } else { INDEX };
-        if self.name.file.is_some() || !has(weights) && !info.gguf_models().is_empty() {
+        if self.name.file.is_some() || info.is_gguf() {
             return self.gguf(&info, &commit);
         }
         self.check_files(has)?;
