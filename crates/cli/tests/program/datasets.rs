@@ -228,6 +228,18 @@ fn data_sets() -> Vec<DataSet> {
             "text: Shares rose. | label: 2",
         ),
         DataSet::new(
+            "conll2003",
+            [3, 1]
+                .map(|tag| {
+                    json!({"id": "0", "tokens": ["EU", "rejects"], "pos_tags": [22, 42], "chunk_tags": [11, 21],
+                           "ner_tags": [tag, 0]})
+                })
+                .to_vec(),
+            "words with their tags",
+            "words: EU rejects | label: [3, 0]",
+        )
+        .with(&[("label-column", "ner_tags")], &["several columns could be the tags", "label_column"]),
+        DataSet::new(
             "imdb",
             classes(&|label| json!({"text": "A fine film.<br />", "label": label}), numbers()),
             single,

@@ -404,6 +404,7 @@ fn situations() -> Vec<Situation> {
         new("inspect model", "inspect", "../../model".into()),
         new("inspect encoder classification", "inspect", encoder.into()),
         new("inspect decoder text", "inspect", text.into()),
+        new("inspect decoder text plain", "inspect", "--model ../../decoder --data ../../plain".into()),
         new("inspect decoder text messages", "inspect", "--model ../../decoder --data ../../messages".into()),
         new("compare encoder", "compare", "../../table.toml --threads 1".into()),
         new(

@@ -156,7 +156,7 @@ pub struct RawDataset {
 
 impl RawDataset {
     /// Reads each source's train, dev and test, as [`Dataset::load`] does. Train is mixed by the
-    /// weights ([`super::sources`]); dev and test are those of all sources.
+    /// weights (`sources`); dev and test are those of all sources.
     ///
     /// # Errors
     /// See [`Error`]: whatever is wrong with a file or a row, with its place; sources of other kinds

@@ -69,12 +69,6 @@ impl PlainPath {
     }
 }
 
-impl From<PlainName> for PlainPath {
-    fn from(name: PlainName) -> Self {
-        PlainPath(name.0)
-    }
-}
-
 impl fmt::Display for PlainPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)

@@ -124,7 +124,7 @@ impl Fetch<'_> {
                 if !has(shard.as_str()) {
                     return Err(self.problem(format!("{INDEX} names {shard}, which the model does not have")));
                 }
-                self.get(&commit, &shard.into())?;
+                self.get(&commit, &shard)?;
             }
         }
         let found = is_complete(&folder).then(|| folder.clone());

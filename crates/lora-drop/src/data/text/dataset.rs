@@ -164,7 +164,7 @@ pub struct RawTexts {
 
 impl RawTexts {
     /// Reads each source's train, dev and test, as [`TextDataset::load`] does. Train is mixed by the
-    /// weights ([`crate::data::sources`]); dev and test are those of all sources.
+    /// weights (`data::sources`); dev and test are those of all sources.
     ///
     /// # Errors
     /// See [`Error`]: whatever is wrong with a file or a row, with its place; sources of other kinds.
