@@ -93,6 +93,14 @@ impl Columns {
         Ok(Columns { text, pair, label })
     }
 
+    /// Whether a row has words in a column of the usual names.
+    pub(super) fn has_words(row: &Row) -> bool {
+        let words = |name: &String| row.fields.get(name).is_some_and(Value::is_array);
+        let known =
+            |name: &str| Layout::of(RowKind::Words).any(|layout| name.eq_ignore_ascii_case(layout.text));
+        row.fields.keys().any(|name| known(name) && words(name))
+    }
+
     /// Adds the columns that the first rows lacked and this one has.
     pub(super) fn grow(&mut self, row: &Row, file: &Path, named: &ColumnNames) {
         if self.label.is_none()
@@ -115,14 +123,18 @@ impl Columns {
 
     /// What rows with these columns are called.
     pub fn layout(&self) -> &'static str {
-        Layout::name_of(RowKind::Labelled, &self.text, self.pair.as_deref())
+        Layout::name_of(self.rows(), &self.text, self.pair.as_deref())
     }
 
     /// What each column that is read is for, in the order of reading.
     pub fn roles(&self) -> Vec<(&'static str, &str)> {
-        let text = if self.pair.is_some() { "first text" } else { "text" };
+        let (text, label) = match (self.rows(), &self.pair) {
+            (RowKind::Words, _) => ("words", "tags"),
+            (_, Some(_)) => ("first text", "label"),
+            (_, None) => ("text", "label"),
+        };
         let roles =
-            [(text, Some(&self.text)), ("second text", self.pair.as_ref()), ("label", self.label.as_ref())];
+            [(text, Some(&self.text)), ("second text", self.pair.as_ref()), (label, self.label.as_ref())];
         roles.into_iter().filter_map(|(role, column)| Some((role, column?.as_str()))).collect()
     }
 

@@ -143,7 +143,9 @@ pub(crate) fn label_beside_text(sources: &[DataSource], rows: &RowSettings) -> R
         let found = SplitFiles::find(source.place())?;
         let Some(file) = found.of(SplitName::Train)?.first() else { continue };
         let Some(row) = Rows::open(file)?.next().transpose()? else { continue };
-        match TextColumns::choose(&row, file, &texts, Targets::Required) {
+        let as_texts = TextColumns::choose(&row, file, &texts, Targets::Required);
+        let only_words = as_texts.is_err() && Columns::has_words(&row);
+        match as_texts {
             Ok(columns) if columns.kind != TextKind::Text => continue,
             Err(error @ Error::Row { problem: Problem::Text(TextProblem::Parts { .. }), .. }) => {
                 return Err(error);
@@ -151,6 +153,7 @@ pub(crate) fn label_beside_text(sources: &[DataSource], rows: &RowSettings) -> R
             _ => {}
         }
         let columns = Columns::choose(&row, file, &labelled, LabelColumn::Required);
+        let columns = if only_words { Ok(columns?) } else { columns };
         if let Some(label) = columns.ok().and_then(|columns| columns.label) {
             return Ok(Some(label));
         }
