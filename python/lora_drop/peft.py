@@ -135,7 +135,8 @@ class Scorer:
 
     Scores are about the model at the end: B is read by :meth:`importance`. To score a part of the training alone, such
     as its last epoch on a sample, call :meth:`reset` where it begins. Padding is left out by the model's
-    `attention_mask`; in training mode LoRA's dropout is part of the output, as in `lora-drop`.
+    `attention_mask`; in training, LoRA's dropout is part of the output, as in `lora-drop`. With gradient checkpointing each
+    pass counts twice, which changes no share.
     """
 
     def __init__(self, model, adapter=None):
@@ -143,7 +144,7 @@ class Scorer:
         self._adapter = adapter
         self._layers = _lora_layers(model, adapter)
         self._hooks = []
-        self._mask = None
+        self._mask = self._place = None
         self.reset()
 
     def reset(self):
@@ -153,15 +154,19 @@ class Scorer:
 
     def __enter__(self):
         self._hooks.append(self._model.register_forward_pre_hook(self._begin, with_kwargs=True))
+        # Modules may share an A, so the layer says whose output it is.
+        downs = {}
         for place, (name, layer) in self._layers.items():
-            self._hooks.append(layer.register_forward_pre_hook(self._collector(place, name)))
+            self._hooks.append(layer.register_forward_pre_hook(self._entering(place)))
+            downs[id(layer.lora_A[name])] = layer.lora_A[name]
+        self._hooks += [down.register_forward_hook(self._collect) for down in downs.values()]
         return self
 
     def __exit__(self, *_):
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
-        self._mask = None
+        self._mask = self._place = None
 
     def _begin(self, _, args, kwargs):
         """Notes which tokens of the pass are real."""
@@ -177,24 +182,21 @@ class Scorer:
         self._tokens += int(self._shape[0] * self._shape[1] if mask is None else self._mask.sum())
         self._passes += 1
 
-    def _collector(self, place, adapter):
-        import torch
-
-        def collect(layer, args):
-            x = args[0].detach()
-            if tuple(x.shape[:2]) != self._shape:
-                raise LoraDropError(f"layer {place[0]} {place[1]} sees {tuple(x.shape)}, expected rows and tokens "
+    def _entering(self, place):
+        def enter(_, args):
+            if tuple(args[0].shape[:2]) != self._shape:
+                raise LoraDropError(f"layer {place[0]} {place[1]} sees {tuple(args[0].shape)}, expected rows and tokens "
                                     f"{self._shape} first; sequences that are packed into one row are not supported")
-            with torch.no_grad():
-                x = x.reshape(-1, x.shape[-1]) if self._mask is None else x[self._mask.to(x.device)]
-                down = layer.lora_A[adapter]
-                # Dropout is drawn anew here: another draw of the same distribution.
-                z = down(layer.lora_dropout[adapter](x.to(down.weight.dtype))).double()
-                moment = z.T @ z
-            known = self._moments.get(place)
-            self._moments[place] = moment if known is None else known + moment
+            self._place = place
 
-        return collect
+        return enter
+
+    def _collect(self, _, args, z):
+        """Adds z z^T over the real tokens of the layer that was entered."""
+        z = z.detach()
+        z = (z.reshape(-1, z.shape[-1]) if self._mask is None else z[self._mask.to(z.device)]).double()
+        known = self._moments.get(self._place)
+        self._moments[self._place] = z.T @ z if known is None else known + z.T @ z
 
     def importance(self):
         """The scores of all modules.
