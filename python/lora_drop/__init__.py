@@ -1,0 +1,1 @@
+"""LoRA-drop from Python."""
