@@ -1,1 +1,1 @@
-"""LoRA-drop from Python."""
+"""LoRA-drop from Python: `lora_drop.peft`, for models that train in PyTorch with PEFT."""
