@@ -12,7 +12,7 @@ use std::sync::LazyLock;
 
 use lora_drop::adapter::{AdapterFile, COMPACT_FILE};
 use lora_drop::data::text::{ChatTemplate, Message, RawText, Role, SpecialTokens, Targets, TextColumnNames};
-use lora_drop::data::{ColumnNames, GgufTokenizer, Labels, RawSplit, Rows, SplitName, Tokens};
+use lora_drop::data::{ColumnNames, GgufTokenizer, Labels, RawSplit, RowLimits, Rows, SplitName, Tokens};
 use lora_drop::score::record::Record;
 use lora_drop::settings::BadRows;
 use lora_drop_compute::random::Key;
@@ -205,6 +205,7 @@ fn in_a_thread(tokens: impl FnOnce() + Send) {
 /// pairs become tokens within the limit, and texts again.
 fn tokenizer(input: &[u8]) {
     const MOST: usize = 12;
+    let limits = RowLimits { max_length: MOST, vocabulary: 1 << 20, token_types: Some(2) };
     let folder = match input.first() {
         Some(b'{') => write("tokenizer", &[("tokenizer.json", input)]),
         _ => write("vocabulary", &[("vocab.txt", input)]),
@@ -215,7 +216,7 @@ fn tokenizer(input: &[u8]) {
             if tokens.check_max_length(MOST, pair.is_some()).is_err() {
                 continue;
             }
-            let Ok(encoded) = tokens.encode(text, pair, MOST, 1 << 20, Some(2)) else { continue };
+            let Ok(encoded) = tokens.encode(text, pair, limits) else { continue };
             assert!(encoded.ids.len() <= MOST && encoded.types.len() == encoded.ids.len());
             let _ = tokens.decode(&encoded.ids);
         }

@@ -4,8 +4,8 @@ transformers tokenizes them, with the mask of what the assistant says.
 
 The templates are written from the documentation of the formats; none is a model's own text. A template exists in two
 forms: as models carry it, and with {% generation %} blocks around what is learned, from which transformers makes the
-mask, as TRL does for `assistant_only_loss`. « and » stand for the ends of a block. A family whose own template has
-blocks is marked in both forms. Where a template refuses a conversation the fixture holds null.
+mask (`return_assistant_tokens_mask`). « and » stand for the ends of a block. A family whose own template has blocks is
+marked in both forms. Where a template refuses a conversation the fixture holds null.
 
 All families share one tokenizer: a token a byte, and everybody's special tokens.
 """

@@ -16,7 +16,7 @@ use crate::report::words::label_range;
 const INDENT: usize = 8;
 /// The longest bar.
 const BAR: usize = 30;
-/// The most classes of which each has a bar.
+/// The largest number of classes that are shown as bars.
 const CLASSES: usize = 20;
 /// Tokens that are shown at each end of a part of a row, learned or not; those between are counted.
 const ENDS_OF_TEXT: usize = 200;

@@ -197,9 +197,9 @@ impl RawDataset {
         check_alike(&sources, options)?;
         let joined = match &sources[..] {
             [only] => Cow::Borrowed(&only.train),
-            all => {
-                Cow::Owned(sources::join(all.iter().map(|source| source.train.clone())).ok_or_else(no_data)?)
-            }
+            all => Cow::Owned(
+                sources::join(all.iter().map(|source| source.train.clone())).ok_or_else(sources::no_data)?,
+            ),
         };
         let labels = labels_of(&joined, options)?;
         let labels = match &options.positive_class {
@@ -213,21 +213,8 @@ impl RawDataset {
             }
         }
         let facts = sources::weigh(&mut sources)?;
-        let (mut train, mut dev, mut test) = (Vec::new(), Vec::new(), Vec::new());
-        for source in sources {
-            train.push(source.train);
-            dev.extend(source.dev);
-            test.extend(source.test);
-        }
-        let [train, dev] = [train, dev].map(|parts| sources::join(parts).ok_or_else(no_data));
-        Ok(RawDataset {
-            train: train?,
-            dev: dev?,
-            test: sources::join(test),
-            labels,
-            sources: facts,
-            warnings,
-        })
+        let (train, dev, test) = sources::together(sources)?;
+        Ok(RawDataset { train, dev, test, labels, sources: facts, warnings })
     }
 }
 
@@ -235,11 +222,6 @@ impl RawDataset {
 fn labels_of(train: &RawSplit, options: &DataOptions) -> Result<Labels, Error> {
     let names = options.label_names.as_deref().or_else(|| train.names_of_lists());
     Labels::of(train, options.task, names)
-}
-
-/// The error where no data set is named.
-pub(super) fn no_data() -> Error {
-    Error::Options("`data` names no data set".into())
 }
 
 /// Checks that the rows of several sources can be trained on together.

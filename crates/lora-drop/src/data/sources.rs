@@ -85,6 +85,29 @@ fn repeat<R: Clone>(rows: &mut Vec<R>, count: usize) {
     rows.extend(more);
 }
 
+/// The splits of all sources together: dev and test are optional in a source, and train and dev are
+/// not in all of them.
+///
+/// # Errors
+/// `Error::Options` if there is no source.
+pub(super) fn together<C, R: OfFile>(sources: Vec<RawSource<C, R>>) -> Result<Together<C, R>, Error> {
+    let (mut train, mut dev, mut test) = (Vec::new(), Vec::new(), Vec::new());
+    for source in sources {
+        train.push(source.train);
+        dev.extend(source.dev);
+        test.extend(source.test);
+    }
+    Ok((join(train).ok_or_else(no_data)?, join(dev).ok_or_else(no_data)?, join(test)))
+}
+
+/// Train, dev, and test if there is one.
+type Together<C, R> = (RawRows<C, R>, RawRows<C, R>, Option<RawRows<C, R>>);
+
+/// The error where no data set is named.
+pub(super) fn no_data() -> Error {
+    Error::Options("`data` names no data set".into())
+}
+
 /// Joins the rows of one split of all sources; None if there are none. The columns are the first
 /// source's.
 pub(super) fn join<C, R: OfFile>(parts: impl IntoIterator<Item = RawRows<C, R>>) -> Option<RawRows<C, R>> {

@@ -1,4 +1,4 @@
-//! Where rows come from: one data set, or several of which each may have a weight.
+//! Where rows come from: one data set, or several, each with an optional weight.
 
 use std::fmt;
 use std::path::{Path, PathBuf};

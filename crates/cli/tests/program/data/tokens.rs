@@ -1,9 +1,13 @@
 //! Tokenizer files, special tokens, cutting.
 
-use lora_drop::data::Tokens;
+use lora_drop::data::{RowLimits, Tokens};
 use serde_json::json;
 
 use super::fixture::*;
+
+fn limits(max_length: usize) -> RowLimits {
+    RowLimits { max_length, vocabulary: WORDS, token_types: None }
+}
 
 /// tokenizer.json with the fixture's words, and with truncation and padding as
 /// sentence-transformers saves them.
@@ -35,10 +39,10 @@ fn own_padding_and_truncation_are_off() {
         "cls": ["[CLS]", 2], "trim_offsets": true, "add_prefix_space": false})),
     );
     let tokens = folder.tokens();
-    let single = tokens.encode("a b c d e", None, 64, WORDS, None).unwrap();
+    let single = tokens.encode("a b c d e", None, limits(64)).unwrap();
     assert_eq!(single.ids, [2, 5, 6, 7, 8, 9, 3]);
     // RoBERTa's pairs have two separators in the middle and no types.
-    let pair = tokens.encode("a b", Some("c"), 64, WORDS, None).unwrap();
+    let pair = tokens.encode("a b", Some("c"), limits(64)).unwrap();
     assert_eq!((pair.ids, pair.types), (vec![2, 5, 6, 3, 3, 7, 3], vec![0; 7]));
 }
 
@@ -50,13 +54,13 @@ fn word_pieces_from_vocab_txt() {
         (tokens.tokenizer().get_vocab_size(true), tokens.special_tokens(false), tokens.special_tokens(true)),
         (WORDS, 2, 3)
     );
-    let pair = tokens.encode("Films, xyz", Some("good"), 64, WORDS, None).unwrap();
+    let pair = tokens.encode("Films, xyz", Some("good"), limits(64)).unwrap();
     assert_eq!(pair.ids, [2, 13, 10, 16, 1, 3, 11, 3]);
     assert_eq!(pair.types, [0, 0, 0, 0, 0, 0, 1, 1]);
     // Text that is nothing to the tokenizer still has its special tokens.
-    assert_eq!(tokens.encode("\u{200b}\u{7f}", None, 64, WORDS, None).unwrap().ids, [2, 3]);
+    assert_eq!(tokens.encode("\u{200b}\u{7f}", None, limits(64)).unwrap().ids, [2, 3]);
     folder.write("tokenizer_config.json", r#"{"do_lower_case": false}"#);
-    assert_eq!(folder.tokens().encode("A a", None, 64, WORDS, None).unwrap().ids, [2, 1, 5, 3]);
+    assert_eq!(folder.tokens().encode("A a", None, limits(64)).unwrap().ids, [2, 1, 5, 3]);
 }
 
 #[test]
@@ -69,10 +73,10 @@ fn the_longer_text_is_cut_first() {
         (6, &[2, 5, 5, 3, 6, 3]),
         (5, &[2, 5, 3, 6, 3]),
     ] {
-        let cut = tokens.encode("a a a a", Some("b b"), max_length, WORDS, None).unwrap();
+        let cut = tokens.encode("a a a a", Some("b b"), limits(max_length)).unwrap();
         assert_eq!((&cut.ids[..], cut.length), (expected, 9), "{max_length}");
     }
-    let single = tokens.encode("a b c d e", None, 4, WORDS, None).unwrap();
+    let single = tokens.encode("a b c d e", None, limits(4)).unwrap();
     assert_eq!((single.ids, single.length), (vec![2, 5, 6, 3], 7));
 }
 
@@ -80,7 +84,7 @@ fn the_longer_text_is_cut_first() {
 fn the_side_to_cut_is_the_tokenizers() {
     let folder = Folder::new();
     folder.write("tokenizer_config.json", r#"{"truncation_side": "left"}"#);
-    assert_eq!(folder.tokens().encode("a b c", None, 4, WORDS, None).unwrap().ids, [2, 6, 7, 3]);
+    assert_eq!(folder.tokens().encode("a b c", None, limits(4)).unwrap().ids, [2, 6, 7, 3]);
 }
 
 #[test]

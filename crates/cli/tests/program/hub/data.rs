@@ -12,7 +12,7 @@ fn rows() -> Vec<u8> {
     ("text,label\n".to_string() + &(0..40).map(row).collect::<String>()).into_bytes()
 }
 
-/// A hub with the data set org/rows, of which each revision has these files.
+/// A hub with the data set org/rows, with these files at each revision.
 fn hub(revisions: &[(&str, &[&str])]) -> Server {
     let files = |names: &[&str]| names.iter().map(|name| (name.to_string(), rows())).collect();
     let data: BTreeMap<_, _> =

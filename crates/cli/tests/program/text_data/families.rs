@@ -1,5 +1,5 @@
 //! The chat formats of well-known families of models: the tokens of a conversation as transformers
-//! makes them, and what is learned as TRL would mask it.
+//! makes them, and what is learned as it masks what the assistant says.
 
 use std::ops::Range;
 
@@ -58,7 +58,7 @@ fn fixture() -> (Tokens, Value, Vec<(String, Family)>) {
 }
 
 #[test]
-fn every_family_is_tokenized_as_in_transformers_and_masked_as_in_trl() {
+fn every_family_is_tokenized_and_masked_as_in_transformers() {
     let (tokens, conversations, families) = fixture();
     assert!(families.len() >= 15);
     let shown = |ids: &[u32]| tokens.tokenizer().decode(ids, false).unwrap();

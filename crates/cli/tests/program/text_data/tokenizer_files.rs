@@ -2,8 +2,8 @@
 //! tokens of transformers (tests/golden/tokenizer_files.json, written by
 //! tools/golden/tokenizer_files.py).
 
-use lora_drop::data::Tokens;
 use lora_drop::data::text::TextOptions;
+use lora_drop::data::{RowLimits, Tokens};
 use serde_json::{Value, json};
 
 use super::fixture::Folder;
@@ -39,7 +39,8 @@ fn added_tokens_are_those_of_transformers() {
         let size = tokens.tokenizer().get_vocab_size(true) as u64;
         assert_eq!(case["tokens"], size, "{}", case["name"]);
         for text in case["texts"].as_array().unwrap() {
-            let seen = tokens.encode(text[0].as_str().unwrap(), None, 1000, 1000, None).unwrap();
+            let limits = RowLimits { max_length: 1000, vocabulary: 1000, token_types: None };
+            let seen = tokens.encode(text[0].as_str().unwrap(), None, limits).unwrap();
             assert_eq!(seen.ids, ids(&text[1]), "{}: {}", case["name"], text[0]);
         }
     }

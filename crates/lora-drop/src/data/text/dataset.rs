@@ -10,7 +10,6 @@ use super::error::TextProblem;
 use super::rows::{RawText, Targets, TextColumns, TextContent, TextKind, TextRow};
 use super::template::ChatTemplate;
 use crate::data::cache::{self, TokenCache};
-use crate::data::dataset::no_data;
 use crate::data::error::{Error, Place};
 use crate::data::files::{Part, SplitFiles, SplitName};
 use crate::data::labels::Label;
@@ -207,14 +206,8 @@ impl RawTexts {
             }
         }
         let facts = sources::weigh(&mut sources)?;
-        let (mut train, mut dev, mut test) = (Vec::new(), Vec::new(), Vec::new());
-        for source in sources {
-            train.push(source.train);
-            dev.extend(source.dev);
-            test.extend(source.test);
-        }
-        let [train, dev] = [train, dev].map(|parts| sources::join(parts).ok_or_else(no_data));
-        Ok(RawTexts { train: train?, dev: dev?, test: sources::join(test), sources: facts, warnings })
+        let (train, dev, test) = sources::together(sources)?;
+        Ok(RawTexts { train, dev, test, sources: facts, warnings })
     }
 }
 
