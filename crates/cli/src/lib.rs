@@ -5,4 +5,5 @@ mod commands;
 pub mod compare;
 mod report;
 
-pub use commands::main;
+pub use commands::{Program, main};
+pub use report::render;

@@ -1,5 +1,10 @@
-//! The program `lora-drop`; everything is in the crate's library, so that tests reach it.
+//! The program `lora-drop`; everything is in the crate's library, so that tests and the Python
+//! package reach it.
 
-fn main() -> std::process::ExitCode {
-    lora_drop_cli::main()
+use std::process::ExitCode;
+
+use lora_drop_cli::Program;
+
+fn main() -> ExitCode {
+    lora_drop_cli::main(Program::own(), std::env::args_os().skip(1)).into()
 }

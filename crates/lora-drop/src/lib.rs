@@ -7,7 +7,8 @@
 //! - [`train`]: a run from files to an output folder ([`train::run`]), or on rows in memory
 //!   ([`train::Training`]), with [`settings`], [`data`] and an open model ([`model::ModelFiles`])
 //! - [`evaluate`]: measuring and predicting ([`evaluate::Predictor`]); [`generate`]: writing text
-//!   ([`generate::Generator`]); both on [`loaded`] models, with rows read as [`reading`] says
+//!   ([`generate::Generator`]); both on [`loaded`] models, with rows read as [`reading`] says, as an
+//!   adapter's run recorded it ([`use_settings`])
 //! - [`adapter`], [`merge`], [`export`]: adapters in memory and in files; merging; other formats
 //! - [`score`], [`assign`], [`assignment`]: from importance to the choice of modules
 //! - [`prune`]: a smaller adapter from a trained one, without gradient steps
@@ -73,6 +74,7 @@ pub mod score;
 pub mod settings;
 pub mod summary;
 pub mod train;
+pub mod use_settings;
 
 pub use lora_drop_compute as compute;
 pub use lora_drop_transformer as transformer;

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use crate::compare::{Comparison, Counts, Event, Outcome, Run, TableFile, Work, summary_table};
 use crate::report::terminal::{Style, Table};
-use lora_drop::events::Event as RunEvent;
 use lora_drop::folder::checkpoints;
 use lora_drop::format::{self, counted, duration, fixed, grouped, percent};
 use lora_drop::summary::Plan;
@@ -18,7 +17,7 @@ use toml::Value;
 
 use super::console::{Console, Form};
 use super::interrupt::{Interrupt, pass_on};
-use super::{Failure, own_program, prune};
+use super::{Failure, Program, prune};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -65,20 +64,21 @@ pub struct Args {
     form: Form,
 }
 
-pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<(), Failure> {
+pub fn run(
+    args: Args,
+    program: &lora_drop::Result<Program>,
+    console: &Console,
+    interrupt: &Interrupt,
+) -> Result<(), Failure> {
     let table = TableFile::read(&args.table)?;
     check_prunes(&args.table, &table)?;
     let output = args.output.clone().or_else(|| table.output.clone()).ok_or_else(|| {
         let shown = args.table.display();
         Error::Usage(format!("--output is missing: give it, or the key output in {shown}"))
     })?;
-    let mut terminal = console.terminal();
-    let comparison = Comparison::open(table, &output, &args.from, &interrupt.cancel, &mut |part| {
-        interrupt.keeps_download();
-        terminal.handle(&RunEvent::Downloading { file: part.file, done: part.done, total: part.total });
-    });
-    terminal.finish();
-    let comparison = comparison?;
+    let comparison = console.downloading(interrupt, |progress| {
+        Comparison::open(table, &output, &args.from, &interrupt.cancel, progress)
+    })?;
     if args.dry_run {
         return Ok(dry_run(&args, &comparison, console)?);
     }
@@ -92,7 +92,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<(), F
         )
     }));
     let counts =
-        if args.summary { comparison.write()? } else { run_cells(&args, &comparison, console, interrupt)? };
+        if args.summary { comparison.write()? } else { run_cells(&args, program, &comparison, console, interrupt)? };
     show(&args, &comparison, console)?;
     if counts.failed > 0 && !args.summary {
         return Err(Failure::Error(Error::Input(format!(
@@ -107,6 +107,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<(), F
 /// Runs the cells that are not finished, and shows the progress.
 fn run_cells(
     args: &Args,
+    program: &lora_drop::Result<Program>,
     comparison: &Comparison,
     console: &Console,
     interrupt: &Interrupt,
@@ -123,8 +124,7 @@ fn run_cells(
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = if args.threads == 0 { cores } else { args.threads.into() };
     let threads = (threads / jobs).max(1);
-    let program =
-        own_program().ok_or_else(|| Error::Input("the program's own file was not found".to_string()))?;
+    let program = program.as_ref().map_err(|e| Error::Input(e.to_string()))?;
     interrupt.put_at_stake();
     let overall = console.overall(before.of);
     let work = |work: &Work, run: &Path| {
@@ -133,13 +133,13 @@ fn run_cells(
             run_cell(command, &run.with_file_name(LOG), &interrupt.cancel)
         };
         if matches!(work, Work::Train { .. }) && !checkpoints(run).is_empty() {
-            match cell(resumed(&program, run)) {
+            match cell(resumed(program, run)) {
                 // Where it cannot be continued it begins again.
                 Err(Error::Input(_)) => {}
                 ended => return ended,
             }
         }
-        cell(command(&program, work, run))
+        cell(command(program, work, run))
     };
     let run = Run { jobs, work: &work, cancel: &interrupt.cancel };
     let counts = comparison.run(&run, &mut |event| {
@@ -188,8 +188,8 @@ fn line(comparison: &Comparison, event: &Event) -> Option<String> {
 }
 
 /// The command for a cell's work. It replaces what an unfinished run left in the cell's folder.
-fn command(program: &Path, work: &Work, run: &Path) -> Command {
-    let mut command = Command::new(program);
+fn command(program: &Program, work: &Work, run: &Path) -> Command {
+    let mut command = program.command();
     match work {
         Work::Train { settings } => _ = command.arg("train").arg(settings),
         Work::Prune { adapter, data, options } => {
@@ -202,8 +202,8 @@ fn command(program: &Path, work: &Work, run: &Path) -> Command {
 }
 
 /// The command that continues a run which was stopped.
-fn resumed(program: &Path, run: &Path) -> Command {
-    let mut command = Command::new(program);
+fn resumed(program: &Program, run: &Path) -> Command {
+    let mut command = program.command();
     command.args(["train", "--resume"]).arg(run);
     command
 }

@@ -6,13 +6,13 @@ use std::path::Path;
 use crate::report::terminal::Style;
 use crate::report::{Overall, Terminal, printable};
 use lora_drop::events::Event;
+use lora_drop::hub::Download;
 use lora_drop::model::locate;
 use lora_drop::settings::{Place, as_options};
 use lora_drop::{Error, Result};
 use serde::Serialize;
 
 use super::interrupt::Interrupt;
-use super::options::no_effect;
 
 /// The `--json` of commands that end in a table.
 #[derive(clap::Args)]
@@ -83,27 +83,32 @@ impl Console {
         write_out(&mut io::stdout(), &Style::stdout().fit(text))
     }
 
-    /// Downloads the model if it is a name on the hub that is not in the cache, and shows the
-    /// progress.
-    pub fn fetch(&self, model: &str, interrupt: &Interrupt) -> Result<()> {
+    /// Shows the progress of a download, which `work` reports.
+    pub fn downloading<T>(
+        &self,
+        interrupt: &Interrupt,
+        work: impl FnOnce(&mut dyn FnMut(Download<'_>)) -> Result<T>,
+    ) -> Result<T> {
         let mut terminal = self.terminal();
-        let found = locate(model, &interrupt.cancel, &mut |part| {
-            interrupt.keeps_download();
-            terminal.handle(&Event::Downloading { file: part.file, done: part.done, total: part.total });
-        });
-        terminal.finish();
-        found.map(drop)
-    }
-
-    /// Finds the data that is on the hub, as `fetch` does with a model. Returns whether some is.
-    pub fn fetch_data(&self, place: &mut Place, interrupt: &Interrupt) -> Result<bool> {
-        let mut terminal = self.terminal();
-        let found = place.data.locate(place.data_config.as_deref(), &interrupt.cancel, &mut |part| {
+        let found = work(&mut |part| {
             interrupt.keeps_download();
             terminal.handle(&Event::Downloading { file: part.file, done: part.done, total: part.total });
         });
         terminal.finish();
         found
+    }
+
+    /// Downloads the model if it is a name on the hub that is not in the cache.
+    pub fn fetch(&self, model: &str, interrupt: &Interrupt) -> Result<()> {
+        self.downloading(interrupt, |progress| locate(model, &interrupt.cancel, progress)).map(drop)
+    }
+
+    /// Finds the data that is on the hub, as `fetch` does with a model. Returns whether some is.
+    pub fn fetch_data(&self, place: &mut Place, interrupt: &Interrupt) -> Result<bool> {
+        let Place { data, data_config, .. } = place;
+        self.downloading(interrupt, |progress| {
+            data.locate(data_config.as_deref(), &interrupt.cancel, progress)
+        })
     }
 
     /// The same for data to which a given `data_config` has to apply.
@@ -112,18 +117,10 @@ impl Console {
     /// `Error::Usage` if none of the data is on the hub.
     pub fn fetch_all_data(&self, place: &mut Place, interrupt: &Interrupt) -> Result<()> {
         if !self.fetch_data(place, interrupt)? && place.data_config.is_some() {
-            return Err(no_config(&place.data));
+            return Err(place.data.no_config());
         }
         Ok(())
     }
-}
-
-/// The error of a configuration of data that has none.
-pub fn no_config(data: &dyn std::fmt::Display) -> Error {
-    no_effect(
-        "data-config",
-        &format!("for {data}, which is no data set of the hub (`hf://org/name` always is)"),
-    )
 }
 
 fn write_out(out: &mut dyn Write, text: &str) -> Result<()> {

@@ -18,7 +18,7 @@ use super::interrupt::Interrupt;
 use super::job::Job;
 use super::options::at_least_one;
 use super::outputs::check_file;
-use super::source::{DataSplit, Measure, Source};
+use super::source::{DataSplit, Measure, Source, locate, open_on};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -85,9 +85,9 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt, job: Option<&Jo
     let wanted = wanted(&args.generation, &args.how)?;
     let ranks = job.map(|job| job.ranks().clone()).unwrap_or_default();
     let source = args.source.resolve()?;
-    let data = ranks.first_then_others(|| source.locate(&args.data, console, interrupt))?;
+    let data = ranks.first_then_others(|| locate(&source, &args.data, console, interrupt))?;
     let split = DataSplit::of(&data, args.split, &source.reading)?;
-    let mut predictor = source.open_on(&ranks, console, interrupt)?;
+    let mut predictor = open_on(&source, &ranks, console, interrupt)?;
     console.note(job.map(Job::describe));
     console.note(split.note);
     let (data, cancel) = (data.as_path(), &interrupt.cancel);

@@ -16,7 +16,7 @@ use super::console::{Console, Results};
 use super::interrupt::Interrupt;
 use super::options::{at_least_one, no_effect};
 use super::outputs::check_file;
-use super::source::{DataSplit, Generate, Resolved, Source, whole};
+use super::source::{DataSplit, Generate, Source, locate, whole};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -178,13 +178,11 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
     }
     // In a conversation --chat is a command of its own and says nothing about rows.
     source.reading.given.retain(|name| *name != "chat" || args.data.is_some());
-    let Resolved { adapter, reading, .. } = &source;
-    let data = args.data.map(|data| source.locate(&data, console, interrupt)).transpose()?;
+    let data = args.data.map(|data| locate(&source, &data, console, interrupt)).transpose()?;
+    let reading = &source.reading;
     let split = data.as_deref().map(|data| DataSplit::of(data, args.split, reading)).transpose()?;
     console.fetch(source.model(), interrupt)?;
-    let threads = source.settings.train.compute.threads;
-    let (arithmetic, adapter) = (source.arithmetic(), adapter.as_deref());
-    let generator = Generator::open(source.model(), adapter, arithmetic, reading.clone(), threads)?;
+    let generator = source.generator()?;
     console.notes(generator.notes().to_vec());
     let mut work = Work { generator, options, console, interrupt, system: args.system };
     match (args.prompt, data, split) {

@@ -7,7 +7,6 @@
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use lora_drop::Error;
@@ -87,7 +86,7 @@ impl Job {
     }
 
     /// Runs a command on this rank, and ends it when all have.
-    pub fn run(self, command: impl FnOnce(&Job) -> std::result::Result<(), Failure>) -> ExitCode {
+    pub fn run(self, command: impl FnOnce(&Job) -> std::result::Result<(), Failure>) -> u8 {
         let Ok(outcome) = catch_unwind(AssertUnwindSafe(|| command(&self))) else {
             self.tell("the program has panicked; its message is on standard error");
             self.world.abort(101);

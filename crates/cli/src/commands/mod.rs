@@ -25,8 +25,8 @@ mod source;
 mod train;
 
 use std::ffi::OsString;
-use std::path::PathBuf;
-use std::process::ExitCode;
+use std::path::{Path, PathBuf};
+use std::process;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -88,10 +88,38 @@ enum Command {
 
 const TEMPLATE_WORKER: &str = "template-worker";
 
-/// Parses, runs the command and turns its outcome into an exit code.
-pub fn main() -> ExitCode {
+/// How this program is started again, for the runs of `compare` and for workers.
+#[derive(Clone, Debug)]
+pub struct Program {
+    pub file: PathBuf,
+    /// Arguments before the program's own, such as those of an interpreter.
+    pub first: Vec<String>,
+}
+
+impl Program {
+    /// This process's file; on Linux by a name that stays right when the file is replaced.
+    ///
+    /// # Errors
+    /// `Error::Io` if the system does not say it.
+    pub fn own() -> lora_drop::Result<Self> {
+        let running = PathBuf::from("/proc/self/exe");
+        let found = if running.exists() { Ok(running) } else { std::env::current_exe() };
+        let file = found.map_err(|e| Error::io(Path::new("the program's own file"), e))?;
+        Ok(Program { file, first: Vec::new() })
+    }
+
+    /// A command that starts it.
+    fn command(&self) -> process::Command {
+        let mut command = process::Command::new(&self.file);
+        command.args(&self.first);
+        command
+    }
+}
+
+/// Runs the command that these arguments, after the program's name, name. Returns the exit code.
+pub fn main(program: lora_drop::Result<Program>, given: impl Iterator<Item = OsString>) -> u8 {
     let parsed = parser()
-        .try_get_matches_from(arguments())
+        .try_get_matches_from(arguments(given))
         .and_then(|mut found| Cli::from_arg_matches_mut(&mut found));
     let launch = Launch::from_environment();
     let is_first = launch.as_ref().ok().and_then(Option::as_ref).is_none_or(|launch| launch.rank == 0);
@@ -106,19 +134,20 @@ pub fn main() -> ExitCode {
         error.exit()
     });
     if let Command::TemplateWorker = cli.command {
-        return if serve_templates().is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+        return u8::from(serve_templates().is_err());
     }
-    if let Some(program) = own_program() {
-        set_template_worker(program, &[TEMPLATE_WORKER]);
+    if let Ok(Program { file, first }) = &program {
+        let first = first.iter().map(String::as_str);
+        set_template_worker(file.clone(), &first.chain([TEMPLATE_WORKER]).collect::<Vec<_>>());
     }
     name_lost_files();
     let interrupt = Interrupt::listen(is_first);
     match launch {
-        Ok(None) => exit_code(run(cli, &interrupt, None), false),
+        Ok(None) => exit_code(run(cli, &program, &interrupt, None), false),
         Ok(Some(launch)) => match cli.command {
             Command::Train(train::Args { dry_run: false, .. }) | Command::Eval(_) => match Job::join(&launch)
             {
-                Ok(job) => job.run(|job| run(cli, &interrupt, Some(job))),
+                Ok(job) => job.run(|job| run(cli, &program, &interrupt, Some(job))),
                 Err(error) => exit_code(job::refuse_joining(error, &launch), false),
             },
             _ => exit_code(Err(job::refuse(&launch).into()), !is_first),
@@ -128,12 +157,12 @@ pub fn main() -> ExitCode {
 }
 
 /// The exit code of an outcome, which it tells of unless it is silent.
-fn exit_code(outcome: Result<(), Failure>, silent: bool) -> ExitCode {
+fn exit_code(outcome: Result<(), Failure>, silent: bool) -> u8 {
     let (line, code) = match outcome {
-        Ok(()) => return ExitCode::SUCCESS,
+        Ok(()) => return 0,
         // The reader of standard output has closed it, as `head` does when it has enough.
         Err(Failure::Error(Error::Io { source, .. })) if source.kind() == std::io::ErrorKind::BrokenPipe => {
-            return ExitCode::SUCCESS;
+            return 0;
         }
         Err(Failure::Interrupted { saved }) => (format!("interrupted: {saved}"), 130),
         Err(Failure::Error(error)) => {
@@ -143,7 +172,7 @@ fn exit_code(outcome: Result<(), Failure>, silent: bool) -> ExitCode {
     if !silent {
         complain(line);
     }
-    ExitCode::from(code)
+    code
 }
 
 /// The command line as it is read: with numbers below zero as values, so that each option's own
@@ -156,10 +185,10 @@ fn parser() -> clap::Command {
     Cli::command().mut_subcommands(|command| command.mut_args(understand))
 }
 
-/// The program's arguments, with dashes for underscores in options' names.
-fn arguments() -> impl Iterator<Item = OsString> {
+/// The program's name and its arguments, with dashes for underscores in options' names.
+fn arguments(given: impl Iterator<Item = OsString>) -> impl Iterator<Item = OsString> {
     let mut options = true;
-    std::env::args_os().map(move |argument| {
+    let given = given.map(move |argument| {
         options &= argument != "--";
         match argument.to_str().filter(|text| options && text.starts_with("--")) {
             Some(text) => {
@@ -168,7 +197,8 @@ fn arguments() -> impl Iterator<Item = OsString> {
             }
             None => argument,
         }
-    })
+    });
+    [OsString::from("lora-drop")].into_iter().chain(given)
 }
 
 /// What to do instead of an option that other trainers have and this one does not.
@@ -180,12 +210,6 @@ fn unknown_word(error: &clap::Error) -> Option<String> {
     let word = word.split('=').next().unwrap_or_default();
     let advice = words::advice(word.trim_start_matches('-'))?;
     Some(format!("there is no option {word}: {advice}"))
-}
-
-/// This program's file; on Linux by a name that stays right when the file is replaced.
-fn own_program() -> Option<PathBuf> {
-    let running = PathBuf::from("/proc/self/exe");
-    if running.exists() { Some(running) } else { std::env::current_exe().ok() }
 }
 
 /// Why a command failed.
@@ -207,11 +231,16 @@ impl From<Error> for Failure {
 }
 
 /// Runs the command; of a job's ranks all but the first are quiet.
-fn run(cli: Cli, interrupt: &Interrupt, job: Option<&Job>) -> Result<(), Failure> {
+fn run(
+    cli: Cli,
+    program: &lora_drop::Result<Program>,
+    interrupt: &Interrupt,
+    job: Option<&Job>,
+) -> Result<(), Failure> {
     let console = Console::new(cli.quiet || job.is_some_and(|job| !job.ranks().is_first()));
     match cli.command {
         Command::Train(args) => train::run(args, &console, interrupt, job)?,
-        Command::Compare(args) => compare::run(args, &console, interrupt)?,
+        Command::Compare(args) => compare::run(args, program, &console, interrupt)?,
         Command::Score(args) => score::run(args, &console, interrupt)?,
         Command::Eval(args) => eval::run(args, &console, interrupt, job)?,
         Command::Predict(args) => predict::run(args, &console, interrupt)?,

@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use crate::report::terminal::rows;
 use lora_drop::folder::{Contents, OutputFolder};
 use lora_drop::format::{bytes, counted, grouped};
+use lora_drop::use_settings::{base_model, recipe_of};
 use lora_drop::{Error, Result};
 use serde_json::json;
 
 use super::console::{Console, Form};
 use super::interrupt::Interrupt;
-use super::source::{base_model, recipe_of};
 
 /// Checks that a file can be written: its folder exists, and nothing stands there, unless it is a
 /// file that may be replaced. `option` is the option that names it.

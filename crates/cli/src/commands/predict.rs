@@ -6,19 +6,17 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::Duration;
 
-use lora_drop::data::{
-    self, ColumnNames, Columns, LabelColumn, Labels, LeftOut, Problem, Row, RowText, Rows,
-};
+use lora_drop::data::{self, Labels, LeftOut, Row, RowText, Rows, TextReader};
 use lora_drop::evaluate::{Prediction, Predictor};
 use lora_drop::files::write_atomically;
-use lora_drop::settings::{BadRows, Task};
+use lora_drop::settings::BadRows;
 use lora_drop::{Cancel, Error, Result};
 use serde_json::{Map, Value};
 
 use super::console::{Console, Results};
 use super::interrupt::Interrupt;
 use super::outputs::check_file;
-use super::source::{Predict, Source};
+use super::source::{Predict, Source, open};
 
 /// The most rows that are predicted together: fewer when no more have arrived.
 const CHUNK: usize = 64;
@@ -67,7 +65,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
     };
     let name = rows.file.clone();
     let source = args.source.resolve()?;
-    let predictor = source.open(console, interrupt)?;
+    let predictor = open(&source, console, interrupt)?;
     // A line is written whole, and so is a file.
     interrupt.put_at_stake();
     let cancel = &interrupt.cancel;
@@ -75,23 +73,9 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
     let rows = read_ahead(rows);
     let out = args.output.as_deref().unwrap_or(Path::new("standard output"));
     let task = predictor.labels().map(Labels::task);
-    let any_text = task == Some(Task::TokenClassification) && !source.reading.given.contains(&"text-column");
-    let named = &ColumnNames { task, ..source.reading.columns.clone() };
+    let texts = TextReader::new(&name, task, &source.reading);
     let left_out = LeftOut::default();
-    let name = &name;
-    let mut work = Work {
-        predictor,
-        rows,
-        name,
-        named,
-        any_text,
-        bad_rows,
-        left_out,
-        columns: None,
-        cancel,
-        out,
-        total: 0,
-    };
+    let mut work = Work { predictor, rows, texts, bad_rows, left_out, cancel, out, total: 0 };
     match &args.output {
         None => work.label(&mut Results::new())?,
         Some(path) => {
@@ -130,16 +114,10 @@ fn read_ahead(rows: Rows) -> Receiver<std::result::Result<Row, data::Error>> {
 struct Work<'a> {
     predictor: Predictor,
     rows: Receiver<std::result::Result<Row, data::Error>>,
-    /// What errors call the input.
-    name: &'a Path,
-    named: &'a ColumnNames,
-    /// Whether a row may have words or a text, in another column than the model's training data.
-    any_text: bool,
+    texts: TextReader,
     bad_rows: BadRows,
     /// Rows that are wrong and have no prediction.
     left_out: LeftOut,
-    /// Chosen by the first row.
-    columns: Option<Columns>,
     cancel: &'a Cancel,
     /// What errors call the output.
     out: &'a Path,
@@ -186,7 +164,7 @@ impl Work<'_> {
                 Err(RecvTimeoutError::Timeout) => break,
                 Err(RecvTimeoutError::Disconnected) => return Ok(Chunk { rows, end: Some(Ok(())) }),
             };
-            match row.and_then(|row| Ok((self.text(&row)?, row))) {
+            match row.and_then(|row| Ok((self.texts.read(&row)?, row))) {
                 Ok((texts, row)) => rows.push((row, texts)),
                 Err(error) => {
                     if let Err(error) = self.left_out.add(error, self.bad_rows) {
@@ -196,23 +174,6 @@ impl Work<'_> {
             }
         }
         Ok(Chunk { rows, end: None })
-    }
-
-    fn text(&mut self, row: &Row) -> std::result::Result<RowText, data::Error> {
-        let lacks = |column: &String| !row.fields.contains_key(column);
-        let columns = match &self.columns {
-            Some(columns) if !(self.any_text && lacks(&columns.text)) => columns,
-            _ => {
-                let mut named = self.named.clone();
-                named.text.take_if(|column| self.any_text && lacks(column));
-                self.columns.insert(Columns::choose(row, self.name, &named, LabelColumn::Optional)?)
-            }
-        };
-        let text = columns.text(row).and_then(|text| {
-            let empty = || Problem::NoText { column: columns.text.clone(), seen: "an empty list" };
-            text.ok_or_else(empty)
-        });
-        text.map_err(|problem| data::Error::bad_row(self.name, row.line, problem))
     }
 }
 

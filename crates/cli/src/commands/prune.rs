@@ -15,7 +15,7 @@ use super::console::{Console, Form};
 use super::interrupt::Interrupt;
 use super::options::{Takes, at_least_one, choice};
 use super::outputs::Output;
-use super::source::{Measure, Source};
+use super::source::{Measure, Source, locate, open, recipe, train_settings};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -128,9 +128,9 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
         let inputs = [("model", Path::new(source.model())), ("adapter", adapter.as_path())];
         Output::Folder(Contents::Pruned).check(output, args.overwrite, inputs)?;
     }
-    let data = source.locate(&args.data, console, interrupt)?;
+    let data = locate(&source, &args.data, console, interrupt)?;
     let finetune = args.finetune_steps.map(|steps| {
-        let mut settings = source.train_settings(&data);
+        let mut settings = train_settings(&source, &data);
         settings.place.output = args.output.clone().unwrap_or_default();
         let optimisation = &mut settings.train.optimisation;
         optimisation.max_steps = Some(steps);
@@ -151,14 +151,14 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
         seed: args.seed,
         finetune: finetune.map(Box::new),
     };
-    let recipe = source.recipe(&args.data)?;
+    let recipe = recipe(&source, &args.data)?;
     let place = args.output.map(|folder| PruneOutput {
         folder,
         overwrite: args.overwrite,
         recipe,
         page: Some(prune_page),
     });
-    let predictor = source.open(console, interrupt)?;
+    let predictor = open(&source, console, interrupt)?;
     let rows = PruneData { data: &data, reading: &source.reading };
     let mut terminal = console.terminal();
     let mut listen = |event: &Event| {

@@ -43,7 +43,7 @@ pub use gguf_tokenizer::GgufTokenizer;
 pub use labels::{Classes, Label, Labels};
 pub use raw::{LeftOut, RawRow, RawRows, RawSplit};
 pub use raw_label::RawLabel;
-pub use row_text::RowText;
+pub use row_text::{RowText, TextReader};
 pub use rows::{ClassNames, Row, Rows};
 pub(crate) use task::label_beside_text;
 pub use task::{RawTask, TaskData, TaskRows};

@@ -1,6 +1,13 @@
 //! What a labelled row has to be read: a text, a pair of texts, or words.
 
 use std::borrow::Cow;
+use std::path::{Path, PathBuf};
+
+use super::columns::{ColumnNames, Columns, LabelColumn};
+use super::error::{Error, Problem};
+use super::rows::Row;
+use crate::reading::Reading;
+use crate::settings::Task;
 
 /// A row's text.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +40,47 @@ impl RowText {
             RowText::Words(words) => Some(words.iter().map(String::as_str).collect()),
             RowText::Pair(..) => None,
         }
+    }
+}
+
+/// Reads the texts of rows whose labels are to be predicted. The first row chooses the columns.
+#[derive(Clone, Debug)]
+pub struct TextReader {
+    /// What errors call the input.
+    name: PathBuf,
+    named: ColumnNames,
+    /// Whether a row may have words or a text, in another column than the model's training data.
+    any_text: bool,
+    columns: Option<Columns>,
+}
+
+impl TextReader {
+    /// `task` is that of the model, None without a head for labels; `reading` how its rows are read.
+    pub fn new(name: &Path, task: Option<Task>, reading: &Reading) -> Self {
+        let any_text = task == Some(Task::TokenClassification) && !reading.given.contains(&"text-column");
+        let named = ColumnNames { task, ..reading.columns.clone() };
+        TextReader { name: name.to_path_buf(), named, any_text, columns: None }
+    }
+
+    /// The row's text, pair of texts or words.
+    ///
+    /// # Errors
+    /// No column is a text's; the row has another type of value or none there.
+    pub fn read(&mut self, row: &Row) -> Result<RowText, Error> {
+        let lacks = |column: &String| !row.fields.contains_key(column);
+        let columns = match &self.columns {
+            Some(columns) if !(self.any_text && lacks(&columns.text)) => columns,
+            _ => {
+                let mut named = self.named.clone();
+                named.text.take_if(|column| self.any_text && lacks(column));
+                self.columns.insert(Columns::choose(row, &self.name, &named, LabelColumn::Optional)?)
+            }
+        };
+        let text = columns.text(row).and_then(|text| {
+            let empty = || Problem::NoText { column: columns.text.clone(), seen: "an empty list" };
+            text.ok_or_else(empty)
+        });
+        text.map_err(|problem| Error::bad_row(&self.name, row.line, problem))
     }
 }
 

@@ -3,7 +3,8 @@
 use crate::{Error, Result};
 
 /// Settings of a generation. The defaults are greedy decoding without penalties.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct GenerateOptions {
     /// Most new tokens of a prompt.
     pub max_new_tokens: usize,

@@ -117,6 +117,13 @@ impl DataSources {
         Ok(false)
     }
 
+    /// The error of a given configuration that no source has.
+    pub fn no_config(&self) -> Error {
+        Error::Usage(format!(
+            "`data_config` has no effect for {self}, which is no data set of the hub (`hf://org/name` always is)"
+        ))
+    }
+
     /// Checks the paths and the weights.
     ///
     /// # Errors

@@ -1,0 +1,126 @@
+//! Training and scoring on files, and the program.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use lora_drop::events::Event;
+use lora_drop::settings::{Reader, Recipe, RunSettings, definitions};
+use lora_drop::train::{self as training, StoppedRun};
+use lora_drop::{Error, Result};
+use lora_drop_cli::{Program, render};
+use pyo3::prelude::*;
+use serde_json::{Value, json};
+use toml::Table;
+
+use crate::errors::exception;
+use crate::work::{Cancel, Ear, run};
+
+/// Settings by name, from a JSON object; null stands for a setting that is not given.
+pub fn table(settings: &str) -> Result<Table> {
+    let wrong = |problem: String| Error::Usage(format!("settings: {problem}"));
+    let mut given: Value = serde_json::from_str(settings).map_err(|e| wrong(e.to_string()))?;
+    if let Some(given) = given.as_object_mut() {
+        given.retain(|_, value| !value.is_null());
+    }
+    serde_json::from_value(given).map_err(|e| wrong(e.to_string()))
+}
+
+/// The settings of a run: those of a recipe's file, overlaid with the given ones.
+fn overlay(recipe: Option<PathBuf>, given: Table, reader: Reader, ear: &Ear) -> Result<RunSettings> {
+    let mut below = recipe.as_deref().map(Recipe::read).transpose()?.unwrap_or_default();
+    below.overlay(Recipe::from_table(given)?);
+    let (settings, left_out) = below.settings(reader)?;
+    if !left_out.is_empty() {
+        let names = left_out.join(", ");
+        let note = format!("these settings of the recipe have no effect here and are left out: {names}");
+        ear.hear(&Event::Note(&note));
+    }
+    Ok(settings)
+}
+
+/// Finds data on the hub.
+fn locate(settings: &mut RunSettings, cancel: &lora_drop::Cancel, ear: &Ear) -> Result<()> {
+    let place = &mut settings.place;
+    let config = place.data_config.as_deref();
+    if !place.data.locate(config, cancel, &mut |part| ear.downloading(&part))? && config.is_some() {
+        return Err(place.data.no_config());
+    }
+    Ok(())
+}
+
+/// Trains and writes the output folder, or continues the run in the folder `resume`. Returns
+/// summary.json's object and the folder.
+#[pyfunction]
+pub fn train(
+    py: Python<'_>,
+    settings: &str,
+    recipe: Option<PathBuf>,
+    resume: Option<PathBuf>,
+    listen: &Bound<'_, PyAny>,
+    cancel: &Cancel,
+) -> PyResult<(String, PathBuf)> {
+    let given = table(settings).map_err(|error| exception(py, error))?;
+    run(py, listen, cancel, |cancel, ear| {
+        let mut listen = |event: &Event| ear.hear(event);
+        let (summary, output) = match resume {
+            Some(folder) => {
+                let mut stopped = StoppedRun::open(&folder, &given)?;
+                locate(&mut stopped.settings, cancel, ear)?;
+                (training::resume(&stopped, Some(&render), cancel, &mut listen)?, folder)
+            }
+            None => {
+                let mut settings = overlay(recipe, given, Reader::Train, ear)?;
+                locate(&mut settings, cancel, ear)?;
+                settings.check_output()?;
+                (training::run(&settings, Some(&render), cancel, &mut listen)?, settings.place.output)
+            }
+        };
+        let text = serde_json::to_string(&summary);
+        Ok((text.map_err(|e| Error::Input(format!("a result that JSON cannot hold: {e}")))?, output))
+    })
+}
+
+/// Trains briefly on the sample and scores, or scores an adapter; writes importance.json into the
+/// output folder.
+#[pyfunction]
+pub fn score(
+    py: Python<'_>,
+    settings: &str,
+    recipe: Option<PathBuf>,
+    adapter: Option<PathBuf>,
+    listen: &Bound<'_, PyAny>,
+    cancel: &Cancel,
+) -> PyResult<()> {
+    let given = table(settings).map_err(|error| exception(py, error))?;
+    run(py, listen, cancel, |cancel, ear| {
+        let reader = if adapter.is_some() { Reader::ScoreAdapter } else { Reader::Score };
+        let mut settings = overlay(recipe, given, reader, ear)?;
+        settings.check_importance()?;
+        locate(&mut settings, cancel, ear)?;
+        training::score(&settings, adapter.as_deref(), cancel, &mut |event| ear.hear(event)).map(drop)
+    })
+}
+
+/// All settings of a run: a list of objects with name, help, default, and names in other trainers.
+#[pyfunction]
+pub fn settings() -> String {
+    let defaults = RunSettings::default().to_table();
+    let all = definitions().map(|definition| {
+        json!({
+            "name": definition.field,
+            "help": definition.help.trim(),
+            "default": defaults.get(definition.name),
+            "aliases": definition.aliases,
+        })
+    });
+    Value::from(all.collect::<Vec<_>>()).to_string()
+}
+
+/// Runs the program with these arguments; `command` is what starts it again. Returns the exit code.
+#[pyfunction]
+pub fn program(py: Python<'_>, command: Vec<String>, arguments: Vec<OsString>) -> u8 {
+    let mut first = command.into_iter();
+    let file = first.next().map(PathBuf::from).unwrap_or_default();
+    let program = Program { file, first: first.collect() };
+    py.detach(|| lora_drop_cli::main(Ok(program), arguments.into_iter()))
+}

@@ -1,0 +1,103 @@
+//! Work on a thread of its own, so that Python's other threads run, and the calling one hears
+//! Ctrl-C and calls the listener.
+
+use std::panic::resume_unwind;
+use std::sync::mpsc::{RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::thread;
+use std::time::Duration;
+
+use lora_drop::Result;
+use lora_drop::events::Event;
+use lora_drop::hub::Download;
+use pyo3::prelude::*;
+
+use crate::errors::exception;
+use crate::events::Told;
+
+/// The longest time that Ctrl-C waits for a look.
+const LOOK: Duration = Duration::from_millis(50);
+/// The most events that wait for the listener; then the work waits for it.
+const AHEAD: usize = 64;
+
+/// Ends work when it is raised, from any thread. An evaluated epoch is kept.
+#[pyclass(frozen, module = "lora_drop._native")]
+pub struct Cancel(pub lora_drop::Cancel);
+
+#[pymethods]
+impl Cancel {
+    #[new]
+    fn new() -> Self {
+        Cancel(lora_drop::Cancel::new())
+    }
+
+    fn cancel(&self) {
+        self.0.raise();
+    }
+}
+
+/// Where the work's events go.
+pub struct Ear(SyncSender<Told>);
+
+impl Ear {
+    pub fn tell(&self, told: Told) {
+        // The other end is gone only when the listener has failed.
+        if told.passing {
+            _ = self.0.try_send(told).or_else(|e| if let TrySendError::Full(_) = e { Ok(()) } else { Err(e) });
+        } else {
+            _ = self.0.send(told);
+        }
+    }
+
+    pub fn hear(&self, event: &Event) {
+        self.tell(Told::of(event));
+    }
+
+    pub fn downloading(&self, part: &Download) {
+        self.hear(&Event::Downloading { file: part.file, done: part.done, total: part.total });
+    }
+}
+
+/// Runs `work` and returns its result. `listen` is None or called with each event's kind and JSON;
+/// when it returns False, or raises an exception, the work is cancelled.
+///
+/// # Errors
+/// The exception of the work's error, of the listener, or of a signal.
+pub fn run<T: Send>(
+    py: Python<'_>,
+    listen: &Bound<'_, PyAny>,
+    cancel: &Cancel,
+    work: impl FnOnce(&lora_drop::Cancel, &Ear) -> Result<T> + Send,
+) -> PyResult<T> {
+    let cancel = &cancel.0;
+    let (send, mut receive) = sync_channel(AHEAD);
+    let mut failed = None;
+    let outcome = thread::scope(|scope| {
+        let worker = scope.spawn(move || work(cancel, &Ear(send)));
+        loop {
+            let waiting = &mut receive;
+            let heard = py.detach(move || waiting.recv_timeout(LOOK));
+            let problem = match heard {
+                Err(RecvTimeoutError::Disconnected) => break,
+                Ok(told) if failed.is_none() && !listen.is_none() => hand(listen, &told, cancel).err(),
+                Ok(_) | Err(RecvTimeoutError::Timeout) => None,
+            };
+            if let Some(problem) = problem.or_else(|| py.check_signals().err()) {
+                cancel.raise();
+                failed.get_or_insert(problem);
+            }
+        }
+        py.detach(|| worker.join()).unwrap_or_else(|panic| resume_unwind(panic))
+    });
+    match failed {
+        Some(problem) => Err(problem),
+        None => outcome.map_err(|error| exception(py, error)),
+    }
+}
+
+fn hand(listen: &Bound<'_, PyAny>, told: &Told, cancel: &lora_drop::Cancel) -> PyResult<()> {
+    let answer = listen.call1((told.kind, told.values.to_string()))?;
+    if answer.extract::<bool>().is_ok_and(|go_on| !go_on) {
+        cancel.raise();
+    }
+    Ok(())
+}
