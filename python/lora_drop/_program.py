@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any, Union
 
@@ -76,29 +77,20 @@ def _arguments(options: dict[str, Any]) -> list[str]:
 
 def _run(*arguments: str) -> dict[str, Any]:
     """Runs a command with --json, shows what it writes to standard error, and returns its object."""
-    # Its messages are shown as they come; the last of them is the error.
-    process = subprocess.Popen([*_COMMAND, *arguments, "--json"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE)
     said = bytearray()
-    try:
-        import threading
-
-        def pass_on() -> None:
-            for piece in iter(lambda: process.stderr.read1(4096), b""):
-                said.extend(piece)
-                sys.stderr.write(piece.decode("utf-8", "replace"))
-                sys.stderr.flush()
-
-        reader = threading.Thread(target=pass_on, daemon=True)
+    with subprocess.Popen([*_COMMAND, *arguments, "--json"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE) as process:
+        reader = threading.Thread(target=_show, args=(process.stderr, said), daemon=True)
         reader.start()
-        found = process.stdout.read()
-        reader.join()
-        code = process.wait()
-    except KeyboardInterrupt:
-        # A terminal has sent it to both; a notebook only to this process.
-        process.send_signal(signal.SIGINT)
-        process.wait()
-        raise
+        try:
+            found = process.stdout.read()
+            code = process.wait()
+            reader.join()
+        except KeyboardInterrupt:
+            # A terminal has sent it to both; a notebook only to this process.
+            process.send_signal(signal.SIGINT)
+            process.wait()
+            raise
     if code == 130:
         raise KeyboardInterrupt
     if code:
@@ -106,3 +98,11 @@ def _run(*arguments: str) -> dict[str, Any]:
         error = text[text.rindex("error: ") + len("error: "):].strip() if "error: " in text else f"exit code {code}"
         raise (UsageError if code == 2 else InputError)(error)
     return json.loads(found)
+
+
+def _show(pipe: Any, said: bytearray) -> None:
+    """Passes messages on as they come. The last of them is the error, if there is one."""
+    for piece in iter(lambda: pipe.read1(4096), b""):
+        said.extend(piece)
+        sys.stderr.write(piece.decode("utf-8", "replace"))
+        sys.stderr.flush()

@@ -107,7 +107,7 @@ class Importance:
         document = json.loads(Path(path).read_text(encoding="utf-8"))
         modules = [ModuleScore(m["layer"], m["module"], m["score"]) for m in document["modules"]]
         sample = document["sample"]
-        return cls(modules, sample["rows"], sample["tokens"], sample["steps"])
+        return cls(modules, sample["rows"], sample["tokens"], sample["steps"], kept=document.get("kept"))
 
 
 @dataclass
