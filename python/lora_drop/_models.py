@@ -145,8 +145,10 @@ class Predictor:
             raise UsageError("`limit` and options of decoding go with `metrics`")
         wanted = None if metrics is None else json.dumps({"metrics": list(metrics), "limit": limit, **decoding})
         with as_files(data if _has_splits(data) else {split: data}) as place:
-            arguments = (place, split, wanted, _listener(on_event), _native.Cancel())
-            return Evaluation(**json.loads(self._native.evaluate(*arguments)))
+            if not isinstance(place, str):
+                raise UsageError("`data` is one folder, file or name on the hub, or rows")
+            found = self._native.evaluate(place, split, wanted, _listener(on_event), _native.Cancel())
+            return Evaluation(**json.loads(found))
 
 
 class Generator:
@@ -217,8 +219,9 @@ def merge(adapter: PathLike, output: PathLike, *, model: PathLike | None = None,
 
     Returns a dict with the number of merged `modules`, `parameters` and `bytes`. Raises UsageError, InputError.
     """
-    arguments = (_path(model), _path(adapter), _path(output), dtype, gguf, overwrite, None, _native.Cancel())
-    return json.loads(_native.merge(*arguments))
+    cancel = _native.Cancel()
+    place = os.fspath(output)
+    return json.loads(_native.merge(_path(model), os.fspath(adapter), place, dtype, gguf, overwrite, None, cancel))
 
 
 def _encoded(row: Any) -> Any:
@@ -234,4 +237,8 @@ def _encoded(row: Any) -> Any:
 
 
 def _has_splits(data: Any) -> bool:
-    return isinstance(data, (str, os.PathLike, Mapping))
+    return isinstance(data, (str, os.PathLike, Mapping)) or isinstance(data, list) and not _are_rows(data)
+
+
+def _are_rows(data: list[Any]) -> bool:
+    return not data or isinstance(data[0], Mapping)

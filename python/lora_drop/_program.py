@@ -83,6 +83,7 @@ def _run(*arguments: str) -> dict[str, Any]:
         reader = threading.Thread(target=_show, args=(process.stderr, said), daemon=True)
         reader.start()
         try:
+            assert process.stdout is not None
             found = process.stdout.read()
             code = process.wait()
             reader.join()

@@ -21,12 +21,12 @@ _SPLITS = {"train": "train", "dev": "dev", "validation": "dev", "valid": "dev", 
 
 
 @contextlib.contextmanager
-def as_files(data: Data | None, dev: Data | None = None) -> Iterator[str | list[str] | None]:
+def as_files(data: Any, dev: Rows | None = None) -> Iterator[str | list[str] | None]:
     """The `data` setting for data in any form. Rows are written into a folder that is removed at the end."""
     if data is None or isinstance(data, (str, os.PathLike)) or _is_paths(data):
         if dev is not None:
             raise UsageError("`dev` goes with rows; a folder has its own dev split")
-        yield os.fspath(data) if isinstance(data, os.PathLike) else data
+        yield [os.fspath(one) for one in data] if isinstance(data, list) else None if data is None else os.fspath(data)
         return
     splits = by_split(data)
     if dev is not None:
@@ -105,4 +105,4 @@ def _plain(value: Any) -> Any:
 
 
 def _is_paths(data: Any) -> bool:
-    return isinstance(data, (list, tuple)) and len(data) > 0 and all(isinstance(one, (str, os.PathLike)) for one in data)
+    return isinstance(data, list) and len(data) > 0 and all(isinstance(one, (str, os.PathLike)) for one in data)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Union
 
 from . import _native
-from ._rows import Data, as_files
+from ._rows import Data, Rows, as_files
 from .errors import UsageError
 from .peft import Importance
 
@@ -102,7 +102,7 @@ def _known() -> dict[str, str]:
 
 
 def train(model: PathLike | None = None, data: Data | None = None, output: PathLike | None = None, *,
-          dev: Data | None = None, recipe: PathLike | None = None, resume: PathLike | None = None,
+          dev: Rows | None = None, recipe: PathLike | None = None, resume: PathLike | None = None,
           on_event: Callable[[Event], Any] | None = None, **settings: Any) -> Summary:
     """Trains a model and writes the output folder, as `lora-drop train` does.
 
@@ -126,7 +126,7 @@ def train(model: PathLike | None = None, data: Data | None = None, output: PathL
 
 
 def start(model: PathLike | None = None, data: Data | None = None, output: PathLike | None = None, *,
-          dev: Data | None = None, recipe: PathLike | None = None, resume: PathLike | None = None,
+          dev: Rows | None = None, recipe: PathLike | None = None, resume: PathLike | None = None,
           **settings: Any) -> Run:
     """Starts :func:`train` in a thread of its own and returns the Run, whose events can be iterated over."""
     return Run((model, data, output, dev, recipe, resume), settings)
@@ -149,8 +149,10 @@ class Run:
         self._error: BaseException | None = None
 
         def work() -> None:
+            model, data, output, dev, recipe, resume = arguments
             try:
-                self._summary = _train(*arguments, self._events.put, settings, self._cancel)
+                self._summary = _train(model, data, output, dev, recipe, resume, self._events.put, settings,
+                                       self._cancel)
             except BaseException as error:  # noqa: BLE001, raised again by `result`
                 self._error = error
             finally:
@@ -198,7 +200,7 @@ class Run:
 
 
 def score(model: PathLike | None = None, data: Data | None = None, *, output: PathLike | None = None,
-          dev: Data | None = None, adapter: PathLike | None = None, recipe: PathLike | None = None,
+          dev: Rows | None = None, adapter: PathLike | None = None, recipe: PathLike | None = None,
           on_event: Callable[[Event], Any] | None = None, **settings: Any) -> Importance:
     """Trains LoRA briefly on a sample of the rows and scores every module; with adapter, scores that adapter as it is.
 
