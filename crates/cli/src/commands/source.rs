@@ -10,7 +10,7 @@ use lora_drop::loaded::Arithmetic;
 use lora_drop::ranks::Ranks;
 use lora_drop::reading::Reading;
 use lora_drop::settings::{
-    AdapterSettings, Definition, Given as Origin, Method, Place, Recipe, RunSettings, SelectionSettings,
+    AdapterSettings, Definition, Given as Origin, Method, Place, RECIPE, Recipe, RunSettings, SelectionSettings,
     definitions,
 };
 use lora_drop::{Error, Result};
@@ -87,7 +87,7 @@ pub struct Source<C: Takes> {
 /// The recipe in an adapter's folder, if there is one.
 pub fn recipe_of(adapter: &Path) -> Result<Option<RunSettings>> {
     recover(adapter)?;
-    let path = adapter.join("recipe.toml");
+    let path = adapter.join(RECIPE);
     path.is_file().then(|| Recipe::read(&path)?.recorded()).transpose()
 }
 
@@ -190,7 +190,7 @@ impl Resolved {
     /// # Errors
     /// `Error::Io` where the adapter's own cannot be read.
     pub fn recipe(&self, data: &Path) -> Result<String> {
-        let own = self.adapter.as_deref().map(|adapter| adapter.join("recipe.toml"));
+        let own = self.adapter.as_deref().map(|adapter| adapter.join(RECIPE));
         if let Some(path) = own.filter(|path| path.is_file()) {
             let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
             return Ok(format!("# Of the run whose adapter was pruned; prune.json says how.\n{text}"));

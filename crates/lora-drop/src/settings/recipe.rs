@@ -13,6 +13,8 @@ use super::toml_file::TomlFile;
 use super::{Budget, Method, RunSettings, Selection, definition, definitions, words};
 use crate::error::{Error, Result};
 
+/// The name of a run's recipe in its folder.
+pub const RECIPE: &str = "recipe.toml";
 /// The ways of choosing modules: one that is given replaces the others of an earlier layer.
 const CHOICES: [&str; 4] = ["threshold", "top-k", "budget", "keep-layers"];
 /// The table of what a run worked out, and in it the key that says from which settings.
