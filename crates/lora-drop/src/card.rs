@@ -34,7 +34,7 @@ const SIGNATURE: (&str, &str) = ("<!-- lora-drop: a changed card is not replaced
 /// The type of a data set that is not on the hub, where the front matter needs one.
 const NO_HUB_DATA: &str = "custom";
 /// Settings that the card shows where they were read.
-const SETTINGS: [&str; 18] = [
+const SETTINGS: [&str; 19] = [
     "target-modules",
     "rank",
     "alpha",
@@ -47,6 +47,7 @@ const SETTINGS: [&str; 18] = [
     "keep-layers",
     "unselected",
     "epochs",
+    "max-steps",
     "learning-rate",
     "schedule",
     "batch-size",
@@ -311,16 +312,8 @@ impl Card {
         let table = settings.to_table();
         let shown = |name: &'static str| {
             let value = table.get(name).filter(|_| situation.unread(name).is_none())?;
-            let value = match value {
-                toml::Value::String(text) => text.clone(),
-                toml::Value::Array(list) => list
-                    .iter()
-                    .map(|value| value.as_str().map_or_else(|| value.to_string(), str::to_string))
-                    .collect::<Vec<_>>()
-                    .join(", "),
-                value => value.to_string(),
-            };
-            Some((name, value))
+            let list = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
+            Some((name, list.iter().map(plain).collect::<Vec<_>>().join(", ")))
         };
         let paths = settings.place.data.paths();
         let named = paths.iter().filter(|path| !path.as_os_str().is_empty());
@@ -480,6 +473,15 @@ impl Card {
     }
 }
 
+/// A setting's value without quotes and without decimals that say nothing.
+fn plain(value: &toml::Value) -> String {
+    match value {
+        toml::Value::String(text) => text.clone(),
+        toml::Value::Float(number) => number.to_string(),
+        value => value.to_string(),
+    }
+}
+
 /// The base model, by its name on the hub.
 fn on_hub(id: &str) -> String {
     format!("[{id}](https://huggingface.co/{id})")
@@ -535,7 +537,8 @@ fn owners(assignment: &Assignment, names: &ModuleNames) -> String {
         own => format!("{} a pair of {} own ({})", has(own), if own == 1 { "its" } else { "their" }, listed.join("; ")),
     }];
     if shared > 0 {
-        parts.push(format!("{shared} share one pair per module type"));
+        let share = if shared == 1 { "shares" } else { "share" };
+        parts.push(format!("{shared} {share} one pair per module type"));
     }
     if none > 0 {
         parts.push(format!("{} none", has(none)));

@@ -1,6 +1,6 @@
 //! A model (`org/name`, `org/name:file.gguf`) or a data set (`org/name`) given as a hub name: found in the usual cache of
 //! Hugging Face's tools, or
-//! downloaded into it.
+//! downloaded into it. An adapter is sent to a repository there.
 //!
 //! The one rule that is not obvious: a model whose files are all in the cache is used without
 //! asking the network, so that a run can be repeated offline and with the same weights.
@@ -14,6 +14,12 @@ mod data;
 #[cfg(feature = "hub")]
 mod fetch;
 mod gguf;
+#[cfg(feature = "hub")]
+mod parcel;
+#[cfg(feature = "hub")]
+mod push;
+#[cfg(feature = "hub")]
+mod upload;
 
 use std::fmt;
 use std::fs;
@@ -23,6 +29,10 @@ use std::time::Duration;
 pub(crate) use cache::{INDEX, RepoKind, WEIGHTS};
 use cache::{PlainName, PlainPath, RepoCache};
 pub use gguf::GgufModel;
+#[cfg(feature = "hub")]
+pub use parcel::{Parcel, ParcelFile};
+#[cfg(feature = "hub")]
+pub use push::{PushOptions, Pushed};
 
 use crate::files::{set_variable, user_cache};
 use crate::model::is_gguf;
