@@ -87,7 +87,8 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> std::result:
 
 /// What would be sent.
 fn list(args: &Args, parcel: &Parcel, console: &Console) -> Result<()> {
-    let object = json!({ "repository": parcel.repository, "revision": args.revision, "base_model": parcel.base,
+    let object = json!({ "repository": parcel.repository, "revision": args.revision, "message": args.message,
+                         "private": args.private, "base_model": parcel.base,
                          "files": parcel.files, "left_out": parcel.left_out });
     console.result(&args.form, &object, || {
         let base = parcel.base.clone().unwrap_or_else(|| "not known".to_string());
@@ -97,6 +98,8 @@ fn list(args: &Args, parcel: &Parcel, console: &Console) -> Result<()> {
         let head = [
             ("repository", parcel.repository.clone()),
             ("branch", args.revision.clone()),
+            ("message", args.message.clone()),
+            ("if it is new", if args.private { "private" } else { "public" }.to_string()),
             ("base model", base),
             ("not sent", if parcel.left_out.is_empty() { "–".into() } else { parcel.left_out.join(", ") }),
         ];

@@ -188,7 +188,7 @@ impl Client<'_> {
             if let Some(verify) = verify {
                 let body = json!({ "oid": oid, "size": file.bytes }).to_string();
                 let to = self.storage(&verify.href).map_err(of_file)?;
-                self.send_to(to, LFS, body.as_bytes()).map_err(of_file)?;
+                self.send_to(to, JSON, body.as_bytes()).map_err(of_file)?;
             }
             progress(file, file.bytes);
         }

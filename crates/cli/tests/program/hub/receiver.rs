@@ -272,8 +272,11 @@ fn commit(store: &Store, body: &[u8]) {
             "file" => decoded(value["content"].as_str().unwrap()),
             "lfsFile" => {
                 let oid = value["oid"].as_str().unwrap();
-                let size = store.large.lock().unwrap()[oid].len();
-                assert_eq!((value["size"].as_u64().unwrap() as usize, &value["algo"]), (size, &json!("sha256")));
+                assert_eq!(value["algo"], "sha256");
+                // It may be in another server's storage.
+                if let Some(content) = store.large.lock().unwrap().get(oid) {
+                    assert_eq!(value["size"], content.len());
+                }
                 format!("lfs {oid}").into_bytes()
             }
             other => panic!("{other}"),
