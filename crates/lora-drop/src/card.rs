@@ -156,7 +156,8 @@ impl Base {
         let path = Path::new(model);
         match Repository::of(path, RepoKind::Model) {
             Some(Repository { id, revision, file }) => {
-                let model = Repository { id: id.clone(), revision: revision.clone(), file: file.clone() }.to_string();
+                let model =
+                    Repository { id: id.clone(), revision: revision.clone(), file: file.clone() }.to_string();
                 Base { place: id, on_hub: true, revision, file, model }
             }
             None if path.is_file() => {
@@ -262,7 +263,9 @@ impl Card {
             kept.ranks.1
         ));
         let measured = match &pruning.finetuned {
-            Some(finetuned) => Some((&finetuned.dev, format!(" after {} of training", counted(finetuned.steps, "step")))),
+            Some(finetuned) => {
+                Some((&finetuned.dev, format!(" after {} of training", counted(finetuned.steps, "step"))))
+            }
             None => kept.dev.as_ref().map(|dev| (dev, String::new())),
         };
         card.results = measured.map(|(dev, after)| Results {
@@ -287,12 +290,15 @@ impl Card {
         let title = named.map_or(file.method.title(), Method::title).to_string();
         let architecture = file.architectures[0];
         let assignment = file.assignment();
-        let unselected = settings.map_or(Unselected::default(), |settings| settings.train.selection.unselected);
-        let mut method: Vec<String> = named.iter().map(|method| about(*method, unselected).to_string()).collect();
+        let unselected =
+            settings.map_or(Unselected::default(), |settings| settings.train.selection.unselected);
+        let mut method: Vec<String> =
+            named.iter().map(|method| about(*method, unselected).to_string()).collect();
         if !named.is_some_and(Method::ties_pairs) {
             method.push(owners(&assignment, &names_of(architecture)));
         }
-        method.push(format!("Its unique pairs have {}.", counted(file.unique_parameters(), "LoRA parameter")));
+        method
+            .push(format!("Its unique pairs have {}.", counted(file.unique_parameters(), "LoRA parameter")));
         Card {
             name: name_of(folder),
             base: Base::new(base),
@@ -348,10 +354,13 @@ impl Card {
     /// The text of README.md.
     pub fn text(&self) -> String {
         let mut out = self.front_matter();
-        let (base, what) = (&self.base, match self.form {
-            Form::Model => "A model",
-            Form::Peft | Form::Compact => "An adapter",
-        });
+        let (base, what) = (
+            &self.base,
+            match self.form {
+                Form::Model => "A model",
+                Form::Peft | Form::Compact => "An adapter",
+            },
+        );
         let of = if base.on_hub { on_hub(&base.place) } else { in_folder(&base.place) };
         out += &format!(
             "\n# {}\n\n{what} for {}, {} {of}, made with lora-drop {}.\n\n## Method\n\n{}: {}\n",
@@ -395,7 +404,10 @@ impl Card {
             if values.is_empty() { String::new() } else { format!("{key}:\n{items}") }
         };
         let mut lists = list("tags", tags.iter().map(|tag| tag.to_string()).collect());
-        lists += &list("datasets", self.data.iter().filter(|(_, hub)| *hub).map(|(name, _)| name.clone()).collect());
+        lists += &list(
+            "datasets",
+            self.data.iter().filter(|(_, hub)| *hub).map(|(name, _)| name.clone()).collect(),
+        );
         let metrics = self.results.iter().flat_map(|results| &results.metrics);
         let metrics: Vec<&(String, f64)> = metrics.filter(|(_, value)| value.is_finite()).collect();
         lists += &list("metrics", metrics.iter().map(|(name, _)| hub_metric(name).to_string()).collect());
@@ -426,14 +438,18 @@ impl Card {
     }
 
     fn results(&self, out: &mut String) {
-        let Some(results) = self.results.as_ref().filter(|results| !results.metrics.is_empty()) else { return };
+        let Some(results) = self.results.as_ref().filter(|results| !results.metrics.is_empty()) else {
+            return;
+        };
         *out += &format!("\n## Results\n\n{}", results.about);
         if let Some(baseline) = &results.baseline {
             let what = match (baseline.kind, &baseline.class) {
                 (BaselineKind::CommonestClass, Some(class)) => {
                     format!("predicting the most frequent class ({}) for every row", code(class))
                 }
-                (BaselineKind::CommonestClass, None) => "predicting the most frequent class for every row".into(),
+                (BaselineKind::CommonestClass, None) => {
+                    "predicting the most frequent class for every row".into()
+                }
                 (BaselineKind::Mean, _) => "predicting the mean for every row".into(),
                 (BaselineKind::Untrained, _) => "the model without training".into(),
             };
@@ -504,10 +520,14 @@ fn about(method: Method, unselected: Unselected) -> &'static str {
              low scores share one pair per module type."
         }
         (Method::Lora, _) => "every target module has a LoRA pair of its own.",
-        (Method::Dora, _) => "every target module has a LoRA pair and the magnitude of each row of its weight.",
+        (Method::Dora, _) => {
+            "every target module has a LoRA pair and the magnitude of each row of its weight."
+        }
         (Method::ShareLora, _) => "every target module has a LoRA pair, whose A all layers share.",
         (Method::TiedLora, _) => "each module type has one LoRA pair, scaled by two vectors of each module.",
-        (Method::Vera, _) => "each module type has one random LoRA pair, scaled by two trained vectors of each module.",
+        (Method::Vera, _) => {
+            "each module type has one random LoRA pair, scaled by two trained vectors of each module."
+        }
         (Method::AdaLora, _) => "LoRA whose ranks were pruned to a budget during training.",
         (Method::SparseAdapter, _) => "LoRA in which a mask keeps a fraction of the values.",
         (Method::Full, _) => "every weight was trained.",
@@ -534,7 +554,12 @@ fn owners(assignment: &Assignment, names: &ModuleNames) -> String {
         listed.map(|(kind, numbers)| format!("{} in layers {}", name(kind), layers(numbers))).collect();
     let mut parts = vec![match own {
         0 => "none has a pair of its own".to_string(),
-        own => format!("{} a pair of {} own ({})", has(own), if own == 1 { "its" } else { "their" }, listed.join("; ")),
+        own => format!(
+            "{} a pair of {} own ({})",
+            has(own),
+            if own == 1 { "its" } else { "their" },
+            listed.join("; ")
+        ),
     }];
     if shared > 0 {
         let share = if shared == 1 { "shares" } else { "share" };

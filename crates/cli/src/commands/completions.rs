@@ -28,11 +28,14 @@ pub fn run(args: Args, console: &Console) -> Result<()> {
     let cli = Cli::command();
     let shown = cli.get_subcommands().filter(|command| !command.is_hide_set());
     let mut cli = Command::new("lora-drop")
+        .version(env!("CARGO_PKG_VERSION"))
+        .disable_help_subcommand(true)
         .args(cli.get_arguments().cloned())
         .subcommands(shown.map(|command| command.clone().mut_args(hinted)));
     let mut text = Vec::new();
     clap_complete::generate(args.shell, &mut cli, "lora-drop", &mut text);
-    console.raw(&String::from_utf8_lossy(&text))
+    // clap_complete's bash takes the dash in the program's name for a space in one of two places.
+    console.raw(&String::from_utf8_lossy(&text).replace("lora__subcmd__drop", "lora__drop"))
 }
 
 /// An argument whose values are completed as the name of its value says: `DIR|FILE|ORG/NAME`.

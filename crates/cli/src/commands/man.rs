@@ -61,7 +61,27 @@ fn shown(cli: &Command) -> impl Iterator<Item = &Command> {
 
 fn page(command: &Command) -> String {
     let mut page = Vec::new();
+    let name = command.get_display_name().unwrap_or(command.get_name()).to_uppercase();
+    let man = clap_mangen::Man::new(command.clone())
+        .title(name)
+        .date(chrono::Local::now().date_naive().to_string())
+        .source(concat!("lora-drop ", env!("CARGO_PKG_VERSION")))
+        .manual("lora-drop");
     // A vector takes every byte.
-    clap_mangen::Man::new(command.clone()).render(&mut page).unwrap_or_default();
-    String::from_utf8_lossy(&page).into_owned()
+    man.render(&mut page).unwrap_or_default();
+    let page = String::from_utf8_lossy(&page);
+    // Two line breaks around an empty line are one space too many for some readers.
+    let page = with_examples(&page.replace(".br\n\n.br\n", ".sp\n"));
+    // Every reader knows characters by their numbers.
+    page.chars()
+        .map(|c| if c.is_ascii() { c.to_string() } else { format!("\\[u{:04X}]", u32::from(c)) })
+        .collect()
+}
+
+/// The page with the examples below their own heading, in lines as they are.
+fn with_examples(page: &str) -> String {
+    let Some((before, rest)) = page.split_once(".SH EXTRA\nExamples:\n") else { return page.to_string() };
+    let end = rest.find(".SH ").unwrap_or(rest.len());
+    let (examples, after) = rest.split_at(end);
+    format!("{before}.SH EXAMPLES\n.nf\n{}\n.fi\n{after}", examples.trim_end())
 }

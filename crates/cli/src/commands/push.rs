@@ -111,9 +111,12 @@ fn list(args: &Args, parcel: &Parcel, console: &Console) -> Result<()> {
 fn done(args: &Args, parcel: &Parcel, pushed: &Pushed) -> String {
     let sent = match &pushed.commit {
         None => "nothing: the hub has all files as they are".to_string(),
-        Some(_) => format!("{} of {} files, {}", pushed.sent.len(), parcel.files.len(), pushed.sent.join(", ")),
+        Some(_) => {
+            format!("{} of {} files, {}", pushed.sent.len(), parcel.files.len(), pushed.sent.join(", "))
+        }
     };
-    let mut lines = vec![("repository", pushed.url.clone()), ("branch", args.revision.clone()), ("sent", sent)];
+    let mut lines =
+        vec![("repository", pushed.url.clone()), ("branch", args.revision.clone()), ("sent", sent)];
     lines.extend(pushed.commit.iter().map(|commit| ("commit", commit.clone())));
     rows(&lines)
 }

@@ -10,8 +10,8 @@ use lora_drop::loaded::Arithmetic;
 use lora_drop::ranks::Ranks;
 use lora_drop::reading::Reading;
 use lora_drop::settings::{
-    AdapterSettings, Definition, Given as Origin, Method, Place, RECIPE, Recipe, RunSettings, SelectionSettings,
-    definitions,
+    AdapterSettings, Definition, Given as Origin, Method, Place, RECIPE, Recipe, RunSettings,
+    SelectionSettings, definitions,
 };
 use lora_drop::{Error, Result};
 use toml::Table;

@@ -4,7 +4,8 @@ use serde_json::json;
 
 use crate::common::{Fixture, LAYERS};
 
-const SHARED: &str = "--method lora-drop --top-k 1 --sample-epochs 1 --sample-ratio 0.5 --target-modules query,value";
+const SHARED: &str =
+    "--method lora-drop --top-k 1 --sample-epochs 1 --sample-ratio 0.5 --target-modules query,value";
 
 /// The front matter's lines, and the text below.
 fn parts(card: &str) -> (Vec<&str>, &str) {
@@ -33,7 +34,8 @@ fn a_runs_card_says_how_it_was_made_and_what_it_can() {
         ]
     );
     let accuracy = summary["metrics"]["accuracy"].as_f64().unwrap();
-    for line in ["- name: out", "      type: custom", "      split: dev", &format!("      value: {accuracy}")] {
+    for line in ["- name: out", "      type: custom", "      split: dev", &format!("      value: {accuracy}")]
+    {
         assert!(front.contains(&line), "{line:?} is not in {front:?}");
     }
     // The folder is no name on the hub.
@@ -100,7 +102,8 @@ fn a_fine_tuned_model_is_one_of_transformers() {
     let (front, body) = parts(&card);
     assert_eq!(front[0], "library_name: transformers");
     assert!(!front.contains(&"- lora"));
-    for text in ["every weight was trained", "from_pretrained(folder)", "lora-drop predict --model . --input"] {
+    for text in ["every weight was trained", "from_pretrained(folder)", "lora-drop predict --model . --input"]
+    {
         assert!(body.contains(text), "{text:?} is not in {body}");
     }
     fixture.train("--method head --epochs 1 --output head").ok();
@@ -134,7 +137,8 @@ fn prune_and_export_write_cards_too() {
     fixture.train("--method lora --epochs 2").ok();
     fixture.run("prune --adapter out --data data --budget 0.5 --output half").ok();
     let card = fixture.read("half/README.md");
-    for text in ["library_name: peft", "It was pruned from an adapter of", "Measured on the 32 rows of dev."] {
+    for text in ["library_name: peft", "It was pruned from an adapter of", "Measured on the 32 rows of dev."]
+    {
         assert!(card.contains(text), "{text:?} is not in {card}");
     }
     fixture.write("half/README.md", "mine");

@@ -277,8 +277,7 @@ fn other(option: &str, at: &Situation) -> Option<Case> {
     let content = |value: &str| case(format!("--{option} {value}"), "", File(file));
     let bench = |value: &str| case(format!("--{option} {value}"), "--json", Bench);
     // What would be sent.
-    let listed =
-        |value: &str, place| case(format!("--{option} {value}"), "--dry-run --json", Json(place));
+    let listed = |value: &str, place| case(format!("--{option} {value}"), "--dry-run --json", Json(place));
     match (at.command, option) {
         ("push", "adapter") => listed("../../adapters/text", "/files"),
         ("push", "base-model") => listed("org/base", "/base_model"),
@@ -646,8 +645,9 @@ fn a_changed_value_changes_something_or_is_refused() {
 
     let mut jobs = Vec::new();
     for at in &situations {
-        for option in
-            options[at.command].iter().filter(|option| !["RECIPE", "TABLE", "ORG/NAME"].contains(&option.as_str()))
+        for option in options[at.command]
+            .iter()
+            .filter(|option| !["RECIPE", "TABLE", "ORG/NAME"].contains(&option.as_str()))
         {
             let case = match at.command {
                 "train" | "score" => training(option, at),

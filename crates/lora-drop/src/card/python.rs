@@ -41,7 +41,8 @@ pub fn example(base: &Base, form: Form, answers: &Answers, pair: bool, max_lengt
     }
     lines.push(format!("model = {class}.from_pretrained({arguments})"));
     lines.extend(peft.then(|| "model = PeftModel.from_pretrained(model, adapter).eval()".to_string()));
-    let length = max_length.map(|length| format!("truncation=True, max_length={length}, ")).unwrap_or_default();
+    let length =
+        max_length.map(|length| format!("truncation=True, max_length={length}, ")).unwrap_or_default();
     let text = match (answers, pair) {
         (Answers::Tags(_), _) => r#"["A", "few", "words"], is_split_into_words=True"#,
         (_, true) => r#""A text.", "Another text.""#,

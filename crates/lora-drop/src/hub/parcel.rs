@@ -178,11 +178,13 @@ impl Packing<'_> {
         if base.is_none() {
             let config = json_object(&Path::new(own).join("config.json")).ok().flatten();
             let origin = config.as_ref().and_then(|config| config.get("_name_or_path")?.as_str());
-            let origin = origin.filter(|origin| HubName::parse(origin).is_ok() && !Path::new(origin).exists());
+            let origin =
+                origin.filter(|origin| HubName::parse(origin).is_ok() && !Path::new(origin).exists());
             let hint = origin.map_or(String::new(), |origin| {
                 format!(" (its config.json says that it was loaded from {origin}, and it may have been trained since)")
             });
-            let which = if own.is_empty() { "no file names it".to_string() } else { format!("it is {own}{hint}") };
+            let which =
+                if own.is_empty() { "no file names it".to_string() } else { format!("it is {own}{hint}") };
             self.warnings.push(format!(
                 "the base model's name on the hub is not known: {which}; without it nobody can load the adapter by its \
                  name alone; say it with `base_model = org/name`"

@@ -133,10 +133,14 @@ impl HubOptions {
                      organization exists and the token's account is a member"
                 ),
                 400 => format!("{hub} does not take the request (400){said}"),
-                412 => format!("somebody has written to the branch {revision} meanwhile (412){said}; run again"),
+                412 => {
+                    format!("somebody has written to the branch {revision} meanwhile (412){said}; run again")
+                }
                 code => format!("{hub} answered {code}{said}; run again later"),
             },
-            Fault::Connection(why) => format!("no connection to {hub} ({why}); check the network, and run again"),
+            Fault::Connection(why) => {
+                format!("no connection to {hub} ({why}); check the network, and run again")
+            }
             Fault::Silent => format!(
                 "{hub} has not answered for {} s; run again (HF_HUB_DOWNLOAD_TIMEOUT sets the seconds)",
                 self.timeout.as_secs_f64()
@@ -168,7 +172,9 @@ fn unknown_end(id: &str, url: &str, error: Error) -> Error {
             text.strip_suffix(NOTHING).unwrap_or(text).to_string()
         }
     };
-    Error::Input(format!("{id}: all files were sent, and the answer to the commit is missing: {why}; see {url}"))
+    Error::Input(format!(
+        "{id}: all files were sent, and the answer to the commit is missing: {why}; see {url}"
+    ))
 }
 
 const NOTHING: &str = "; nothing was committed";

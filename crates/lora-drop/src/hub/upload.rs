@@ -138,9 +138,13 @@ impl Client<'_> {
         for file in files {
             self.check()?;
             let storage = storages.iter().find(|storage| storage.path == file.name);
-            let storage = storage.ok_or_else(|| Fault::Odd(format!("nothing of how {} is stored", file.name)))?;
+            let storage =
+                storage.ok_or_else(|| Fault::Odd(format!("nothing of how {} is stored", file.name)))?;
             if storage.should_ignore {
-                return Err(Fault::Odd(format!("that {} is not to be stored, by a .gitignore there", file.name)));
+                return Err(Fault::Odd(format!(
+                    "that {} is not to be stored, by a .gitignore there",
+                    file.name
+                )));
             }
             // The storage of large files takes no empty ones.
             let is_large = storage.upload_mode == "lfs" && file.bytes > 0;
@@ -184,7 +188,9 @@ impl Client<'_> {
                 return Err(of_file(Fault::Odd(message.clone())));
             }
             let Some(Actions { upload: Some(upload), verify }) = &object.actions else { continue };
-            self.store(file, oid, upload, attempts, &mut |done| progress(file, done)).map_err(of_file)?;
+            // It is whole once it is stored.
+            let mut tell = |done: u64| progress(file, done.min(file.bytes - 1));
+            self.store(file, oid, upload, attempts, &mut tell).map_err(of_file)?;
             if let Some(verify) = verify {
                 let body = json!({ "oid": oid, "size": file.bytes }).to_string();
                 let to = self.storage(&verify.href).map_err(of_file)?;
@@ -295,12 +301,18 @@ impl Client<'_> {
     fn send_to(&self, mut url: Uri, kind: &str, body: &[u8]) -> Result<Vec<u8>, Fault> {
         for _ in 0..=REDIRECTS {
             self.check()?;
-            let request = self.agent().post(&url).content_type(kind).header("Accept", if kind == LFS { LFS } else { JSON });
+            let request = self
+                .agent()
+                .post(&url)
+                .content_type(kind)
+                .header("Accept", if kind == LFS { LFS } else { JSON });
             let request = self.authorised(request, &url);
             let response = self.answer(request.send(body), Fault::Connection)?;
             match self.redirect(&url, &response)? {
                 None => return self.whole(response),
-                Some(to) if same_origin(&url, &to) && matches!(response.status().as_u16(), 307 | 308) => url = to,
+                Some(to) if same_origin(&url, &to) && matches!(response.status().as_u16(), 307 | 308) => {
+                    url = to
+                }
                 Some(to) => {
                     let host = to.host().unwrap_or_default();
                     return Err(Fault::Odd(format!("a redirect to {host:?}, which is not followed")));
@@ -312,9 +324,11 @@ impl Client<'_> {
 
     /// The address that the hub gives for a large file.
     fn storage(&self, href: &str) -> Result<Uri, Fault> {
-        let to = href.parse().ok().filter(is_web).ok_or_else(|| {
-            Fault::Odd("a place for a large file that is not a web address".into())
-        })?;
+        let to = href
+            .parse()
+            .ok()
+            .filter(is_web)
+            .ok_or_else(|| Fault::Odd("a place for a large file that is not a web address".into()))?;
         match is_encrypted_like(&to, self.origin()) {
             true => Ok(to),
             false => Err(Fault::Odd("a place for a large file whose connection is not encrypted".into())),

@@ -11,7 +11,8 @@ use twox_hash::XxHash3_128;
 use super::situation::{Given, Reader, Situation};
 use super::toml_file::TomlFile;
 use super::{
-    Budget, ClassWeights, DataSources, Method, RunSettings, Selection, Setting, definition, definitions, words,
+    Budget, ClassWeights, DataSources, Method, RunSettings, Selection, Setting, definition, definitions,
+    words,
 };
 use crate::error::{Error, Result};
 use crate::hub::{RepoKind, Repository};

@@ -22,7 +22,10 @@ fn run() -> Fixture {
 /// The binary with this hub and token.
 fn push(fixture: &Fixture, receiver: &Receiver, token: &str, words: &str) -> Outcome {
     let mut command = fixture.command();
-    command.env("HF_ENDPOINT", receiver.url()).env("HF_HOME", fixture.path("home")).env_remove("HF_HUB_OFFLINE");
+    command
+        .env("HF_ENDPOINT", receiver.url())
+        .env("HF_HOME", fixture.path("home"))
+        .env_remove("HF_HUB_OFFLINE");
     match token {
         "" => command.env_remove("HF_TOKEN"),
         token => command.env("HF_TOKEN", token),
@@ -86,7 +89,8 @@ fn a_run_goes_to_the_hub_in_one_commit_and_without_this_machines_paths() {
         json!({ "type": "model", "name": "mine", "organization": "org", "private": true })
     );
     assert_eq!(requests.last().unwrap().line(), "POST /api/models/org/mine/commit/main");
-    let header: Value = serde_json::from_slice(requests.last().unwrap().body.split(|b| *b == b'\n').next().unwrap()).unwrap();
+    let header: Value =
+        serde_json::from_slice(requests.last().unwrap().body.split(|b| *b == b'\n').next().unwrap()).unwrap();
     assert_eq!(header["value"]["summary"], "First");
     // The storage of large files is sent no token.
     for request in &requests {
@@ -105,15 +109,20 @@ fn a_run_goes_to_the_hub_in_one_commit_and_without_this_machines_paths() {
     let config: Value = serde_json::from_str(&receiver.text("adapter_config.json")).unwrap();
     assert_eq!(config["base_model_name_or_path"], "org/base");
     let card = receiver.text("README.md");
-    for line in
-        ["---\nbase_model: org/base\nlibrary_name: peft\n", "- name: mine\n", "base = \"org/base\"\n", "adapter = \"org/mine\"\n"]
-    {
+    for line in [
+        "---\nbase_model: org/base\nlibrary_name: peft\n",
+        "- name: mine\n",
+        "base = \"org/base\"\n",
+        "adapter = \"org/mine\"\n",
+    ] {
         assert!(card.contains(line), "{line:?} is not in {card}");
     }
     let recipe = receiver.text("recipe.toml");
     assert!(recipe.contains("model = \"org/base\"\n") && !recipe.contains("data = "), "{recipe}");
     // What the run has derived still holds.
-    let derived = |text: &str| text.split("[derived]").nth(1).unwrap().lines().skip(2).map(String::from).collect::<Vec<_>>();
+    let derived = |text: &str| {
+        text.split("[derived]").nth(1).unwrap().lines().skip(2).map(String::from).collect::<Vec<_>>()
+    };
     assert_eq!(derived(&recipe), derived(&fixture.read("out/recipe.toml")));
     fixture.write("sent/recipe.toml", &recipe);
     fixture.run("train sent/recipe.toml --model model --data data --output again --dry-run").ok();
@@ -128,8 +137,13 @@ fn a_run_goes_to_the_hub_in_one_commit_and_without_this_machines_paths() {
 fn without_a_name_on_the_hub_no_file_names_the_base_model() {
     let fixture = run();
     let receiver = Receiver::start(Store { exists: true, ..Store::default() });
-    let pushed = push(&fixture, &receiver, TOKEN, "org/mine --adapter out --private --revision work --json").ok();
-    for word in ["the base model's name on the hub is not known", "--base-model org/name", "--private does not change"] {
+    let pushed =
+        push(&fixture, &receiver, TOKEN, "org/mine --adapter out --private --revision work --json").ok();
+    for word in [
+        "the base model's name on the hub is not known",
+        "--base-model org/name",
+        "--private does not change",
+    ] {
         assert!(pushed.stderr.replace('\n', " ").contains(word), "{word:?}: {}", pushed.stderr);
     }
     assert_eq!(pushed.json()["created"], false);
@@ -161,7 +175,8 @@ fn a_dry_run_lists_the_files_and_asks_nobody() {
 fn large_files_go_in_the_parts_that_the_hub_asks_for() {
     let fixture = Fixture::new();
     adapter(&fixture, "org/base");
-    let receiver = Receiver::start(Store { part: Some(30_000), breaks: AtomicUsize::new(2), ..Store::default() });
+    let receiver =
+        Receiver::start(Store { part: Some(30_000), breaks: AtomicUsize::new(2), ..Store::default() });
     send(&fixture, &receiver).unwrap();
     let puts: Vec<String> = receiver.lines().into_iter().filter(|line| line.starts_with("PUT")).collect();
     let numbers: Vec<&str> = puts.iter().map(|line| line.rsplit('/').next().unwrap()).collect();
@@ -177,14 +192,23 @@ fn what_fails_leaves_the_repository_as_it_was() {
     adapter(&fixture, "org/base");
     let three = || AtomicUsize::new(3);
     for (store, words) in [
-        (Store { breaks: three(), ..Store::default() }, &["adapter_model.safetensors: the transfer broke off"][..]),
+        (
+            Store { breaks: three(), ..Store::default() },
+            &["adapter_model.safetensors: the transfer broke off"][..],
+        ),
         (Store { put_status: Some(403), ..Store::default() }, &["adapter_model.safetensors", "(403)"]),
         (Store { put_status: Some(503), ..Store::default() }, &["answered 503"]),
         (
-            Store { refuse_create: Some((403, "You don't have the rights to create a model under org")), ..Store::default() },
+            Store {
+                refuse_create: Some((403, "You don't have the rights to create a model under org")),
+                ..Store::default()
+            },
             &["refuses to write there (403) (You don't have the rights", "the right to write to org"],
         ),
-        (Store { refuse_create: Some((404, "")), ..Store::default() }, &["does not know org", "check the spelling"]),
+        (
+            Store { refuse_create: Some((404, "")), ..Store::default() },
+            &["does not know org", "check the spelling"],
+        ),
     ] {
         let receiver = Receiver::start(store);
         let text = failure(&fixture, &receiver);
@@ -195,7 +219,8 @@ fn what_fails_leaves_the_repository_as_it_was() {
         assert!(receiver.names().is_empty() && !text.contains(TOKEN));
     }
     // One that is there can be written with a token that makes none.
-    let receiver = Receiver::start(Store { exists: true, refuse_create: Some((403, "no")), ..Store::default() });
+    let receiver =
+        Receiver::start(Store { exists: true, refuse_create: Some((403, "no")), ..Store::default() });
     assert!(!send(&fixture, &receiver).unwrap().created);
 
     let receiver = Receiver::start(Store { loses_commit: true, ..Store::default() });
@@ -209,7 +234,8 @@ fn the_token_stays_with_the_hub() {
     let fixture = Fixture::new();
     adapter(&fixture, "org/base");
     let other = Receiver::start(Store::default());
-    let receiver = Receiver::start(Store { redirect: Some(format!("{}/x", other.url())), ..Store::default() });
+    let receiver =
+        Receiver::start(Store { redirect: Some(format!("{}/x", other.url())), ..Store::default() });
     let text = failure(&fixture, &receiver);
     assert!(text.contains("a redirect to") && text.contains("not followed"), "{text}");
     assert!(other.lines().is_empty());
@@ -228,7 +254,8 @@ fn a_token_that_is_missing_or_wrong() {
     let words = "org/mine --adapter adapter";
     push(&fixture, &receiver, "", words).fails(2, &["there is no token", "HF_TOKEN", "hf auth login"]);
     assert!(receiver.lines().is_empty());
-    push(&fixture, &receiver, "hf_other", words).fails(1, &["does not accept the token (401) (Invalid credentials)"]);
+    push(&fixture, &receiver, "hf_other", words)
+        .fails(1, &["does not accept the token (401) (Invalid credentials)"]);
     // The file of other tools.
     fixture.write("home/token", format!("{TOKEN}\n"));
     push(&fixture, &receiver, "", words).ok();
@@ -256,7 +283,10 @@ fn names_and_folders_that_cannot_be_meant() {
     }
     fails("org/mine --adapter data", &["data has no adapter"]);
     fails("org/mine --adapter nowhere", &["nowhere: not a folder"]);
-    fails("org/mine --adapter adapter --base-model /tmp/x", &["--base-model /tmp/x is not a name on the hub"]);
+    fails(
+        "org/mine --adapter adapter --base-model /tmp/x",
+        &["--base-model /tmp/x is not a name on the hub"],
+    );
     fails("org/mine --adapter adapter --revision ../x", &["--revision ../x cannot be a branch"]);
     assert!(receiver.lines().is_empty());
 }

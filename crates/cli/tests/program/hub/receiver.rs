@@ -263,8 +263,11 @@ fn known(store: &Store, name: &str, large: bool) -> Option<String> {
 
 fn commit(store: &Store, body: &[u8]) {
     let mut files = store.files.lock().unwrap();
-    let lines: Vec<Value> =
-        body.split(|b| *b == b'\n').filter(|l| !l.is_empty()).map(|l| serde_json::from_slice(l).unwrap()).collect();
+    let lines: Vec<Value> = body
+        .split(|b| *b == b'\n')
+        .filter(|l| !l.is_empty())
+        .map(|l| serde_json::from_slice(l).unwrap())
+        .collect();
     assert_eq!(lines[0]["key"], "header");
     for line in &lines[1..] {
         let (value, name) = (&line["value"], line["value"]["path"].as_str().unwrap().to_string());
