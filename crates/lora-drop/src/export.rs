@@ -3,8 +3,10 @@
 use std::path::Path;
 
 use crate::adapter::AdapterFile;
+use crate::card::Card;
 use crate::folder::{Contents, OutputFolder};
 use crate::model::ModelFiles;
+use crate::settings::{RECIPE, Recipe};
 use crate::{Cancel, Error, Result};
 
 /// The forms of an adapter.
@@ -30,6 +32,9 @@ pub struct Exported {
     /// What was left out of the adapter.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
+    /// What is to be told of a README.md that was kept in place of the adapter's card.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kept_card: Option<String>,
 }
 
 /// Reads an adapter (a folder or a file) and writes it to `output`, a folder for PEFT's form, else
@@ -50,10 +55,18 @@ pub fn export(
     let config = &base.config;
     file.check_fit(config)?;
     file.architectures = vec![config.architecture];
+    let mut kept_card = None;
     let weights = match form {
         AdapterForm::Peft => {
             let mut folder = OutputFolder::open(output, overwrite, Contents::Adapter)?;
+            kept_card = folder.kept_card();
             file.write_peft(&folder.next(), config.layers)?;
+            let head = file.head(config).ok().filter(|_| !file.head.is_empty());
+            let recipe = path.join(RECIPE);
+            let settings = recipe.is_file().then(|| Recipe::read(&recipe)?.recorded()).transpose()?;
+            let base = std::path::absolute(model).ok().filter(|path| path.exists());
+            let base = base.as_deref().and_then(Path::to_str).unwrap_or(model);
+            folder.stage_card(&Card::of_adapter(&file, (base, head), settings.as_ref(), output))?;
             folder.commit()?;
             output.join("adapter_model.safetensors")
         }
@@ -71,5 +84,5 @@ pub fn export(
         }
     };
     let bytes = std::fs::metadata(&weights).map_err(|e| Error::io(&weights, e))?.len();
-    Ok(Exported { modules: file.modules.len(), parameters: file.unique_parameters(), bytes, note })
+    Ok(Exported { modules: file.modules.len(), parameters: file.unique_parameters(), bytes, note, kept_card })
 }

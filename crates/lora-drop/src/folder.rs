@@ -18,11 +18,12 @@ use std::io::{self, ErrorKind, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use crate::card::{self, CARD_FILE, Card};
 use crate::files::{clean_temporaries, is_temporary, read_if_there, sync_folder, write_bytes_atomically};
 use crate::{Error, Result};
 
 pub use listing::{Contents, FILES_KEY, PRUNE_FILE};
-use listing::{RunListing, is_plain, listed};
+use listing::{RunListing, is_plain, listed, own_card};
 
 /// The folder of a writer's state, inside the output folder.
 const STATE: &str = ".lora-drop";
@@ -112,6 +113,7 @@ impl OutputFolder {
         if output.next().join(log).exists() {
             // The files in the folder are an earlier run's.
             output.replaced = files;
+            own_card(folder, &mut output.replaced);
             kept.extend([log].iter().chain(first).map(|name| name.to_string()));
         } else {
             output.placed.extend(files);
@@ -155,6 +157,22 @@ impl OutputFolder {
     /// Whether there are files of an earlier command, which the first commit removes.
     pub fn replaces(&self) -> bool {
         !self.replaced.is_empty()
+    }
+
+    /// Stages the model card, unless the folder has a README.md that somebody wrote or changed.
+    ///
+    /// # Errors
+    /// `Error::Io` if it cannot be written.
+    pub(crate) fn stage_card(&self, card: &Card) -> Result<()> {
+        if card::is_kept(&self.folder) {
+            return Ok(());
+        }
+        write_bytes_atomically(&self.next().join(CARD_FILE), card.text().as_bytes())
+    }
+
+    /// What is to be told of a README.md that the card does not replace.
+    pub(crate) fn kept_card(&self) -> Option<String> {
+        card::is_kept(&self.folder).then(|| card::kept_note(&self.folder))
     }
 
     /// The names of the next commit's files.

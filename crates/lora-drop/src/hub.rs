@@ -1,6 +1,6 @@
 //! A model (`org/name`, `org/name:file.gguf`) or a data set (`org/name`) given as a hub name: found in the usual cache of
 //! Hugging Face's tools, or
-//! downloaded into it.
+//! downloaded into it. An adapter is sent to a repository there.
 //!
 //! The one rule that is not obvious: a model whose files are all in the cache is used without
 //! asking the network, so that a run can be repeated offline and with the same weights.
@@ -14,14 +14,25 @@ mod data;
 #[cfg(feature = "hub")]
 mod fetch;
 mod gguf;
+#[cfg(feature = "hub")]
+mod parcel;
+#[cfg(feature = "hub")]
+mod push;
+#[cfg(feature = "hub")]
+mod upload;
 
+use std::fmt;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
-pub(crate) use cache::{INDEX, WEIGHTS};
-use cache::{PlainName, PlainPath, RepoCache, RepoKind};
+pub(crate) use cache::{INDEX, RepoKind, WEIGHTS};
+use cache::{PlainName, PlainPath, RepoCache};
 pub use gguf::GgufModel;
+#[cfg(feature = "hub")]
+pub use parcel::{Parcel, ParcelFile};
+#[cfg(feature = "hub")]
+pub use push::{PushOptions, Pushed};
 
 use crate::files::{set_variable, user_cache};
 use crate::model::is_gguf;
@@ -31,6 +42,8 @@ use crate::{Cancel, Error, Result};
 const TIMEOUT: Duration = Duration::from_secs(60);
 /// The prefix of a name that is one of the hub, whatever folders exist.
 const PREFIX: &str = "hf://";
+/// The branch of a name without a revision.
+const MAIN: &str = "main";
 
 /// The progress of one file's download.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +74,48 @@ pub struct HubOptions {
 /// A model's name without `hf://`, which other programs do not understand.
 pub fn plain(model: &str) -> &str {
     model.strip_prefix(PREFIX).unwrap_or(model)
+}
+
+/// A repository on the hub, as a model or a data set is named: `org/name@revision:file.gguf`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Repository {
+    /// `org/name`
+    pub id: String,
+    /// Of a name that has one.
+    pub revision: Option<String>,
+    /// A GGUF file in it.
+    pub file: Option<String>,
+}
+
+impl Repository {
+    /// The repository that a model's or a data set's path means: that of a name on the hub, or of a
+    /// place in the cache; None for any other path.
+    pub fn of(path: &Path, kind: RepoKind) -> Option<Self> {
+        let text = path.to_str()?;
+        if text.starts_with(PREFIX) || !path.exists() {
+            let HubName { id, revision, file } = HubName::parse(text).ok()?;
+            let revision = Some(revision).filter(|revision| revision != MAIN);
+            return Some(Repository { id, revision, file: file.map(|file| file.to_string()) });
+        }
+        let mut parts = path.components();
+        let id = parts.find_map(|part| {
+            let Component::Normal(name) = part else { return None };
+            let name = name.to_str()?.strip_prefix(kind.plural())?.strip_prefix("--")?;
+            Some(name.replace("--", "/"))
+        })?;
+        // Behind it are `snapshots` and the commit.
+        let rest: PathBuf = parts.skip(2).collect();
+        let file = rest.to_str().filter(|_| is_gguf(&rest)).map(str::to_string);
+        Some(Repository { id, revision: None, file })
+    }
+}
+
+impl fmt::Display for Repository {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.id)?;
+        self.revision.as_ref().map_or(Ok(()), |revision| write!(f, "@{revision}"))?;
+        self.file.as_ref().map_or(Ok(()), |file| write!(f, ":{file}"))
+    }
 }
 
 impl HubOptions {
@@ -200,7 +255,7 @@ impl HubName {
     fn parse(model: &str) -> Result<Self> {
         let bare = plain(model);
         let (bare, file) = bare.split_once(':').map_or((bare, None), |(bare, file)| (bare, Some(file)));
-        let (id, revision) = bare.split_once('@').unwrap_or((bare, "main"));
+        let (id, revision) = bare.split_once('@').unwrap_or((bare, MAIN));
         let parts: Vec<&str> = id.split('/').collect();
         let is_name = parts.len() <= 2
             && parts.iter().all(|part| PlainName::new(part).is_some() && !part.starts_with('-'))

@@ -42,6 +42,7 @@ pub mod assign;
 pub mod assignment;
 pub mod bench;
 mod cancel;
+mod card;
 pub mod data;
 pub mod digest;
 mod engine;

@@ -32,7 +32,7 @@ pub use criterion::{Basis, CriterionName};
 pub use definition::{Definition, Kind, Range, Setting};
 pub use groups::{AdapterSettings, Compute, Optimisation, Place, RowSettings, SelectionSettings};
 pub use method::Method;
-pub use recipe::Recipe;
+pub use recipe::{RECIPE, Recipe};
 pub use recipe::{changes_no_result, check_table, unknown_among};
 pub use situation::{Given, Need, Reader, Situation};
 pub use size::Size;

@@ -11,7 +11,7 @@ use crate::hub::Download;
 use crate::loaded::Arithmetic;
 use crate::ranks::Ranks;
 use crate::reading::Reading;
-use crate::settings::{DataSources, Recipe, RunSettings, definitions};
+use crate::settings::{DataSources, RECIPE, Recipe, RunSettings, definitions};
 use crate::{Cancel, Error, Result};
 
 /// Which model and adapter are used, and how rows are read for them. What is not given comes from
@@ -31,7 +31,7 @@ pub struct UseSettings {
 /// Those of reading it.
 pub fn recipe_of(adapter: &Path) -> Result<Option<RunSettings>> {
     recover(adapter)?;
-    let path = adapter.join("recipe.toml");
+    let path = adapter.join(RECIPE);
     path.is_file().then(|| Recipe::read(&path)?.recorded()).transpose()
 }
 

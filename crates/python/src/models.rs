@@ -31,7 +31,12 @@ fn locked<T>(model: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Overlays the settings of the adapter's run with given ones, and downloads the model.
-fn source(settings: &str, adapter: Option<PathBuf>, cancel: &lora_drop::Cancel, ear: &Ear) -> Result<UseSettings> {
+fn source(
+    settings: &str,
+    adapter: Option<PathBuf>,
+    cancel: &lora_drop::Cancel,
+    ear: &Ear,
+) -> Result<UseSettings> {
     let source = UseSettings::new(adapter, table(settings)?)?;
     locate(source.model(), cancel, &mut |part| ear.downloading(&part))?;
     Ok(source)
@@ -261,9 +266,7 @@ impl Generator {
             let mut on_text =
                 |row: usize, text: &str| ear.tell(Told::new("text", json!({"row": row, "text": text})));
             let found = model.write(&rows, &options, cancel, &mut on_text)?;
-            let object = |one: lora_drop::generate::Generated| {
-                json!({"text": one.text, "finish": one.finish, "tokens": one.tokens, "score": one.score})
-            };
+            let object = |one: lora_drop::generate::Generated| json!({"text": one.text, "finish": one.finish, "tokens": one.tokens, "score": one.score});
             Ok(Value::from_iter(found.into_iter().map(object)).to_string())
         })
     }

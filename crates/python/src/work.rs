@@ -42,7 +42,10 @@ impl Ear {
     pub fn tell(&self, told: Told) {
         // The other end is gone only when the listener has failed.
         if told.passing {
-            _ = self.0.try_send(told).or_else(|e| if let TrySendError::Full(_) = e { Ok(()) } else { Err(e) });
+            _ = self
+                .0
+                .try_send(told)
+                .or_else(|e| if let TrySendError::Full(_) = e { Ok(()) } else { Err(e) });
         } else {
             _ = self.0.send(told);
         }

@@ -91,8 +91,11 @@ pub fn run(
             if strangers == 1 { "has" } else { "have" }
         )
     }));
-    let counts =
-        if args.summary { comparison.write()? } else { run_cells(&args, program, &comparison, console, interrupt)? };
+    let counts = if args.summary {
+        comparison.write()?
+    } else {
+        run_cells(&args, program, &comparison, console, interrupt)?
+    };
     show(&args, &comparison, console)?;
     if counts.failed > 0 && !args.summary {
         return Err(Failure::Error(Error::Input(format!(

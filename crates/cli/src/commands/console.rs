@@ -46,6 +46,13 @@ impl Console {
         }
     }
 
+    /// Prints a warning, if there is one.
+    pub fn warn(&self, text: Option<String>) {
+        if let Some(text) = text {
+            self.terminal().handle(&Event::Warning(&text));
+        }
+    }
+
     /// Prints notes.
     pub fn notes(&self, texts: impl IntoIterator<Item = String>) {
         texts.into_iter().for_each(|text| self.note(Some(text)));

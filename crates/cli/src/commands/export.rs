@@ -40,5 +40,6 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
     let model = args.conversion.prepare(&output, console, interrupt)?;
     let exported = export::export(adapter, &model, args.to, path, *overwrite)?;
     console.note(exported.note);
+    console.warn(exported.kept_card);
     args.conversion.report(console, "adapted", exported.modules, exported.parameters, exported.bytes)
 }

@@ -19,6 +19,7 @@ mod outputs;
 mod predict;
 mod profile;
 mod prune;
+mod push;
 mod reference;
 mod score;
 mod source;
@@ -76,6 +77,7 @@ enum Command {
     Prune(prune::Args),
     Merge(merge::Args),
     Export(export::Args),
+    Push(push::Args),
     Bench(bench::Args),
     Completions(completions::Args),
     Man(man::Args),
@@ -249,6 +251,7 @@ fn run(
         Command::Prune(args) => prune::run(args, &console, interrupt)?,
         Command::Merge(args) => merge::run(args, &console, interrupt)?,
         Command::Export(args) => export::run(args, &console, interrupt)?,
+        Command::Push(args) => push::run(args, &console, interrupt)?,
         Command::Bench(args) => bench::run(args, &console, interrupt)?,
         Command::Completions(args) => completions::run(args, &console)?,
         Command::Man(args) => man::run(args, &console)?,

@@ -8,7 +8,7 @@ use lora_drop::evaluate::Predictor;
 use lora_drop::ranks::Ranks;
 use lora_drop::reading::Reading;
 use lora_drop::settings::{
-    AdapterSettings, Definition, Given as Origin, Method, RunSettings, SelectionSettings, definitions,
+    AdapterSettings, Definition, Given as Origin, Method, RECIPE, RunSettings, SelectionSettings, definitions,
 };
 use lora_drop::use_settings::UseSettings;
 use lora_drop::{Error, Result};
@@ -156,7 +156,7 @@ pub fn train_settings(source: &UseSettings, data: &Path) -> RunSettings {
 /// # Errors
 /// `Error::Io` where the adapter's own cannot be read.
 pub fn recipe(source: &UseSettings, data: &Path) -> Result<String> {
-    let own = source.adapter.as_deref().map(|adapter| adapter.join("recipe.toml"));
+    let own = source.adapter.as_deref().map(|adapter| adapter.join(RECIPE));
     if let Some(path) = own.filter(|path| path.is_file()) {
         let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
         return Ok(format!("# Of the run whose adapter was pruned; prune.json says how.\n{text}"));

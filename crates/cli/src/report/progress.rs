@@ -96,7 +96,7 @@ impl Terminal {
             return;
         }
         match event {
-            Event::Downloading { file, done, total } => self.download(file, *done, *total),
+            Event::Downloading { file, done, total } => self.transfer("downloaded", file, *done, *total),
             // Files are listed at the end: the best epoch's are written again and again.
             Event::Warning(_) | Event::Wrote(_) => {}
             Event::Note(text) => self.print(&format!("note: {}\n", as_options(text))),
@@ -143,8 +143,12 @@ impl Terminal {
         }
     }
 
-    /// A file comes in: a bar of its own on a terminal, a line when it is there elsewhere.
-    fn download(&mut self, file: &str, done: u64, total: u64) {
+    /// A file comes in or goes out: a bar of its own on a terminal, and a line when it has, which
+    /// begins with `what`.
+    pub fn transfer(&mut self, what: &str, file: &str, done: u64, total: u64) {
+        if self.quiet {
+            return;
+        }
         if self.bar.is_none() && self.style.terminal && done < total {
             let bar = bar(total, "{bar:14} {percent:>3} %  {bytes}/{total_bytes}  {eta} left  {wide_msg}");
             bar.set_message(printable(file, false).into_owned());
@@ -155,7 +159,7 @@ impl Terminal {
         }
         if done == total {
             self.end();
-            self.print(&format!("downloaded {file}\n"));
+            self.print(&format!("{what} {file}\n"));
         }
     }
 

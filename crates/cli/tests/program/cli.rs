@@ -2,7 +2,7 @@
 
 use std::process::Stdio;
 
-use crate::common::{Fixture, HIDDEN, LAYERS, write_tensors};
+use crate::common::{Fixture, HIDDEN, LAYERS, Outcome, write_tensors};
 use serde_json::json;
 
 const COMMANDS: [&str; 9] =
@@ -56,7 +56,17 @@ fn manual_pages_have_the_options() {
     assert!(page.starts_with(".ie") && page.contains("train"), "{page}");
     let page = fixture.run("man train").ok().stdout;
     assert!(page.contains("learning\\-rate") && page.contains("Peak learning rate"), "{page}");
+    assert!(page.is_ascii() && page.contains(".SH EXAMPLES\n.nf\n  lora\\-drop train"), "{page}");
     fixture.run("man trane").fails(2, &["trane"]);
+    fixture.run("man train --output pages").fails(2, &["cannot be used with"]);
+
+    fixture.run("man --output new/pages").ok();
+    let pages = fixture.files("new/pages");
+    assert!(pages.contains(&"lora-drop.1".into()) && pages.contains(&"lora-drop-push.1".into()), "{pages:?}");
+    // Commands for the program's own use have none.
+    assert!(!pages.iter().any(|page| page.contains("worker") || page.contains("reference")), "{pages:?}");
+    let without_date = |page: &str| page.lines().filter(|line| !line.starts_with(".TH")).collect::<String>();
+    assert_eq!(without_date(&fixture.read("new/pages/lora-drop-train.1")), without_date(&page));
 }
 
 #[test]
@@ -65,7 +75,22 @@ fn completions_know_the_commands() {
     for shell in ["bash", "zsh", "fish"] {
         let text = fixture.run(&format!("completions {shell}")).ok().stdout;
         assert!(text.contains("sample-epochs") && text.contains("predict"), "{shell}");
+        assert!(!text.contains("template-worker"), "{shell}");
     }
+}
+
+#[cfg(unix)]
+#[test]
+fn completions_complete_words_of_options_and_paths() {
+    let fixture = Fixture::new();
+    let script = r#"source <("$0" completions bash); COMP_WORDS=(lora-drop "$@" ""); COMP_CWORD=$(($# + 1))
+        _lora__drop lora-drop "" "${@: -1}"; echo "${COMPREPLY[@]}""#;
+    let completed = |words: &str| Outcome::of_process(&mut fixture.shell(script, words)).ok().stdout;
+    assert!(completed("train --method").starts_with("lora-drop lora dora "));
+    assert_eq!(completed("export --to"), "peft compact gguf\n");
+    let found = completed("eval --data");
+    assert!(found.split_whitespace().any(|path| path == "data"), "{found}");
+    assert!(completed("").contains("train") && !completed("").contains("worker"));
 }
 
 #[test]

@@ -276,7 +276,17 @@ fn other(option: &str, at: &Situation) -> Option<Case> {
     let file = if at.is(&["export"]) { "out/adapter_model.safetensors" } else { "out/model.safetensors" };
     let content = |value: &str| case(format!("--{option} {value}"), "", File(file));
     let bench = |value: &str| case(format!("--{option} {value}"), "--json", Bench);
+    // What would be sent.
+    let listed = |value: &str, place| case(format!("--{option} {value}"), "--dry-run --json", Json(place));
     match (at.command, option) {
+        ("push", "adapter") => listed("../../adapters/text", "/files"),
+        ("push", "base-model") => listed("org/base", "/base_model"),
+        ("push", "revision") => listed("work", "/revision"),
+        ("push", "message") => listed("First", "/message"),
+        ("push", "private") => case("--private", "--dry-run --json", Json("/private")),
+        ("push", "json") => case("--json", "--dry-run", Printed),
+        // Without it the push is refused here.
+        ("push", "dry-run") => case("--dry-run", "", Printed),
         (_, "json") => case("--json", "", Printed),
         ("compare", "jobs") => case("--jobs 2", "--json", Speed),
         ("compare", "threads") => case("--threads 2", "--json", Json("/cells/0/result/summary/threads")),
@@ -401,6 +411,7 @@ fn situations() -> Vec<Situation> {
         new("merge encoder", "merge", "--adapter ../../adapters/encoder --output out".into()),
         new("merge decoder", "merge", "--adapter ../../adapters/text --output out".into()),
         new("export decoder", "export", "--adapter ../../adapters/text --to peft --output out".into()),
+        new("push", "push", "org/mine --adapter ../../adapters/encoder".into()),
         new("inspect model", "inspect", "../../model".into()),
         new("inspect encoder classification", "inspect", encoder.into()),
         new("inspect decoder text", "inspect", text.into()),
@@ -536,7 +547,7 @@ impl Run {
             std::fs::write(folder.join("used").join(file), run.to_string()).unwrap();
         }
         let mut command = Command::cargo_bin("lora-drop").unwrap();
-        command.current_dir(&folder).env("LORA_DROP_CACHE", folder.join("cache"));
+        command.current_dir(&folder).env("LORA_DROP_CACHE", folder.join("cache")).env("HF_HUB_OFFLINE", "1");
         let outcome = Outcome::of(command.args(words.split_whitespace()));
         Run { folder, outcome }
     }
@@ -634,8 +645,9 @@ fn a_changed_value_changes_something_or_is_refused() {
 
     let mut jobs = Vec::new();
     for at in &situations {
-        for option in
-            options[at.command].iter().filter(|option| !["RECIPE", "TABLE"].contains(&option.as_str()))
+        for option in options[at.command]
+            .iter()
+            .filter(|option| !["RECIPE", "TABLE", "ORG/NAME"].contains(&option.as_str()))
         {
             let case = match at.command {
                 "train" | "score" => training(option, at),

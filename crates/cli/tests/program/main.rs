@@ -7,6 +7,7 @@ mod common;
 mod adapter_files;
 mod adapter_merge;
 mod bad_input;
+mod card;
 mod classifier_run;
 mod cli;
 mod cli_run;

@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 
 use super::{STATE, SUMMARY, checkpoints, no_folder};
 use crate::adapter::TOKENIZER_FILES;
+use crate::card::{CARD_FILE, is_kept};
 use crate::files::is_temporary;
 use crate::{Error, Result};
 
@@ -72,7 +73,9 @@ pub(super) fn listed(folder: &Path, overwrite: bool, contents: Contents) -> Resu
     match files {
         // A run that measured no epoch and has no checkpoint has nothing to lose.
         Some(files) if overwrite || !measured && !resumable => {
-            Ok(files.into_iter().filter(|name| is_plain(name)).collect())
+            let mut files: Vec<String> = files.into_iter().filter(|name| is_plain(name)).collect();
+            own_card(folder, &mut files);
+            Ok(files)
         }
         _ if !overwrite && resumable => Err(Error::Usage(format!(
             "{shown} has a run that is not finished: continue it with `resume = {shown}`, choose another folder, or give \
@@ -85,6 +88,15 @@ pub(super) fn listed(folder: &Path, overwrite: bool, contents: Contents) -> Resu
             "{shown} is not what `overwrite` may replace: it holds files, and is not {what}; choose another \
              folder, or remove the files yourself"
         ))),
+    }
+}
+
+/// Leaves the card among a command's files if it is one as it was written, whether or not it is
+/// listed: what somebody has changed is theirs.
+pub(super) fn own_card(folder: &Path, files: &mut Vec<String>) {
+    files.retain(|name| name != CARD_FILE);
+    if folder.join(CARD_FILE).exists() && !is_kept(folder) {
+        files.push(CARD_FILE.to_string());
     }
 }
 

@@ -77,7 +77,7 @@ impl fmt::Display for PlainPath {
 
 /// What a repository holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum RepoKind {
+pub(crate) enum RepoKind {
     Model,
     Data,
 }

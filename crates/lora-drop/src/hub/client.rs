@@ -21,10 +21,14 @@ use crate::Cancel;
 /// Where models come from unless HF_ENDPOINT says otherwise.
 const PUBLIC_HUB: &str = "https://huggingface.co";
 /// Redirects that are followed for one file.
-const REDIRECTS: usize = 8;
+pub(super) const REDIRECTS: usize = 8;
 /// Most bytes of a model's description; that of a repository with thousands of files has some
 /// hundred thousand.
 const LONGEST_DESCRIPTION: u64 = 16 << 20;
+/// Most bytes of what the hub says of a request that it refuses.
+const LONGEST_REFUSAL: u64 = 64 << 10;
+/// Most characters of it that are shown.
+const LONGEST_MESSAGE: usize = 300;
 /// Bytes of one read.
 const PIECE: usize = 64 << 10;
 
@@ -32,6 +36,8 @@ const PIECE: usize = 64 << 10;
 pub(super) enum Fault {
     /// The hub answered with this status.
     Status(u16),
+    /// The hub refuses a change with this status and these words, which may be empty.
+    Refused(u16, String),
     /// There is no connection, for this reason.
     Connection(String),
     /// Nothing has arrived within the timeout.
@@ -45,6 +51,16 @@ pub(super) enum Fault {
     /// The disk failed.
     Local(std::io::Error),
     Interrupted,
+}
+
+impl Fault {
+    /// The status of an answer that is a refusal.
+    pub fn status(&self) -> Option<u16> {
+        match self {
+            Fault::Status(code) | Fault::Refused(code, _) => Some(*code),
+            _ => None,
+        }
+    }
 }
 
 /// A repository's description.
@@ -149,12 +165,33 @@ impl<'a> Client<'a> {
         self.agent.clone()
     }
 
+    /// Without a slash at the end.
+    pub fn endpoint(&self) -> &str {
+        self.endpoint
+    }
+
+    /// The endpoint's address.
+    pub fn origin(&self) -> &Uri {
+        &self.origin
+    }
+
+    pub fn cancel(&self) -> &Cancel {
+        self.cancel
+    }
+
     /// The description of a repository at a revision, with the sizes of its files or without.
     pub fn info(&self, id: &str, revision: &str, sizes: bool) -> Result<Info, Fault> {
         let query = if sizes { "?blobs=true" } else { "" };
         let (kind, revision) = (self.kind.plural(), revision.replace('/', "%2F"));
         let url = format!("{}/api/{kind}/{id}/revision/{revision}{query}", self.endpoint);
-        let response = self.get(address(&url)?, None)?;
+        let text = self.whole(self.get(address(&url)?, None)?)?;
+        serde_json::from_slice(&text).map_err(|e| {
+            Fault::Odd(format!("its description of the {} is not what was expected: {e}", self.kind.name()))
+        })
+    }
+
+    /// An answer that is not a file.
+    pub fn whole(&self, response: Response<Body>) -> Result<Vec<u8>, Fault> {
         let mut body = response.into_body().into_reader().take(LONGEST_DESCRIPTION + 1);
         // Its progress is not shown, so the whole of it must arrive in time.
         let (mut text, mut piece, began) = (Vec::new(), vec![0; PIECE], Instant::now());
@@ -170,9 +207,7 @@ impl<'a> Client<'a> {
                 return Err(Fault::Silent);
             }
         }
-        serde_json::from_slice(&text).map_err(|e| {
-            Fault::Odd(format!("its description of the {} is not what was expected: {e}", self.kind.name()))
-        })
+        Ok(text)
     }
 
     /// Asks for the metadata of a file at a commit.
@@ -269,10 +304,7 @@ impl<'a> Client<'a> {
         from: Option<u64>,
     ) -> Result<Response<Body>, Fault> {
         self.check()?;
-        let mut request = request.header(ACCEPT_ENCODING, "identity");
-        if let Some(token) = self.token.filter(|_| same_origin(url, &self.origin)) {
-            request = request.header(AUTHORIZATION, format!("Bearer {token}"));
-        }
+        let mut request = self.authorised(request.header(ACCEPT_ENCODING, "identity"), url);
         if let Some(from) = from {
             request = request.header(RANGE, format!("bytes={from}-"));
         }
@@ -283,8 +315,40 @@ impl<'a> Client<'a> {
         }
     }
 
+    /// The request with the token, if it goes to the endpoint.
+    pub fn authorised<B>(&self, request: ureq::RequestBuilder<B>, url: &Uri) -> ureq::RequestBuilder<B> {
+        match self.token.filter(|_| same_origin(url, &self.origin)) {
+            Some(token) => request.header(AUTHORIZATION, format!("Bearer {token}")),
+            None => request,
+        }
+    }
+
+    /// The answer to a request that changes something: a success or a redirect.
+    pub fn answer(
+        &self,
+        answer: Result<Response<Body>, ureq::Error>,
+        fault: fn(String) -> Fault,
+    ) -> Result<Response<Body>, Fault> {
+        let response = answer.map_err(|e| self.failed(e, fault))?;
+        let status = response.status();
+        if status.is_success() || status.is_redirection() {
+            return Ok(response);
+        }
+        #[derive(serde::Deserialize)]
+        struct Refusal {
+            error: String,
+        }
+        let header = text(response.headers(), "x-error-message").map(str::to_string);
+        let said = header.or_else(|| {
+            let body = response.into_body().into_reader().take(LONGEST_REFUSAL);
+            Some(serde_json::from_reader::<_, Refusal>(body).ok()?.error)
+        });
+        let said = said.unwrap_or_default().chars().take(LONGEST_MESSAGE).collect();
+        Err(Fault::Refused(status.as_u16(), said))
+    }
+
     /// The address to which an answer redirects; None if it does not.
-    fn redirect(&self, url: &Uri, response: &Response<Body>) -> Result<Option<Uri>, Fault> {
+    pub fn redirect(&self, url: &Uri, response: &Response<Body>) -> Result<Option<Uri>, Fault> {
         if !response.status().is_redirection() {
             return Ok(None);
         }
@@ -298,9 +362,7 @@ impl<'a> Client<'a> {
         let refuse = |why: &str| Err(Fault::Odd(format!("a redirect to {location:?}, {why}")));
         match absolute.parse::<Uri>().ok().filter(is_web) {
             None => refuse("which is not a web address"),
-            Some(to) if url.scheme_str() == Some("https") && to.scheme_str() == Some("http") => {
-                refuse("which is not encrypted")
-            }
+            Some(to) if !is_encrypted_like(&to, url) => refuse("which is not encrypted"),
             to => Ok(to),
         }
     }
@@ -314,12 +376,12 @@ impl<'a> Client<'a> {
         }
     }
 
-    fn check(&self) -> Result<(), Fault> {
+    pub fn check(&self) -> Result<(), Fault> {
         if self.cancel.is_raised() { Err(Fault::Interrupted) } else { Ok(()) }
     }
 }
 
-fn address(url: &str) -> Result<Uri, Fault> {
+pub(super) fn address(url: &str) -> Result<Uri, Fault> {
     url.parse().map_err(|e| Fault::Odd(format!("{url:?} is not an address: {e}")))
 }
 
@@ -340,7 +402,7 @@ fn described(headers: &HeaderMap, redirected: bool) -> Result<Metadata, Fault> {
     Ok(Metadata { etag, size, commit: text(headers, "x-repo-commit").map(str::to_string) })
 }
 
-fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+pub(super) fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name)?.to_str().ok()
 }
 
@@ -354,7 +416,12 @@ fn content_range(headers: &HeaderMap) -> Option<(u64, u64)> {
     Some((range.split_once('-')?.0.trim().parse().ok()?, total.trim().parse().ok()?))
 }
 
-fn is_web(uri: &Uri) -> bool {
+/// Whether the way to an address is encrypted if the one to `other` is.
+pub(super) fn is_encrypted_like(uri: &Uri, other: &Uri) -> bool {
+    uri.scheme_str() == Some("https") || other.scheme_str() != Some("https")
+}
+
+pub(super) fn is_web(uri: &Uri) -> bool {
     matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some_and(|host| !host.is_empty())
 }
 
@@ -363,7 +430,7 @@ fn authority(uri: &Uri) -> &str {
 }
 
 /// Whether two addresses have the same scheme, host and port.
-fn same_origin(a: &Uri, b: &Uri) -> bool {
+pub(super) fn same_origin(a: &Uri, b: &Uri) -> bool {
     let port =
         |uri: &Uri| uri.port_u16().or(if uri.scheme_str() == Some("https") { Some(443) } else { Some(80) });
     let host = |uri: &Uri| uri.host().unwrap_or_default().to_ascii_lowercase();

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
+use ureq::Agent;
+
 use super::cache::{
     INDEX, PlainName, PlainPath, RepoCache, RepoKind, WEIGHTS, is_complete, shards, whole_gguf,
 };
@@ -24,7 +26,7 @@ const OPTIONAL: [&str; 6] = [
     "generation_config.json",
 ];
 /// How often a transfer is started if it breaks off.
-const ATTEMPTS: usize = 3;
+pub(super) const ATTEMPTS: usize = 3;
 /// The time between two checks of a flag or a lock.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -71,9 +73,21 @@ pub(super) fn connected<T>(
     let problem = |problem: String| Error::Input(format!("{given}: {problem}"));
     let (endpoint, token) = (options.endpoint.as_deref(), options.token.as_deref());
     let client = Client::new(endpoint, token, options.timeout, cancel, kind).map_err(problem)?;
+    let agent = client.agent();
+    let mut fetch = Fetch { options, name, kind, cache, client, given, cancel, progress };
+    watched(agent, cancel, || run(&mut fetch))
+        .unwrap_or_else(|panic| Err(problem(format!("the download failed: {panic}"))))
+}
+
+/// Runs something with the connections of an agent, which are shut down when `cancel` is raised. Err
+/// is a panic's message.
+pub(super) fn watched<T>(
+    agent: Agent,
+    cancel: &Cancel,
+    run: impl FnOnce() -> T,
+) -> std::result::Result<T, String> {
     std::thread::scope(|scope| {
         // A read waits for the network, so a second thread shuts the connections down.
-        let agent = client.agent();
         let (done, wait) = mpsc::channel::<()>();
         scope.spawn(move || {
             while let Err(RecvTimeoutError::Timeout) = wait.recv_timeout(LOOK) {
@@ -82,10 +96,9 @@ pub(super) fn connected<T>(
                 }
             }
         });
-        let mut fetch = Fetch { options, name, kind, cache, client, given, cancel, progress };
-        let found = caught(|| run(&mut fetch));
+        let found = caught(run);
         drop(done);
-        found.unwrap_or_else(|panic| Err(problem(format!("the download failed: {panic}"))))
+        found
     })
 }
 
@@ -336,7 +349,9 @@ impl Fetch<'_> {
                 "{hub} refuses access (403): the {kind} is gated; accept its terms on its page, and set HF_TOKEN \
                  to a token of the same account"
             ),
-            Fault::Status(code) => format!("{hub} answered {code}; try again later"),
+            Fault::Status(code) | Fault::Refused(code, _) => {
+                format!("{hub} answered {code}; try again later")
+            }
             Fault::Connection(why) => format!(
                 "no connection to {hub} ({why}), and the {kind} is not complete in the cache {}; check the \
                  network, or give a folder{}",

@@ -7,13 +7,15 @@ use std::time::Instant;
 use super::options::{PruneData, PruneOptions, PruneOutput};
 use super::pruner::Pruner;
 use super::result::{Finetuned, Measured, Pruning};
-use lora_drop_transformer::ModuleId;
+use lora_drop_transformer::{Head, ModuleId};
 
 use crate::adapter::{AdapterFile, COMPACT_FILE, LM_HEAD_IS_USED, is_scored};
+use crate::card::Card;
 use crate::evaluate::Predictor;
 use crate::events::Event;
 use crate::files::{write_bytes_atomically, write_json};
 use crate::folder::{Contents, OutputFolder, PRUNE_FILE};
+use crate::settings::{RECIPE, Recipe, TomlFile};
 use crate::train::{FinetunedAdapter, finetune_adapter};
 use crate::{Cancel, Error, Result};
 
@@ -84,7 +86,9 @@ pub fn run(
         finetuned: None,
         outputs: Vec::new(),
     };
-    let layers = pruner.predictor.files().config.layers;
+    let config = &pruner.predictor.files().config;
+    let layers = config.layers;
+    let head = pruned.as_ref().filter(|file| !file.head.is_empty()).and_then(|file| file.head(config).ok());
     let Pruner { predictor, listen, .. } = pruner;
     if let (Some(settings), Some(adapter)) = (&options.finetune, &mut pruned) {
         // Training loads the model itself.
@@ -96,26 +100,35 @@ pub fn run(
         pruning.finetuned = Some(Finetuned { steps, learning_rate, seconds, dev });
     }
     if let Some(place) = place {
-        let paths = write(place, pruned.as_ref(), layers, &mut pruning)?;
+        let paths = write(place, pruned.as_ref(), (layers, head), &mut pruning, listen)?;
         paths.iter().for_each(|path| listen(&Event::Wrote(path)));
     }
     Ok(pruning)
 }
 
-/// Writes prune.json, its page, and the pruned adapter in both forms with its recipe, if there is one.
+/// Writes prune.json, its page, and if there is one the pruned adapter in both forms with its recipe
+/// and card.
 /// Returns the files' paths.
 fn write(
     place: &PruneOutput,
     pruned: Option<&AdapterFile>,
-    layers: usize,
+    (layers, head): (usize, Option<Head>),
     pruning: &mut Pruning,
+    listen: &mut (dyn FnMut(&Event) + Send),
 ) -> Result<Vec<PathBuf>> {
     let mut folder = OutputFolder::open(&place.folder, place.overwrite, Contents::Pruned)?;
+    if let Some(note) = folder.kept_card() {
+        listen(&Event::Warning(&note));
+    }
     let next = folder.next();
     if let Some(pruned) = pruned {
         pruned.write_peft(&next, layers)?;
         pruned.write_compact(&next.join(COMPACT_FILE))?;
-        write_bytes_atomically(&next.join("recipe.toml"), place.recipe.as_bytes())?;
+        write_bytes_atomically(&next.join(RECIPE), place.recipe.as_bytes())?;
+        let recipe = TomlFile::from_text(RECIPE.to_string(), place.recipe.clone());
+        let settings = Recipe::parse(&recipe)?.recorded()?;
+        let base = (settings.place.model.as_str(), head);
+        folder.stage_card(&Card::of_pruning(pruning, pruned, base, &settings, &place.folder))?;
     }
     if let Some(page) = place.page {
         write_bytes_atomically(&next.join("prune.html"), page(pruning).as_bytes())?;

@@ -10,9 +10,15 @@ use twox_hash::XxHash3_128;
 
 use super::situation::{Given, Reader, Situation};
 use super::toml_file::TomlFile;
-use super::{Budget, Method, RunSettings, Selection, definition, definitions, words};
+use super::{
+    Budget, ClassWeights, DataSources, Method, RunSettings, Selection, Setting, definition, definitions,
+    words,
+};
 use crate::error::{Error, Result};
+use crate::hub::{RepoKind, Repository};
 
+/// The name of a run's recipe in its folder.
+pub const RECIPE: &str = "recipe.toml";
 /// The ways of choosing modules: one that is given replaces the others of an earlier layer.
 const CHOICES: [&str; 4] = ["threshold", "top-k", "budget", "keep-layers"];
 /// The table of what a run worked out, and in it the key that says from which settings.
@@ -163,6 +169,26 @@ impl Recipe {
         self.values()
     }
 
+    /// The model as it is named; empty if it is not.
+    pub(crate) fn model(&self) -> String {
+        self.given.get("model").and_then(Value::as_str).unwrap_or_default().to_string()
+    }
+
+    /// The recipe's text for readers elsewhere: without paths, which are this machine's, and with
+    /// `model`, the base model's name on the hub, if it is known. What the run derived stays.
+    pub(crate) fn portable(mut self, model: Option<&str>) -> String {
+        self.use_derived();
+        let Recipe { mut given, derived, .. } = self;
+        let mut derived = derived.map(|derived| derived.values).unwrap_or_default();
+        for table in [&mut given, &mut derived] {
+            table.retain(|name, value| !is_path_here(name, value));
+        }
+        if let Some(model) = model {
+            given.insert("model".to_string(), model.into());
+        }
+        recipe_text(&given, &derived)
+    }
+
     fn values(&self) -> Result<RunSettings> {
         let mut given = Given { names: self.given.keys().cloned().collect(), ..Given::default() };
         let mut table = self.given.clone();
@@ -285,27 +311,48 @@ impl RunSettings {
             !unread(name) && !empty(value) && (!derived.contains_key(name) || somebodys(name, value))
         });
         given.extend(self.given.replaced.clone());
-        let mut text = format!(
-            "# lora-drop {}: the settings of this run. Repeat it with\n\
-             #   lora-drop train recipe.toml --output NEW-FOLDER\n\
-             # A relative path is one of the folder that the command is started in.\n",
-            env!("CARGO_PKG_VERSION")
-        );
-        let lines = |table: &Table| -> String {
-            let names = definitions().map(|definition| definition.name);
-            names.filter_map(|name| Some(format!("{name} = {}\n", table.get(name)?))).collect()
-        };
-        text.push_str(&lines(&given));
-        if !derived.is_empty() {
-            text.push_str(&format!(
-                "\n# Values that the run derived from these settings. They are used as long as the settings are unchanged, so\n\
-                 # that the run is repeated bit for bit; if an option or a line above changes, they are derived again.\n\
-                 [{DERIVED}]\n{FROM} = \"{}\"\n{}",
-                fingerprint(&given),
-                lines(&derived)
-            ));
-        }
-        text
+        recipe_text(&given, &derived)
+    }
+}
+
+/// The text of a recipe with these settings and derived values.
+fn recipe_text(given: &Table, derived: &Table) -> String {
+    let mut text = format!(
+        "# lora-drop {}: the settings of this run. Repeat it with\n\
+         #   lora-drop train recipe.toml --output NEW-FOLDER\n\
+         # A relative path is one of the folder that the command is started in.\n",
+        env!("CARGO_PKG_VERSION")
+    );
+    let lines = |table: &Table| -> String {
+        let names = definitions().map(|definition| definition.name);
+        names.filter_map(|name| Some(format!("{name} = {}\n", table.get(name)?))).collect()
+    };
+    text.push_str(&lines(given));
+    if !derived.is_empty() {
+        text.push_str(&format!(
+            "\n# Values that the run derived from these settings. They are used as long as the settings are unchanged, so\n\
+             # that the run is repeated bit for bit; if an option or a line above changes, they are derived again.\n\
+             [{DERIVED}]\n{FROM} = \"{}\"\n{}",
+            fingerprint(given),
+            lines(derived)
+        ));
+    }
+    text
+}
+
+/// Whether a setting is a place on this machine, and not a name on the hub.
+fn is_path_here(name: &str, value: &Value) -> bool {
+    let texts = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
+    let all_on_hub = |kind| {
+        let paths: Vec<String> = texts.iter().filter_map(|text| text.as_str().map(str::to_string)).collect();
+        DataSources::from(paths).paths().iter().all(|path| Repository::of(path, kind).is_some())
+    };
+    match name {
+        "model" => !all_on_hub(RepoKind::Model),
+        "data" => !all_on_hub(RepoKind::Data),
+        "class-weights" => matches!(ClassWeights::from_value(value), Ok(ClassWeights::File(_))),
+        "output" | "init-adapter" | "scores" => true,
+        _ => false,
     }
 }
 

@@ -42,10 +42,12 @@ const ADVICE: &[(&str, &str)] = &[
     ("dataset-text-field", "give `text_column`"),
 ];
 
-/// Options that are no settings of a run, which texts of the library name as well: of `train`, and
-/// those of generated texts.
-const OTHERS: [&str; 9] = [
+/// Options that are no settings of a run, which texts of the library name as well: of `train`, of
+/// `push`, and those of generated texts.
+const OTHERS: [&str; 11] = [
     "resume",
+    "base_model",
+    "revision",
     "max_new_tokens",
     "temperature",
     "top_p",

@@ -17,6 +17,7 @@ use super::prepare::Prepared;
 use super::state::Best;
 use super::{Keeper, adalora, sparse};
 use crate::adapter::{COMPACT_FILE, FloatType, write_checkpoint};
+use crate::card::{Card, Form};
 use crate::data::TaskData;
 use crate::data::text::TextKind;
 use crate::estimate::Passes;
@@ -27,12 +28,11 @@ use crate::machine::Machine;
 use crate::metrics_log::MetricsLog;
 use crate::record::{Page, RunRecord, module_names};
 use crate::score::record::Record;
-use crate::settings::{ClassWeights, Method, Place, RunSettings};
+use crate::settings::{ClassWeights, Method, Place, RECIPE, RunSettings};
 use crate::summary::{MemoryEstimate, Status, Summary};
 use crate::{Error, Result, finite, hub, memory};
 
 const LOG: &str = "metrics.jsonl";
-const RECIPE: &str = "recipe.toml";
 const IMPORTANCE: &str = "importance.json";
 const SUMMARY: &str = "summary.json";
 /// Files that can be large enough for their size to matter to those who store many.
@@ -78,6 +78,9 @@ impl<'a> Output<'a> {
             Some(_) => OutputFolder::resume(output, LOG, &[RECIPE, IMPORTANCE])?,
             None => OutputFolder::open(output, *overwrite, Contents::Run)?,
         };
+        if let Some(note) = folder.kept_card() {
+            listen(&Event::Warning(&note));
+        }
         let resolved = resolved(prepared, settings, learner.passes());
         let facts = checkpoints.facts_mut();
         if stopped.is_none_or(|stopped| stopped.raised) {
@@ -193,7 +196,7 @@ impl<'a> Output<'a> {
         Ok(())
     }
 
-    /// Writes report and summary; returns the summary as it was written.
+    /// Writes report, card and summary; returns the summary as it was written.
     fn write_facts(&mut self, learner: &Learner, summary: Summary) -> Result<Summary> {
         let (prepared, progress) = (self.prepared, &learner.state.progress);
         // Lent for the report: the steps of a long run are many.
@@ -211,9 +214,20 @@ impl<'a> Output<'a> {
             dev: progress.best.as_ref().map(|best| best.dev.clone()).unwrap_or_default(),
         };
         let page = self.page.map(|page| page(&record));
+        let card = progress.best.is_some().then(|| {
+            let form = match self.settings.train.adapter.method {
+                Method::Full => Form::Model,
+                _ if learner.bank.modules().values().any(Option::is_some) => Form::Peft,
+                _ => Form::Compact,
+            };
+            Card::of_run(&record, prepared.data.labels(), form, &self.settings.place.output)
+        });
         (self.steps, self.evaluations) = (record.steps, record.evaluations);
         if let Some(page) = page {
             write_bytes_atomically(&self.folder.next().join("report.html"), page.as_bytes())?;
+        }
+        if let Some(card) = card {
+            self.folder.stage_card(&card)?;
         }
         self.write_summary(record.summary)
     }

@@ -1,8 +1,10 @@
-//! Downloads from a server of the tests' own.
+//! Downloads from servers of the tests' own, and uploads to them.
 
 mod client;
 mod data;
 mod program;
+mod push;
+mod receiver;
 mod server;
 
 pub use server::{COMMIT, Hub, Server};

@@ -1,0 +1,92 @@
+//! The lines of Python in a card that load the model and ask it for one answer. They run as they are
+//! in the card's folder.
+
+use super::escape::quoted;
+use super::{Answers, Base, Form};
+
+/// More class names than a reader wants to see in an example.
+const MOST_NAMES: usize = 40;
+
+/// The lines. `pair` is whether rows have two texts.
+pub fn example(base: &Base, form: Form, answers: &Answers, pair: bool, max_length: Option<usize>) -> String {
+    let class = answers.auto_class();
+    let names = answers.names().filter(|names| names.len() <= MOST_NAMES);
+    let peft = form == Form::Peft;
+    let place = if peft { "base" } else { "folder" };
+    let (mut arguments, mut lines) = (String::from(place), Vec::new());
+    let torch = !matches!(answers, Answers::Text);
+    lines.extend(torch.then(|| "import torch".to_string()));
+    lines.extend(peft.then(|| "from peft import PeftModel".to_string()));
+    lines.push(format!("from transformers import {class}, AutoTokenizer\n"));
+    match (peft, base) {
+        (false, _) => lines.push(format!("{} = \".\"{THIS_FOLDER}", "folder")),
+        (true, base) => {
+            lines.push(format!("base = {}", quoted(&base.place)));
+            lines.push(format!("adapter = \".\"{THIS_FOLDER}"));
+            for (name, value) in [("revision", &base.revision), ("gguf_file", &base.file)] {
+                if let Some(value) = value {
+                    arguments += &format!(", {name}={}", quoted(value));
+                }
+            }
+        }
+    }
+    if let Some(names) = names {
+        let list: Vec<String> = names.iter().map(|name| quoted(name)).collect();
+        lines.push(format!("labels = [{}]", list.join(", ")));
+    }
+    lines.push(format!("tokenizer = AutoTokenizer.from_pretrained({arguments})"));
+    if peft && let Some(outputs) = answers.outputs() {
+        let outputs = if names.is_some() { "len(labels)".to_string() } else { outputs.to_string() };
+        arguments += &format!(", num_labels={outputs}");
+    }
+    lines.push(format!("model = {class}.from_pretrained({arguments})"));
+    lines.extend(peft.then(|| "model = PeftModel.from_pretrained(model, adapter).eval()".to_string()));
+    let length =
+        max_length.map(|length| format!("truncation=True, max_length={length}, ")).unwrap_or_default();
+    let text = match (answers, pair) {
+        (Answers::Tags(_), _) => r#"["A", "few", "words"], is_split_into_words=True"#,
+        (_, true) => r#""A text.", "Another text.""#,
+        (_, false) => r#""A text.""#,
+    };
+    match answers {
+        Answers::Text => {
+            lines.push(r#"inputs = tokenizer("A prompt", return_tensors="pt")"#.to_string());
+            lines.push("output = model.generate(**inputs, max_new_tokens=64)".to_string());
+            lines.push("print(tokenizer.decode(output[0], skip_special_tokens=True))".to_string());
+        }
+        _ => {
+            lines.push(format!("inputs = tokenizer({text}, {length}return_tensors=\"pt\")"));
+            lines.push("with torch.no_grad():".to_string());
+            lines.push("    logits = model(**inputs).logits[0]".to_string());
+            lines.push(format!("print({})", answers.read(names.is_some())));
+        }
+    }
+    lines.join("\n")
+}
+
+/// What stands behind the place of the card's own folder.
+pub const THIS_FOLDER: &str = "  # this folder";
+
+impl Answers {
+    fn auto_class(&self) -> &'static str {
+        match self {
+            Answers::Text => "AutoModelForCausalLM",
+            Answers::Tags(_) => "AutoModelForTokenClassification",
+            _ => "AutoModelForSequenceClassification",
+        }
+    }
+
+    /// An expression of `logits`, and of `labels` if the names are there.
+    fn read(&self, named: bool) -> &'static str {
+        match (self, named) {
+            (Answers::Class(_), true) => "labels[logits.argmax()]",
+            (Answers::Class(_), false) => "logits.argmax().item()",
+            (Answers::Set(_), true) => "[label for label, p in zip(labels, logits.sigmoid()) if p >= 0.5]",
+            (Answers::Set(_), false) => "(logits.sigmoid() >= 0.5).nonzero().flatten().tolist()",
+            // A word's label is that of its first token.
+            (Answers::Tags(_), true) => "[labels[i] for i in logits.argmax(-1)]  # one for each token",
+            (Answers::Tags(_), false) => "logits.argmax(-1).tolist()  # one for each token",
+            (Answers::Value | Answers::Text, _) => "logits.item()",
+        }
+    }
+}
