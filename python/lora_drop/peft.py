@@ -359,7 +359,7 @@ def apply(model, importance, budget=None, threshold=None, top_k=None, unselected
     sizes = {kind: _size(*next(iter(group.values()))) for kind, group in groups.items()}
     rule = {"budget": budget, "threshold": threshold, "top_k": top_k}
     kept = choose(importance, unselected=unselected, sizes=sizes, **rule)
-    count = 0
+    count, is_tied = 0, False
     _untie(layers.values())
     for kind, group in groups.items():
         others = {layer: found for layer, found in group.items() if layer not in kept[kind]}
@@ -381,6 +381,9 @@ def apply(model, importance, budget=None, threshold=None, top_k=None, unselected
         for other, module in rest:
             module.lora_A[other] = first.lora_A[name]
             module.lora_B[other] = first.lora_B[name]
+            is_tied = True
+    if is_tied:
+        model.register_forward_pre_hook(_CheckpointingCheck())
     if unselected == "drop":
         # So that what is saved, here or by a Trainer, is read without pairs where there are none.
         name = adapter or model.active_adapter
@@ -502,11 +505,11 @@ def _lora_layers(model, adapter):
         if name not in module.lora_A:
             continue
         down, up = module.lora_A[name].weight, module.lora_B[name].weight
-        if down.dim() != 2 or name in getattr(module, "lora_variant", {}):
-            raise LoraDropError(f"{path} has another LoRA than that of a linear layer")
-        if hasattr(down, "full_tensor") or not down.numel() or not up.numel():
+        if hasattr(down, "full_tensor") or min(down.dim(), up.dim()) < 2 or not down.numel() or not up.numel():
             raise LoraDropError(f"the LoRA of {path} is split over processes (FSDP, DeepSpeed ZeRO-3); score and tie the "
                                 "model before it is split")
+        if down.dim() != 2 or name in getattr(module, "lora_variant", {}):
+            raise LoraDropError(f"{path} has another LoRA than that of a linear layer")
         place = _module_type(path)
         if place in found:
             raise LoraDropError(f"{path} is a second module {place[1]} in layer {place[0]}")
@@ -518,6 +521,31 @@ def _lora_layers(model, adapter):
 
 def _size(name, module):
     return module.lora_A[name].weight.numel() + module.lora_B[name].weight.numel()
+
+
+class _CheckpointingCheck:
+    """A hook that refuses, at the first step, reentrant gradient checkpointing of tied pairs under
+    DistributedDataParallel: it averages a parameter's gradient over the processes as soon as one layer has added its part,
+    without an error."""
+
+    def __init__(self):
+        self.is_done = False
+
+    def __call__(self, model, _):
+        import torch
+        from torch import distributed
+
+        if self.is_done or not (model.training and torch.is_grad_enabled()):
+            return
+        if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
+            return
+        for module in model.modules():
+            if getattr(module, "gradient_checkpointing", False):
+                settings = getattr(getattr(module, "_gradient_checkpointing_func", None), "keywords", {})
+                if settings.get("use_reentrant", True):
+                    raise LoraDropError("reentrant gradient checkpointing on several processes gives tied pairs wrong "
+                                        "gradients; give gradient_checkpointing_kwargs={'use_reentrant': False}")
+        self.is_done = True
 
 
 def _untie(layers):
