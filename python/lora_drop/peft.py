@@ -182,10 +182,10 @@ class Scorer:
         if not self._counts:
             return
         if getattr(model, "_is_replica", False):
-            raise LoraDropError("nn.DataParallel runs copies of the model at once; use one process per device (torchrun, "
-                                "accelerate launch), or let CUDA_VISIBLE_DEVICES name a single device")
+            raise LoraDropError("nn.DataParallel runs copies of the model at once; use one process per device "
+                                "(torchrun, accelerate launch), or let CUDA_VISIBLE_DEVICES name a single device")
         if len(args) > 1:
-            raise LoraDropError("the model was called with several positional arguments; pass attention_mask by its name")
+            raise LoraDropError("the model was called with several positional arguments; pass attention_mask by name")
         mask = kwargs.get("attention_mask")
         given = [kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args]
         inputs = next((value for value in given if value is not None), None)
@@ -206,8 +206,8 @@ class Scorer:
     def _entering(self, place):
         def enter(_, args):
             if self._counts and tuple(args[0].shape[:2]) != self._shape:
-                raise LoraDropError(f"layer {place[0]} {place[1]} sees {tuple(args[0].shape)}, expected rows and tokens "
-                                    f"{self._shape} first; models that rearrange tokens are not supported")
+                raise LoraDropError(f"layer {place[0]} {place[1]} sees {tuple(args[0].shape)}, expected rows and "
+                                    f"tokens {self._shape} first; models that rearrange tokens are not supported")
             self._place = place
 
         return enter
@@ -230,12 +230,13 @@ class Scorer:
         import torch
 
         if not self._passes:
-            seen = "no pass that trains was seen; use the scorer around training, or with training=False around evaluation"
-            raise LoraDropError(seen if self._training else "no pass of the model was seen")
+            where = "that trains was seen; use the scorer around training, or with training=False around evaluation"
+            raise LoraDropError(f"no pass {where if self._training else 'of the model was seen'}")
         modules = []
         for (layer, kind), (name, module) in self._layers.items():
             if (layer, kind) not in self._moments:
-                raise LoraDropError(f"the LoRA of layer {layer} {kind} did not run: its adapter is not active, or merged")
+                raise LoraDropError(f"the LoRA of layer {layer} {kind} did not run: its adapter is not active, or merged, "
+                                    "or the model was compiled before the scorer was entered")
             moment = _over_processes(self._moments[layer, kind])
             up = _double(module.lora_B[name].weight.detach())
             g = module.scaling[name] ** 2 * float((up.T @ up * moment.to(up.device)).sum())
@@ -400,8 +401,8 @@ def save(model, folder, adapter=None):
     reads it, adapter_compact.safetensors, where it stands once.
 
     folder: where both go; of an adapter that is not called "default", a folder of its name within, as PEFT has it.
-    Returns the paths of the two weight files; the second is None for architectures that lora-drop does not know, and for
-    adapters with more than LoRA and a head (trained biases, token embeddings or other modules, changed base weights).
+    Returns the paths of the two weight files; the second is None for architectures that lora-drop does not know, and
+    for adapters with more than LoRA and a head (trained biases, token embeddings or other modules, changed base weights).
     """
     from safetensors.torch import save_file
 
@@ -479,7 +480,7 @@ def _all_layers(model):
 
 
 def _has_more(config):
-    """Whether an adapter has trained values that the compact file has no place for, or another base than its name says."""
+    """Whether an adapter has trained values that the compact file has no place for, or changed its base."""
     return (config.bias != "none" or config.init_lora_weights not in (True, False, "gaussian", "orthogonal", "eva")
             or not set(config.modules_to_save or ()) <= _HEADS
             or any(getattr(config, key, None) for key in ("trainable_token_indices", "layer_replication")))
@@ -506,8 +507,8 @@ def _lora_layers(model, adapter):
             continue
         down, up = module.lora_A[name].weight, module.lora_B[name].weight
         if hasattr(down, "full_tensor") or min(down.dim(), up.dim()) < 2 or not down.numel() or not up.numel():
-            raise LoraDropError(f"the LoRA of {path} is split over processes (FSDP, DeepSpeed ZeRO-3); score and tie the "
-                                "model before it is split")
+            raise LoraDropError(f"the LoRA of {path} is split over processes (FSDP, DeepSpeed ZeRO-3); score and tie "
+                                "the model before it is split")
         if down.dim() != 2 or name in getattr(module, "lora_variant", {}):
             raise LoraDropError(f"{path} has another LoRA than that of a linear layer")
         place = _module_type(path)
@@ -525,8 +526,8 @@ def _size(name, module):
 
 class _CheckpointingCheck:
     """A hook that refuses, at the first step, reentrant gradient checkpointing of tied pairs under
-    DistributedDataParallel: it averages a parameter's gradient over the processes as soon as one layer has added its part,
-    without an error."""
+    DistributedDataParallel: it averages a parameter's gradient over the processes as soon as one layer has added its
+    part, without an error."""
 
     def __init__(self):
         self.is_done = False

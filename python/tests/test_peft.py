@@ -187,7 +187,7 @@ def test_what_cannot_be_used_is_named():
 
 
 @pytest.mark.parametrize("call, words", [
-    (lambda m, b: m(b["input_ids"], b["attention_mask"]), "by its name"),
+    (lambda m, b: m(b["input_ids"], b["attention_mask"]), "by name"),
     (lambda m, b: m(input_ids=b["input_ids"], attention_mask=b["attention_mask"][:, None]), "expected .rows, tokens."),
     (lambda m, b: m.get_base_model()(**b), "no pass"),
 ])
