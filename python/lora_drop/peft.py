@@ -235,8 +235,8 @@ class Scorer:
         modules = []
         for (layer, kind), (name, module) in self._layers.items():
             if (layer, kind) not in self._moments:
-                raise LoraDropError(f"the LoRA of layer {layer} {kind} did not run: its adapter is not active, or merged, "
-                                    "or the model was compiled before the scorer was entered")
+                raise LoraDropError(f"the LoRA of layer {layer} {kind} did not run: its adapter is not active, or "
+                                    "merged, or the model was compiled before the scorer was entered")
             moment = _over_processes(self._moments[layer, kind])
             up = _double(module.lora_B[name].weight.detach())
             g = module.scaling[name] ** 2 * float((up.T @ up * moment.to(up.device)).sum())
@@ -402,7 +402,7 @@ def save(model, folder, adapter=None):
 
     folder: where both go; of an adapter that is not called "default", a folder of its name within, as PEFT has it.
     Returns the paths of the two weight files; the second is None for architectures that lora-drop does not know, and
-    for adapters with more than LoRA and a head (trained biases, token embeddings or other modules, changed base weights).
+    for adapters with more than LoRA and a head (trained biases, token embeddings or other modules, a changed base).
     """
     from safetensors.torch import save_file
 

@@ -19,7 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from small import WORDS, bert_config, llama_config, tokenizer
 
 PROGRAM = os.environ.get("LORA_DROP", "")
-pytestmark = pytest.mark.skipif(not PROGRAM, reason="LORA_DROP does not name the program (LORA_DROP=target/release/lora-drop)")
+pytestmark = pytest.mark.skipif(not PROGRAM, reason="the variable LORA_DROP does not name the program, such as "
+                                "target/release/lora-drop")
 
 
 def verify_training():

@@ -42,10 +42,9 @@ def losses(trained):
     return [line["loss"] for line in trained.state.log_history if "loss" in line]
 
 
-def tied(unselected="share", make=bert, **options):
-    model = make()
-    report = drop.apply(model, drop.score(model, batches(labels=make is bert)), budget=0.5, unselected=unselected, **options)
-    return model, report
+def tied(unselected="share"):
+    model = bert()
+    return model, drop.apply(model, drop.score(model, batches()), budget=0.5, unselected=unselected)
 
 
 def lora_values(model):
@@ -201,7 +200,8 @@ def test_processes_choose_and_train_alike(tmp_path, checkpointing):
     both = {key: torch.cat([batch[key] for batch in without_padding()]) for key in without_padding()[0]}
     importance = drop.score(model, [both])
     assert (importance.rows, importance.tokens) == (first["importance"].rows, first["importance"].tokens)
-    assert [m.score for m in first["importance"].modules] == pytest.approx([m.score for m in importance.modules], rel=1e-5)
+    expected = [m.score for m in importance.modules]
+    assert [m.score for m in first["importance"].modules] == pytest.approx(expected, rel=1e-5)
     drop.apply(model, importance, budget=0.5)
     values = steps(model.eval(), model, [both] * 3, torch.optim.SGD(model.parameters(), lr=0.1))
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(first["values"], values, strict=True))
