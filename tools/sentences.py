@@ -1,5 +1,6 @@
 """Rows of sentences through a transformers model: what the scripts that compare with PyTorch have in common."""
 
+import gzip
 import json
 import sys
 from pathlib import Path
@@ -8,9 +9,11 @@ import torch
 
 
 def read_rows(path, limit=None):
-    """The first `limit` rows of a JSON Lines file."""
+    """The first `limit` rows of a JSON Lines file, or of the same name gzipped."""
     rows = []
-    with open(path, encoding="utf-8") as f:
+    packed = Path(f"{path}.gz")
+    opened, path = (gzip.open, packed) if packed.is_file() and not Path(path).is_file() else (open, path)
+    with opened(path, "rt", encoding="utf-8") as f:
         for number, line in enumerate(f, start=1):
             if limit is not None and len(rows) == limit:
                 break

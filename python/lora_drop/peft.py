@@ -15,6 +15,7 @@ all that is collected. The numbers are those of `lora-drop score` on the same we
 Needs torch and peft, which are only imported when a function is used.
 """
 
+import copy
 import json
 import re
 from dataclasses import dataclass, field
@@ -44,6 +45,8 @@ _ARCHITECTURES = {
     "bert": "bert", "roberta": "roberta", "xlm-roberta": "roberta", "camembert": "roberta", "mpnet": "mpnet",
     "gemma3_text": "gemma3", "llama": "llama", "mistral": "llama", "qwen2": "llama", "qwen3": "llama",
 }
+# The heads that the compact file takes from `modules_to_save`.
+_HEADS = {"classifier", "pooler", "score"}
 
 
 class LoraDropError(ValueError):
@@ -135,16 +138,18 @@ class Scorer:
 
     Scores are about the model at the end: B is read by :meth:`importance`. To score a part of the training alone, such
     as its last epoch on a sample, call :meth:`reset` where it begins. Padding is left out by the model's
-    `attention_mask`; in training, LoRA's dropout is part of the output, as in `lora-drop`. With gradient checkpointing each
-    pass counts twice, which changes no share.
+    `attention_mask`; in training, LoRA's dropout is part of the output, as in `lora-drop`.
+
+    training: count only passes that train (training mode, with gradients), so evaluations between them have no part in
+    the scores; False counts every pass. What gradient checkpointing computes again is never counted.
     """
 
-    def __init__(self, model, adapter=None):
+    def __init__(self, model, adapter=None, training=True):
         self._model = model
-        self._adapter = adapter
+        self._training = training
         self._layers = _lora_layers(model, adapter)
         self._hooks = []
-        self._mask = self._place = None
+        self._counts = False
         self.reset()
 
     def reset(self):
@@ -154,6 +159,7 @@ class Scorer:
 
     def __enter__(self):
         self._hooks.append(self._model.register_forward_pre_hook(self._begin, with_kwargs=True))
+        self._hooks.append(self._model.register_forward_hook(self._end, always_call=True))
         # Modules may share an A, so the layer says whose output it is.
         downs = {}
         for place, (name, layer) in self._layers.items():
@@ -166,52 +172,77 @@ class Scorer:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
-        self._mask = self._place = None
+        self._counts = False
 
-    def _begin(self, _, args, kwargs):
+    def _begin(self, model, args, kwargs):
         """Notes which tokens of the pass are real."""
+        import torch
+
+        self._counts = not self._training or (model.training and torch.is_grad_enabled())
+        if not self._counts:
+            return
+        if getattr(model, "_is_replica", False):
+            raise LoraDropError("nn.DataParallel runs copies of the model at once; use one process per device "
+                                "(torchrun, accelerate launch), or let CUDA_VISIBLE_DEVICES name a single device")
+        if len(args) > 1:
+            raise LoraDropError("the model was called with several positional arguments; pass attention_mask by name")
         mask = kwargs.get("attention_mask")
-        inputs = kwargs.get("input_ids", kwargs.get("inputs_embeds", args[0] if args else None))
+        given = [kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args]
+        inputs = next((value for value in given if value is not None), None)
         if inputs is None:
             raise LoraDropError("the model was called without input_ids, so its tokens are unknown")
-        if mask is not None and mask.dim() != 2:
-            raise LoraDropError(f"attention_mask is {tuple(mask.shape)}, expected (rows, tokens)")
         self._shape = tuple(inputs.shape[:2])
-        self._mask = None if mask is None else mask.bool()
+        if mask is not None and tuple(mask.shape) != self._shape:
+            raise LoraDropError(f"attention_mask is {tuple(mask.shape)}, expected (rows, tokens), {self._shape}")
+        self._padding = None if mask is None else ~mask.bool().reshape(-1, 1)
         self._rows += self._shape[0]
-        self._tokens += int(self._shape[0] * self._shape[1] if mask is None else self._mask.sum())
+        # A tensor, since a number would wait for the device.
+        self._tokens = self._tokens + (self._shape[0] * self._shape[1] if mask is None else mask.bool().sum())
         self._passes += 1
+
+    def _end(self, *_):
+        self._counts = False
 
     def _entering(self, place):
         def enter(_, args):
-            if tuple(args[0].shape[:2]) != self._shape:
-                raise LoraDropError(f"layer {place[0]} {place[1]} sees {tuple(args[0].shape)}, expected rows and tokens "
-                                    f"{self._shape} first; sequences that are packed into one row are not supported")
+            if self._counts and tuple(args[0].shape[:2]) != self._shape:
+                raise LoraDropError(f"layer {place[0]} {place[1]} sees {tuple(args[0].shape)}, expected rows and "
+                                    f"tokens {self._shape} first; models that rearrange tokens are not supported")
             self._place = place
 
         return enter
 
     def _collect(self, _, args, z):
         """Adds z z^T over the real tokens of the layer that was entered."""
-        z = z.detach()
-        z = (z.reshape(-1, z.shape[-1]) if self._mask is None else z[self._mask.to(z.device)]).double()
+        if not self._counts:
+            return
+        z = z.detach().reshape(-1, z.shape[-1])
+        z = _double(z if self._padding is None else z.masked_fill(self._padding.to(z.device), 0.0))
         known = self._moments.get(self._place)
         self._moments[self._place] = z.T @ z if known is None else known + z.T @ z
 
     def importance(self):
-        """The scores of all modules.
+        """The scores of all modules. In a distributed run, every process has to call it: the passes of all of them
+        count, and all get the same scores.
 
-        Raises LoraDropError if no pass was seen.
+        Raises LoraDropError if no pass was seen, or a module's LoRA did not run in them.
         """
+        import torch
+
         if not self._passes:
-            raise LoraDropError("no pass of the model was seen; use the scorer around training or evaluation")
+            where = "that trains was seen; use the scorer around training, or with training=False around evaluation"
+            raise LoraDropError(f"no pass {where if self._training else 'of the model was seen'}")
         modules = []
         for (layer, kind), (name, module) in self._layers.items():
-            up = module.lora_B[name].weight.detach().double()
-            gram = up.T @ up
-            g = module.scaling[name] ** 2 * float((gram * self._moments[layer, kind]).sum())
+            if (layer, kind) not in self._moments:
+                raise LoraDropError(f"the LoRA of layer {layer} {kind} did not run: its adapter is not active, or "
+                                    "merged, or the model was compiled before the scorer was entered")
+            moment = _over_processes(self._moments[layer, kind])
+            up = _double(module.lora_B[name].weight.detach())
+            g = module.scaling[name] ** 2 * float((up.T @ up * moment.to(up.device)).sum())
             modules.append(ModuleScore(layer, kind, g))
-        return Importance(modules, self._rows, self._tokens, self._passes)
+        rows, tokens = _over_processes(torch.tensor([self._rows, int(self._tokens)], device=moment.device)).tolist()
+        return Importance(modules, rows, tokens, self._passes)
 
 
 def score(model, batches, adapter=None, forward=None):
@@ -226,15 +257,16 @@ def score(model, batches, adapter=None, forward=None):
     import torch
 
     device = next(model.parameters()).device
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with torch.no_grad(), Scorer(model, adapter) as scorer:
+        with torch.no_grad(), Scorer(model, adapter, training=False) as scorer:
             for batch in batches:
                 batch = {key: value.to(device) if torch.is_tensor(value) else value for key, value in batch.items()}
                 forward(model, batch) if forward else model(**batch)
     finally:
-        model.train(training)
+        for module, mode in modes:
+            module.training = mode
     importance = scorer.importance()
     importance.steps = 0
     return importance
@@ -303,10 +335,11 @@ def apply(model, importance, budget=None, threshold=None, top_k=None, unselected
 
     model: the PEFT model that was scored. budget, threshold, top_k: see :func:`choose`. unselected: "share", or "drop"
     to remove their pairs. restart: "continue" keeps the kept pairs, and starts a shared pair as the best common one of
-    its layers (the truncated SVD of the mean of their s B A); "fresh" initialises all pairs anew, as PEFT does.
+    its layers (the truncated SVD of the mean of their s B A); "fresh" initialises all pairs anew, as PEFT does. Either
+    way, a head keeps its values.
 
     Call it before the optimizer is created. Tied modules hold the same Parameter, so any optimizer updates it once, and
-    its gradient is the sum over its layers. Returns a Report.
+    its gradient is the sum over its layers. Pairs that an earlier call tied are chosen among anew. Returns a Report.
     """
     layers = _lora_layers(model, adapter)
     missing = {(m.layer, m.module) for m in importance.modules} ^ set(layers)
@@ -327,7 +360,8 @@ def apply(model, importance, budget=None, threshold=None, top_k=None, unselected
     sizes = {kind: _size(*next(iter(group.values()))) for kind, group in groups.items()}
     rule = {"budget": budget, "threshold": threshold, "top_k": top_k}
     kept = choose(importance, unselected=unselected, sizes=sizes, **rule)
-    count = 0
+    count, is_tied = 0, False
+    _untie(layers.values())
     for kind, group in groups.items():
         others = {layer: found for layer, found in group.items() if layer not in kept[kind]}
         if restart == "fresh":
@@ -348,6 +382,14 @@ def apply(model, importance, budget=None, threshold=None, top_k=None, unselected
         for other, module in rest:
             module.lora_A[other] = first.lora_A[name]
             module.lora_B[other] = first.lora_B[name]
+            is_tied = True
+    if is_tied:
+        model.register_forward_pre_hook(_CheckpointingCheck())
+    if unselected == "drop":
+        # So that what is saved, here or by a Trainer, is read without pairs where there are none.
+        name = adapter or model.active_adapter
+        model.peft_config[name].target_modules = {
+            path for path, module in _all_layers(model).items() if name in module.lora_A}
     importance.kept, importance.unselected = kept, unselected
     given = {key: value for key, value in rule.items() if value is not None}
     importance.selection = given or {"threshold": 0.9}
@@ -355,28 +397,23 @@ def apply(model, importance, budget=None, threshold=None, top_k=None, unselected
 
 
 def save(model, folder, adapter=None):
-    """Writes the adapter in PEFT's form, where a shared pair stands once for each of its layers, and, for architectures
-    that lora-drop knows, adapter_compact.safetensors, where it stands once.
+    """Writes the adapter in PEFT's form, where a shared pair stands once for each of its layers, and, where lora-drop
+    reads it, adapter_compact.safetensors, where it stands once.
 
-    Returns the paths of the two weight files; the second is None for other architectures.
+    folder: where both go; of an adapter that is not called "default", a folder of its name within, as PEFT has it.
+    Returns the paths of the two weight files; the second is None for architectures that lora-drop does not know, and
+    for adapters with more than LoRA and a head (trained biases, token embeddings or other modules, a changed base).
     """
-    import torch
     from safetensors.torch import save_file
 
-    folder = Path(folder)
     layers = _lora_layers(model, adapter)
     name = adapter or model.active_adapter
     config = model.peft_config[name]
-    # Names of modules alone, so that PEFT creates no pair where there is none.
-    targets, adapted = config.target_modules, {f"{place}" for place in _adapted_paths(model, name)}
-    config.target_modules = adapted if len(layers) < len(_all_layers(model)) else targets
-    try:
-        model.save_pretrained(str(folder), selected_adapters=[name])
-    finally:
-        config.target_modules = targets
+    model.save_pretrained(str(folder), selected_adapters=[name])
+    folder = Path(folder) if name == "default" else Path(folder) / name
     path = folder / "adapter_model.safetensors"
     architecture = _ARCHITECTURES.get(getattr(model.config, "model_type", None))
-    if architecture is None or any(kind not in _KIND_OF for _, kind in layers):
+    if architecture is None or any(kind not in _KIND_OF for _, kind in layers) or _has_more(config):
         return path, None
 
     groups, tensors, pairs = {}, {}, []
@@ -442,8 +479,11 @@ def _all_layers(model):
     return {path: module for path, module in base.named_modules() if isinstance(module, LoraLayer)}
 
 
-def _adapted_paths(model, adapter):
-    return [path for path, module in _all_layers(model).items() if adapter in module.lora_A]
+def _has_more(config):
+    """Whether an adapter has trained values that the compact file has no place for, or changed its base."""
+    return (config.bias != "none" or config.init_lora_weights not in (True, False, "gaussian", "orthogonal", "eva")
+            or not set(config.modules_to_save or ()) <= _HEADS
+            or any(getattr(config, key, None) for key in ("trainable_token_indices", "layer_replication")))
 
 
 def _lora_layers(model, adapter):
@@ -454,14 +494,23 @@ def _lora_layers(model, adapter):
     if name not in model.peft_config:
         raise LoraDropError(f"there is no adapter {name!r}; the model has {', '.join(model.peft_config)}")
     config = model.peft_config[name]
-    if config.peft_type != "LORA" or getattr(config, "use_dora", False):
-        raise LoraDropError("LoRA-drop scores plain LoRA, and the adapter is of another type")
+    if config.peft_type != "LORA":
+        raise LoraDropError(f"LoRA-drop scores plain LoRA, and the adapter is of another type, {config.peft_type}")
+    for key in ("use_dora", "lora_bias", "target_parameters"):
+        if getattr(config, key, None):
+            raise LoraDropError(f"LoRA-drop scores plain LoRA, and the adapter is of another type: it has {key}")
     found = {}
     for path, module in _all_layers(model).items():
         if name in getattr(module, "lora_embedding_A", {}):
             raise LoraDropError(f"{path} has a LoRA on an embedding; LoRA-drop chooses among linear layers")
         if name not in module.lora_A:
             continue
+        down, up = module.lora_A[name].weight, module.lora_B[name].weight
+        if hasattr(down, "full_tensor") or min(down.dim(), up.dim()) < 2 or not down.numel() or not up.numel():
+            raise LoraDropError(f"the LoRA of {path} is split over processes (FSDP, DeepSpeed ZeRO-3); score and tie "
+                                "the model before it is split")
+        if down.dim() != 2 or name in getattr(module, "lora_variant", {}):
+            raise LoraDropError(f"{path} has another LoRA than that of a linear layer")
         place = _module_type(path)
         if place in found:
             raise LoraDropError(f"{path} is a second module {place[1]} in layer {place[0]}")
@@ -475,6 +524,57 @@ def _size(name, module):
     return module.lora_A[name].weight.numel() + module.lora_B[name].weight.numel()
 
 
+class _CheckpointingCheck:
+    """A hook that refuses, at the first step, reentrant gradient checkpointing of tied pairs under
+    DistributedDataParallel: it averages a parameter's gradient over the processes as soon as one layer has added its
+    part, without an error."""
+
+    def __init__(self):
+        self.is_done = False
+
+    def __call__(self, model, _):
+        import torch
+        from torch import distributed
+
+        if self.is_done or not (model.training and torch.is_grad_enabled()):
+            return
+        if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
+            return
+        for module in model.modules():
+            if getattr(module, "gradient_checkpointing", False):
+                settings = getattr(getattr(module, "_gradient_checkpointing_func", None), "keywords", {})
+                if settings.get("use_reentrant", True):
+                    raise LoraDropError("reentrant gradient checkpointing on several processes gives tied pairs wrong "
+                                        "gradients; give gradient_checkpointing_kwargs={'use_reentrant': False}")
+        self.is_done = True
+
+
+def _untie(layers):
+    """Gives each module a pair of its own."""
+    seen = set()
+    for name, module in layers:
+        for pairs in (module.lora_A, module.lora_B):
+            if id(pairs[name]) in seen:
+                pairs[name] = copy.deepcopy(pairs[name])
+            seen.add(id(pairs[name]))
+
+
+def _double(values):
+    """In f64, on the CPU where the device has none."""
+    return (values.cpu() if values.device.type == "mps" else values).double()
+
+
+def _over_processes(values):
+    """The sum over the processes of a distributed run; the values themselves in any other."""
+    from torch import distributed
+
+    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
+        return values
+    total = values.clone()
+    distributed.all_reduce(total)
+    return total
+
+
 def _start_common(name, modules):
     """Sets the first module's pair to the best common pair of all: the truncated SVD of the mean of their s B A, with
     rows of A as long as theirs in the root mean square."""
@@ -482,8 +582,8 @@ def _start_common(name, modules):
 
     with torch.no_grad():
         scale, first = modules[0].scaling[name], modules[0]
-        down = torch.cat([m.lora_A[name].weight.double() for m in modules])
-        up = torch.cat([m.lora_B[name].weight.double() for m in modules], dim=1) * (scale / len(modules))
+        down = torch.cat([_double(m.lora_A[name].weight) for m in modules])
+        up = torch.cat([_double(m.lora_B[name].weight) for m in modules], dim=1) * (scale / len(modules))
         rank, length = first.lora_A[name].weight.shape[0], down.norm() / down.shape[0] ** 0.5
         # The mean is up @ down, of which only small matrices are decomposed.
         _, triangle = torch.linalg.qr(up)

@@ -11,50 +11,10 @@ peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import lora_drop.peft as drop
-
-LAYERS = 4
-
-
-def bert(**lora):
-    torch.manual_seed(0)
-    config = transformers.BertConfig(vocab_size=60, hidden_size=16, num_hidden_layers=LAYERS, num_attention_heads=2,
-                                     intermediate_size=24, max_position_embeddings=32, num_labels=2)
-    model = transformers.BertForSequenceClassification(config)
-    settings = dict(r=4, lora_alpha=8, target_modules=["query", "value"], task_type="SEQ_CLS", lora_dropout=0.0)
-    return grown(peft.get_peft_model(model, peft.LoraConfig(**{**settings, **lora})))
-
-
-def llama(**lora):
-    torch.manual_seed(1)
-    config = transformers.LlamaConfig(vocab_size=60, hidden_size=16, num_hidden_layers=LAYERS, num_attention_heads=2,
-                                      num_key_value_heads=1, intermediate_size=24, max_position_embeddings=32)
-    model = transformers.LlamaForCausalLM(config)
-    settings = dict(r=2, lora_alpha=4, target_modules="all-linear", task_type="CAUSAL_LM")
-    return grown(peft.get_peft_model(model, peft.LoraConfig(**{**settings, **lora})))
-
-
-def grown(model):
-    """Gives every B random values, larger ones in higher layers."""
-    torch.manual_seed(2)
-    for name, value in model.named_parameters():
-        if "lora_B" in name:
-            layer = int([part for part in name.split(".") if part.isdigit()][0])
-            value.data.normal_(std=0.05 * (1 + layer))
-    return model
-
-
-def batches(count=3, labels=True):
-    generator = torch.Generator().manual_seed(3)
-    for _ in range(count):
-        ids = torch.randint(3, 60, (5, 9), generator=generator)
-        lengths = torch.randint(4, 10, (5,), generator=generator)
-        mask = (torch.arange(9) < lengths[:, None]).long()
-        batch = {"input_ids": ids, "attention_mask": mask}
-        if labels:
-            batch["labels"] = torch.randint(0, 2, (5,), generator=generator)
-        yield batch
+from small import LAYERS, batches, bert, grown, llama
 
 
 def long_way(model, rows):
@@ -224,3 +184,92 @@ def test_what_cannot_be_used_is_named():
             value.data.zero_()
     with pytest.raises(drop.LoraDropError, match="zero"):
         drop.apply(zero, drop.score(zero, batches()))
+
+
+@pytest.mark.parametrize("call, words", [
+    (lambda m, b: m(b["input_ids"], b["attention_mask"]), "by name"),
+    (lambda m, b: m(input_ids=b["input_ids"], attention_mask=b["attention_mask"][:, None]), "expected .rows, tokens."),
+    (lambda m, b: m.get_base_model()(**b), "no pass"),
+])
+def test_passes_that_cannot_be_scored_are_named(call, words):
+    with pytest.raises(drop.LoraDropError, match=words):
+        drop.score(bert(), batches(1, labels=False), forward=call)
+
+
+def test_copies_of_nn_dataparallel_are_refused():
+    model = bert()
+    model._is_replica = True
+    with pytest.raises(drop.LoraDropError, match="nn.DataParallel"):
+        drop.score(model, batches())
+
+
+@pytest.mark.parametrize("key", ["lora_bias", "use_dora"])
+def test_other_kinds_of_lora_are_refused(key):
+    if key not in peft.LoraConfig.__dataclass_fields__:
+        pytest.skip(f"PEFT {peft.__version__} has no {key}")
+    with pytest.raises(drop.LoraDropError, match=key):
+        drop.score(bert(**{key: True}), batches())
+
+
+def test_other_adapters_are_refused():
+    settings = peft.IA3Config(task_type="SEQ_CLS", target_modules=["query"], feedforward_modules=[])
+    with pytest.raises(drop.LoraDropError, match="IA3"):
+        drop.score(peft.get_peft_model(bert().unload(), settings), batches())
+
+
+def test_a_lora_that_does_not_run_is_named():
+    model = bert()
+    model.merge_adapter()
+    with pytest.raises(drop.LoraDropError, match="layer 0 query did not run"):
+        drop.score(model, batches())
+
+
+def test_pairs_that_were_tied_are_chosen_among_anew():
+    model = bert()
+    drop.apply(model, drop.score(model, batches()), top_k=0)
+    report = drop.apply(model, drop.score(model, batches()), top_k=2)
+    layers = drop._lora_layers(model, None)
+    for kind in report.kept:
+        pairs = [module.lora_A[name] for (_, other), (name, module) in layers.items() if other == kind]
+        assert len({id(pair) for pair in pairs}) == 3
+    assert sum(p.numel() for name, p in model.named_parameters() if "lora_" in name) == report.parameters
+
+
+@pytest.mark.parametrize("unselected", ["share", "drop"])
+def test_an_adapter_among_several_is_scored_tied_and_saved(tmp_path, unselected):
+    model = bert()
+    model.add_adapter("other", peft.LoraConfig(r=2, lora_alpha=4, target_modules=["query", "key"], task_type="SEQ_CLS"))
+    grown(model)
+    before = drop.score(model, batches())
+    with pytest.raises(drop.LoraDropError, match="not active"):
+        drop.score(model, batches(), adapter="other")
+    model.set_adapter("other")
+    report = drop.apply(model, drop.score(model, batches()), budget=0.5, unselected=unselected)
+    assert set(report.kept) == {"query", "key"}
+    weights, compact = drop.save(model, tmp_path)
+    assert weights.is_file() and compact.is_file() and weights.parent == tmp_path / "other"
+    batch = next(batches(labels=False))
+    loaded = peft.PeftModel.from_pretrained(bert().unload(), tmp_path / "other").eval()
+    assert torch.allclose(loaded(**batch).logits, model.eval()(**batch).logits, atol=1e-6)
+    # Nothing of the first one has changed.
+    model.set_adapter("default")
+    assert drop.score(model, batches()) == before
+
+
+@pytest.mark.parametrize("unselected", ["share", "drop"])
+def test_tied_pairs_are_merged(unselected):
+    model = bert()
+    drop.apply(model, drop.score(model, batches()), budget=0.5, unselected=unselected)
+    batch = next(batches(labels=False))
+    expected = model.eval()(**batch).logits
+    assert torch.allclose(model.merge_and_unload()(**batch).logits, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("more", [
+    {"bias": "lora_only"}, {"modules_to_save": ["word_embeddings"]}, {"init_lora_weights": "pissa"},
+])
+def test_what_the_compact_file_has_no_place_for_is_in_peft_form_alone(tmp_path, more):
+    model = bert(**more)
+    weights, compact = drop.save(model, tmp_path)
+    assert weights.is_file() and compact is None
+    assert not (tmp_path / "adapter_compact.safetensors").exists()
