@@ -5,6 +5,7 @@
 //! which a README.md that somebody wrote or changed is recognised. Such a file is never replaced.
 
 mod escape;
+#[cfg(feature = "hub")]
 mod pushed;
 mod python;
 
@@ -25,6 +26,7 @@ use crate::settings::{Method, Reader, RunSettings, Situation, Unselected};
 use crate::summary::{Baseline, BaselineKind};
 
 use escape::{code, shell, text, yaml};
+#[cfg(feature = "hub")]
 pub(crate) use pushed::pushed;
 
 /// The card's name in a folder, where the hub looks for it.
