@@ -5,6 +5,7 @@
 //! which a README.md that somebody wrote or changed is recognised. Such a file is never replaced.
 
 mod escape;
+#[cfg(feature = "hub")]
 mod pushed;
 mod python;
 
@@ -19,12 +20,14 @@ use crate::data::Labels;
 use crate::evaluate::metrics::Metric;
 use crate::format::{counted, epoch, fixed, grouped, layers, percent};
 use crate::hub::{RepoKind, Repository};
+use crate::model::gguf_file;
 use crate::prune::Pruning;
 use crate::record::{ModuleNames, RunRecord};
 use crate::settings::{Method, Reader, RunSettings, Situation, Unselected};
 use crate::summary::{Baseline, BaselineKind};
 
 use escape::{code, shell, text, yaml};
+#[cfg(feature = "hub")]
 pub(crate) use pushed::pushed;
 
 /// The card's name in a folder, where the hub looks for it.
@@ -145,28 +148,35 @@ struct Base {
 }
 
 impl Base {
-    fn new(model: &str) -> Self {
-        let here = |place: &Path, file| Base {
+    /// The base model that is named `model` and whose files are at `path`.
+    fn new(model: &str, path: &Path) -> Self {
+        let gguf = gguf_file(path).ok().flatten();
+        let gguf_name = gguf.as_ref().and_then(|file| Some(file.file_name()?.to_string_lossy().into_owned()));
+        if let Some(mut repository) = Repository::of(Path::new(model), RepoKind::Model) {
+            repository.file = repository.file.or(gguf_name);
+            let model = repository.to_string();
+            let Repository { id, revision, file } = repository;
+            return Base { place: id, on_hub: true, revision, file, model };
+        }
+        let place = gguf.as_ref().and_then(|file| file.parent()).unwrap_or(path);
+        Base {
             place: place.to_string_lossy().into_owned(),
             on_hub: false,
             revision: None,
-            file,
+            file: gguf_name,
             model: model.to_string(),
-        };
-        let path = Path::new(model);
-        match Repository::of(path, RepoKind::Model) {
-            Some(Repository { id, revision, file }) => {
-                let model =
-                    Repository { id: id.clone(), revision: revision.clone(), file: file.clone() }.to_string();
-                Base { place: id, on_hub: true, revision, file, model }
-            }
-            None if path.is_file() => {
-                let file = path.file_name().map(|name| name.to_string_lossy().into_owned());
-                here(path.parent().unwrap_or(path), file)
-            }
-            None => here(path, None),
         }
     }
+}
+
+/// The base model of an adapter that is not a run's.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BaseModel<'a> {
+    pub name: &'a str,
+    /// Where its files are.
+    pub path: &'a Path,
+    /// The adapter's head on it.
+    pub head: Option<Head>,
 }
 
 /// The measured results.
@@ -201,8 +211,15 @@ pub(crate) struct Card {
 }
 
 impl Card {
-    /// The card of a run that writes `folder`, with a model that has been measured.
-    pub fn of_run(record: &RunRecord, labels: Option<&Labels>, form: Form, folder: &Path) -> Self {
+    /// The card of a run that writes `folder`, with a model that has been measured. The base model's
+    /// files are at `base`.
+    pub fn of_run(
+        record: &RunRecord,
+        labels: Option<&Labels>,
+        form: Form,
+        base: &Path,
+        folder: &Path,
+    ) -> Self {
         let RunRecord { summary, settings, data, .. } = record;
         let method = settings.train.adapter.method;
         let dev = data.splits.iter().find(|split| split.name == "dev");
@@ -231,7 +248,7 @@ impl Card {
         ));
         Card {
             name: name_of(folder),
-            base: Base::new(&settings.place.model),
+            base: Base::new(&settings.place.model, base),
             form,
             has_compact: form != Form::Model,
             answers: Answers::new(labels, None),
@@ -247,11 +264,11 @@ impl Card {
     pub fn of_pruning(
         pruning: &Pruning,
         file: &AdapterFile,
-        (base, head): (&str, Option<Head>),
+        base: BaseModel,
         settings: &RunSettings,
         folder: &Path,
     ) -> Self {
-        let mut card = Card::of_adapter(file, (base, head), Some(settings), folder);
+        let mut card = Card::of_adapter(file, base, Some(settings), folder);
         card.has_compact = true;
         let Some(kept) = pruning.kept() else { return card };
         card.method.push(format!(
@@ -281,7 +298,7 @@ impl Card {
     /// `settings` of its run.
     pub fn of_adapter(
         file: &AdapterFile,
-        (base, head): (&str, Option<Head>),
+        base: BaseModel,
         settings: Option<&RunSettings>,
         folder: &Path,
     ) -> Self {
@@ -301,10 +318,10 @@ impl Card {
             .push(format!("Its unique pairs have {}.", counted(file.unique_parameters(), "LoRA parameter")));
         Card {
             name: name_of(folder),
-            base: Base::new(base),
+            base: Base::new(base.name, base.path),
             form: Form::Peft,
             has_compact: false,
-            answers: Answers::new(labels.as_ref(), head),
+            answers: Answers::new(labels.as_ref(), base.head),
             title,
             method,
             results: None,
@@ -336,7 +353,7 @@ impl Card {
     fn empty() -> Self {
         Card {
             name: String::new(),
-            base: Base::new(""),
+            base: Base::new("", Path::new("")),
             form: Form::Peft,
             has_compact: false,
             answers: Answers::Text,
@@ -410,7 +427,10 @@ impl Card {
         );
         let metrics = self.results.iter().flat_map(|results| &results.metrics);
         let metrics: Vec<&(String, f64)> = metrics.filter(|(_, value)| value.is_finite()).collect();
-        lists += &list("metrics", metrics.iter().map(|(name, _)| hub_metric(name).to_string()).collect());
+        let mut names: Vec<String> = metrics.iter().map(|(name, _)| hub_metric(name).to_string()).collect();
+        // Micro and macro F1 have one name there.
+        names.dedup();
+        lists += &list("metrics", names);
         out += &lists;
         if let Some((data, on_hub)) = self.data.first().filter(|_| !metrics.is_empty()) {
             let data_type = if *on_hub { data } else { NO_HUB_DATA };

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::adapter::AdapterFile;
-use crate::card::Card;
+use crate::card::{BaseModel, Card};
 use crate::folder::{Contents, OutputFolder};
 use crate::model::ModelFiles;
 use crate::settings::{RECIPE, Recipe};
@@ -64,9 +64,10 @@ pub fn export(
             let head = file.head(config).ok().filter(|_| !file.head.is_empty());
             let recipe = path.join(RECIPE);
             let settings = recipe.is_file().then(|| Recipe::read(&recipe)?.recorded()).transpose()?;
-            let base = std::path::absolute(model).ok().filter(|path| path.exists());
-            let base = base.as_deref().and_then(Path::to_str).unwrap_or(model);
-            folder.stage_card(&Card::of_adapter(&file, (base, head), settings.as_ref(), output))?;
+            let here = std::path::absolute(model).ok().filter(|path| path.exists());
+            let name = here.as_deref().and_then(Path::to_str).unwrap_or(model);
+            let base = BaseModel { name, path: &base.path, head };
+            folder.stage_card(&Card::of_adapter(&file, base, settings.as_ref(), output))?;
             folder.commit()?;
             output.join("adapter_model.safetensors")
         }

@@ -4,7 +4,8 @@
 use crate::common::{Fixture, HIDDEN, QUICK, Tensors};
 use serde_json::{Value, json};
 
-const RESULTS: [&str; 8] = [
+const RESULTS: [&str; 9] = [
+    "README.md",
     "adapter_compact.safetensors",
     "adapter_config.json",
     "adapter_model.safetensors",

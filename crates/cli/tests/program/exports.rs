@@ -480,7 +480,7 @@ fn a_gguf_adapter_has_a_pair_for_every_layer() {
 fn adapters_go_from_form_to_form() {
     let fixture = fixture();
     fixture.run("export --model base --adapter adapter --to peft --output peft").ok();
-    assert_eq!(fixture.files("peft"), ["adapter_config.json", "adapter_model.safetensors"]);
+    assert_eq!(fixture.files("peft"), ["README.md", "adapter_config.json", "adapter_model.safetensors"]);
     assert_eq!(fixture.read_json("peft/adapter_config.json")["task_type"], "CAUSAL_LM");
     fixture.run("export --model base --adapter peft --to compact --output compact.safetensors").ok();
     let [first, last] =

@@ -78,6 +78,7 @@ fn a_budget_is_kept_and_all_commands_read_it() {
     let words = format!("{PRUNE} --budget 0.25 --output pruned --json");
     let found = fixture.run(&words).ok().json();
     let files = [
+        "README.md",
         "adapter_compact.safetensors",
         "adapter_config.json",
         "adapter_model.safetensors",

@@ -28,7 +28,7 @@ pub use file::{AdapterFile, HeadWeight, StoredPair};
 pub(crate) use file::{LM_HEAD_IS_USED, untied};
 pub(crate) use merge::{MergedWeights, outlines};
 pub use merge::{TOKENIZER_FILES, merge, write_checkpoint};
-#[cfg_attr(not(feature = "hub"), expect(unused_imports, reason = "only the hub is sent files by name"))]
+#[cfg(feature = "hub")]
 pub(crate) use peft::{CONFIG_FILE as ADAPTER_CONFIG, WEIGHTS_FILE as ADAPTER_WEIGHTS};
 pub use tensors::FloatType;
 

@@ -22,7 +22,7 @@ pub fn pushed(text: &str, id: &str, base: &str, hub_base: Option<&str>) -> Strin
         card = with_base(&card, hub_base);
     }
     if !base.is_empty() {
-        let own = Base::new(base);
+        let own = Base::new(base, Path::new(base));
         if !own.on_hub {
             card = without_path(&card, &own, hub_base);
         }

@@ -19,7 +19,7 @@ pub fn example(base: &Base, form: Form, answers: &Answers, pair: bool, max_lengt
     lines.extend(peft.then(|| "from peft import PeftModel".to_string()));
     lines.push(format!("from transformers import {class}, AutoTokenizer\n"));
     match (peft, base) {
-        (false, _) => lines.push(format!("{} = \".\"{THIS_FOLDER}", "folder")),
+        (false, _) => lines.push(format!("folder = \".\"{THIS_FOLDER}")),
         (true, base) => {
             lines.push(format!("base = {}", quoted(&base.place)));
             lines.push(format!("adapter = \".\"{THIS_FOLDER}"));
@@ -58,7 +58,8 @@ pub fn example(base: &Base, form: Form, answers: &Answers, pair: bool, max_lengt
             lines.push(format!("inputs = tokenizer({text}, {length}return_tensors=\"pt\")"));
             lines.push("with torch.no_grad():".to_string());
             lines.push("    logits = model(**inputs).logits[0]".to_string());
-            lines.push(format!("print({})", answers.read(names.is_some())));
+            let note = if matches!(answers, Answers::Tags(_)) { "  # for each token" } else { "" };
+            lines.push(format!("print({}){note}", answers.read(names.is_some())));
         }
     }
     lines.join("\n")
@@ -83,9 +84,8 @@ impl Answers {
             (Answers::Class(_), false) => "logits.argmax().item()",
             (Answers::Set(_), true) => "[label for label, p in zip(labels, logits.sigmoid()) if p >= 0.5]",
             (Answers::Set(_), false) => "(logits.sigmoid() >= 0.5).nonzero().flatten().tolist()",
-            // A word's label is that of its first token.
-            (Answers::Tags(_), true) => "[labels[i] for i in logits.argmax(-1)]  # one for each token",
-            (Answers::Tags(_), false) => "logits.argmax(-1).tolist()  # one for each token",
+            (Answers::Tags(_), true) => "[labels[i] for i in logits.argmax(-1)]",
+            (Answers::Tags(_), false) => "logits.argmax(-1).tolist()",
             (Answers::Value | Answers::Text, _) => "logits.item()",
         }
     }

@@ -75,7 +75,8 @@ impl Parcel {
         recover(folder)?;
         let has = |name: &str| folder.join(name).is_file();
         let is_adapter = has(ADAPTER_CONFIG) && has(ADAPTER_WEIGHTS) || has(COMPACT_FILE);
-        if !is_adapter && !(has("config.json") && has(WEIGHTS)) {
+        let is_model = has("config.json") && has(WEIGHTS);
+        if !is_adapter && !is_model {
             return Err(Error::Usage(format!(
                 "{} has no adapter ({ADAPTER_CONFIG} with {ADAPTER_WEIGHTS}, or {COMPACT_FILE}) and no model \
                  (config.json with {WEIGHTS})",

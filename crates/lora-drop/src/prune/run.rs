@@ -10,7 +10,7 @@ use super::result::{Finetuned, Measured, Pruning};
 use lora_drop_transformer::{Head, ModuleId};
 
 use crate::adapter::{AdapterFile, COMPACT_FILE, LM_HEAD_IS_USED, is_scored};
-use crate::card::Card;
+use crate::card::{BaseModel, Card};
 use crate::evaluate::Predictor;
 use crate::events::Event;
 use crate::files::{write_bytes_atomically, write_json};
@@ -87,7 +87,7 @@ pub fn run(
         outputs: Vec::new(),
     };
     let config = &pruner.predictor.files().config;
-    let layers = config.layers;
+    let (layers, model) = (config.layers, pruner.predictor.files().path.clone());
     let head = pruned.as_ref().filter(|file| !file.head.is_empty()).and_then(|file| file.head(config).ok());
     let Pruner { predictor, listen, .. } = pruner;
     if let (Some(settings), Some(adapter)) = (&options.finetune, &mut pruned) {
@@ -100,7 +100,7 @@ pub fn run(
         pruning.finetuned = Some(Finetuned { steps, learning_rate, seconds, dev });
     }
     if let Some(place) = place {
-        let paths = write(place, pruned.as_ref(), (layers, head), &mut pruning, listen)?;
+        let paths = write(place, pruned.as_ref(), (layers, &model, head), &mut pruning, listen)?;
         paths.iter().for_each(|path| listen(&Event::Wrote(path)));
     }
     Ok(pruning)
@@ -112,7 +112,7 @@ pub fn run(
 fn write(
     place: &PruneOutput,
     pruned: Option<&AdapterFile>,
-    (layers, head): (usize, Option<Head>),
+    (layers, model, head): (usize, &Path, Option<Head>),
     pruning: &mut Pruning,
     listen: &mut (dyn FnMut(&Event) + Send),
 ) -> Result<Vec<PathBuf>> {
@@ -127,7 +127,7 @@ fn write(
         write_bytes_atomically(&next.join(RECIPE), place.recipe.as_bytes())?;
         let recipe = TomlFile::from_text(RECIPE.to_string(), place.recipe.clone());
         let settings = Recipe::parse(&recipe)?.recorded()?;
-        let base = (settings.place.model.as_str(), head);
+        let base = BaseModel { name: &settings.place.model, path: model, head };
         folder.stage_card(&Card::of_pruning(pruning, pruned, base, &settings, &place.folder))?;
     }
     if let Some(page) = place.page {

@@ -10,11 +10,11 @@ use twox_hash::XxHash3_128;
 
 use super::situation::{Given, Reader, Situation};
 use super::toml_file::TomlFile;
-use super::{
-    Budget, ClassWeights, DataSources, Method, RunSettings, Selection, Setting, definition, definitions,
-    words,
-};
+use super::{Budget, Method, RunSettings, Selection, definition, definitions, words};
+#[cfg(feature = "hub")]
+use super::{ClassWeights, DataSources, Setting};
 use crate::error::{Error, Result};
+#[cfg(feature = "hub")]
 use crate::hub::{RepoKind, Repository};
 
 /// The name of a run's recipe in its folder.
@@ -170,12 +170,14 @@ impl Recipe {
     }
 
     /// The model as it is named; empty if it is not.
+    #[cfg(feature = "hub")]
     pub(crate) fn model(&self) -> String {
         self.given.get("model").and_then(Value::as_str).unwrap_or_default().to_string()
     }
 
     /// The recipe's text for readers elsewhere: without paths, which are this machine's, and with
     /// `model`, the base model's name on the hub, if it is known. What the run derived stays.
+    #[cfg(feature = "hub")]
     pub(crate) fn portable(mut self, model: Option<&str>) -> String {
         self.use_derived();
         let Recipe { mut given, derived, .. } = self;
@@ -341,6 +343,7 @@ fn recipe_text(given: &Table, derived: &Table) -> String {
 }
 
 /// Whether a setting is a place on this machine, and not a name on the hub.
+#[cfg(feature = "hub")]
 fn is_path_here(name: &str, value: &Value) -> bool {
     let texts = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
     let all_on_hub = |kind| {

@@ -220,7 +220,8 @@ impl<'a> Output<'a> {
                 _ if learner.bank.modules().values().any(Option::is_some) => Form::Peft,
                 _ => Form::Compact,
             };
-            Card::of_run(&record, prepared.data.labels(), form, &self.settings.place.output)
+            let (labels, base) = (prepared.data.labels(), &prepared.model.path);
+            Card::of_run(&record, labels, form, base, &self.settings.place.output)
         });
         (self.steps, self.evaluations) = (record.steps, record.evaluations);
         if let Some(page) = page {
