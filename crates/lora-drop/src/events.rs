@@ -162,3 +162,64 @@ pub enum Event<'a> {
     /// A file was written under its final name.
     Wrote(&'a Path),
 }
+
+/// How long the remaining steps of a stage take, by the stage's events. Tokens decide it, because
+/// steps differ in length.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TimeLeft {
+    tokens: usize,
+    done: usize,
+    tokens_per_second: f64,
+}
+
+impl TimeLeft {
+    /// Takes over the start or a step of the sample stage or of training.
+    pub fn handle(&mut self, event: &Event) {
+        match event {
+            Event::StageStart { stage: Stage::Sample | Stage::Train, tokens, .. } => {
+                *self = TimeLeft { tokens: *tokens, ..TimeLeft::default() };
+            }
+            Event::Step(record) => {
+                self.done += record.tokens;
+                self.tokens_per_second = record.tokens_per_second;
+            }
+            _ => {}
+        }
+    }
+
+    /// Seconds, without evaluations; None before the first step. The sample stage may end earlier.
+    pub fn seconds(&self) -> Option<f64> {
+        let seconds = self.tokens.saturating_sub(self.done) as f64 / self.tokens_per_second;
+        seconds.is_finite().then_some(seconds)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_left_is_that_of_the_tokens_left() {
+        let mut left = TimeLeft::default();
+        assert_eq!(left.seconds(), None);
+        let step = StepRecord {
+            stage: Stage::Train,
+            step: 1,
+            steps: 3,
+            epoch: 0.3,
+            loss: 0.5,
+            learning_rate: 1e-3,
+            grad_norm: 1.0,
+            tokens: 60,
+            tokens_per_second: 5.0,
+        };
+        left.handle(&Event::StageStart { stage: Stage::Train, steps: 3, rows: 9, tokens: 100 });
+        assert_eq!(left.seconds(), None);
+        left.handle(&Event::Step(&step));
+        // Dev is measured within the stage.
+        left.handle(&Event::StageStart { stage: Stage::Evaluate, steps: 0, rows: 9, tokens: 7 });
+        assert_eq!(left.seconds(), Some(8.0));
+        left.handle(&Event::Step(&step));
+        assert_eq!(left.seconds(), Some(0.0));
+    }
+}

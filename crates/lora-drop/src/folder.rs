@@ -96,11 +96,12 @@ impl OutputFolder {
     }
 
     /// Locks the folder of a run that has a checkpoint, to continue it. Until its first commit a run
-    /// has its log staged, next to the files called `first`; whatever else was staged is made again.
+    /// has its `logs` staged, next to the files called `first`; whatever else was staged is made again.
+    /// The first of the logs is in every run.
     ///
     /// # Errors
     /// `Error::Usage` if another process writes it; `Error::Io` if nothing can be written.
-    pub fn resume(folder: &Path, log: &str, first: &[&str]) -> Result<Self> {
+    pub fn resume(folder: &Path, logs: &[&str], first: &[&str]) -> Result<Self> {
         let state = folder.join(STATE);
         let lock = lock(&state)?.ok_or_else(|| in_use(folder))?;
         place(folder)?;
@@ -110,11 +111,11 @@ impl OutputFolder {
         std::fs::create_dir_all(output.next()).map_err(|e| Error::io(&state, e))?;
         let files = RunListing::read(folder).map(RunListing::files).unwrap_or_default();
         let mut kept = BTreeSet::new();
-        if output.next().join(log).exists() {
+        if logs.first().is_some_and(|log| output.next().join(log).exists()) {
             // The files in the folder are an earlier run's.
             output.replaced = files;
             own_card(folder, &mut output.replaced);
-            kept.extend([log].iter().chain(first).map(|name| name.to_string()));
+            kept.extend(logs.iter().chain(first).map(|name| name.to_string()));
         } else {
             output.placed.extend(files);
         }
@@ -553,7 +554,7 @@ mod tests {
             assert_eq!(checkpoints(&folder).len(), 1);
             assert!(complaint(OutputFolder::open(&folder, false, Contents::Run)).contains("`resume = "));
 
-            let output = OutputFolder::resume(&folder, "log", &["recipe.toml"]).unwrap();
+            let output = OutputFolder::resume(&folder, &["log"], &["recipe.toml"]).unwrap();
             assert_eq!(output.replaces(), !committed);
             let left: Vec<&str> = if committed { vec![] } else { vec!["log", "recipe.toml"] };
             assert_eq!(names(&output.next()), left);

@@ -48,6 +48,9 @@ pub struct RunRecord {
     pub evaluations: Vec<EvaluationRecord>,
     /// Answers of the best epoch's model on dev.
     pub dev: DevFindings,
+    /// While the run goes on, how long the remaining steps of its stage take, without evaluations;
+    /// None before the first.
+    pub seconds_left: Option<f64>,
 }
 
 /// Answers of the best epoch's model on dev.

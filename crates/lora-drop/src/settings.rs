@@ -25,7 +25,7 @@ use crate::assignment::Rest;
 use crate::{Error, Result};
 
 pub use choices::{
-    BadRows, Dtype, OverLength, Quantize, Restart, Schedule, Scope, SparseBy, Task, Unselected,
+    BadRows, Dtype, LogTo, OverLength, Quantize, Restart, Schedule, Scope, SparseBy, Task, Unselected,
 };
 pub use class_weights::ClassWeights;
 pub use criterion::{Basis, CriterionName};

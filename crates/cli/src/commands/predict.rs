@@ -199,6 +199,7 @@ fn labelled(row: Row, text: &RowText, prediction: Prediction) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use lora_drop::settings::Task;
     use serde_json::json;
 
     #[test]

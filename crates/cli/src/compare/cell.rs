@@ -338,7 +338,7 @@ struct Dev {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lora_drop::settings::Method;
+    use lora_drop::settings::{LogTo, Method};
 
     #[test]
     fn names_become_folders() {
@@ -356,7 +356,8 @@ mod tests {
     #[test]
     fn the_digest_is_of_what_decides_the_result() {
         let settings = RunSettings::new("m", "d", "o");
-        let given = ["model", "data", "output", "threads", "token-cache", "method", "epochs", "sample-ratio"];
+        let given = ["model", "data", "output", "log-to", "metrics-file", "threads", "token-cache"];
+        let given = given.into_iter().chain(["method", "epochs", "sample-ratio"]);
         let given = Table::from_iter(given.map(|name| (name.to_string(), true.into())));
         let by = |settings: &RunSettings, [model, data]: [u128; 2]| {
             digest(&given, settings, &[("model", model), ("data", data)])
@@ -370,6 +371,8 @@ mod tests {
         };
         let elsewhere = changed(&|settings| {
             settings.place = RunSettings::new("other/m", "e", "p").place;
+            (settings.place.log_to, settings.place.metrics_file) =
+                (vec![LogTo::TensorBoard], Some("f".into()));
             (settings.train.compute.threads, settings.rows.token_cache) = (7, 0.0);
         });
         assert_eq!(of(&elsewhere), first);

@@ -41,7 +41,7 @@ pub(super) fn render(
             }
         }
     };
-    document(&table.name, body)
+    document(&table.name, None, body)
 }
 
 fn header(table: &TableFile, results: &[(&Cell, &CellResult)], counts: Counts) -> Markup {

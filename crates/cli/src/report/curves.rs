@@ -134,9 +134,14 @@ impl Chart<'_> {
         let (left, right, top, bottom) = (LEFT, WIDTH - RIGHT, TOP, HEIGHT - BOTTOM);
         let (low, high) = scale.y;
         let (first, last) = scale.x;
+        // Whole numbers, unless there is none: the epochs of a run that has not finished its first.
         let whole = || {
             let all = ticks(first, last, X_TICKS.min(last - first + 1.0));
-            all.filter(|x| x.fract() == 0.0).map(|x| (x, compact(x))).collect()
+            let whole: Vec<_> = all.filter(|x| x.fract() == 0.0).map(|x| (x, compact(x))).collect();
+            match whole.is_empty() {
+                true => ticks(first, last, X_TICKS).map(|x| (x, tick(x, last - first))).collect(),
+                false => whole,
+            }
         };
         let (x, y) = (12.0, (top + bottom) / 2.0);
         html! {
@@ -345,6 +350,13 @@ mod tests {
         assert!(svg.contains("T &amp; &lt;more&gt;"));
         assert!(svg.contains("Loss &lt;of&gt; it"));
         assert!(svg.trim_end().ends_with("</svg>"));
+    }
+
+    #[test]
+    fn an_axis_without_a_whole_number_has_others() {
+        let labels = |x| chart(x, vec![]);
+        assert!(labels((0.13, 0.26)).contains(">0.14</text>"));
+        assert!(labels((0.5, 2.5)).contains(">1</text>") && !labels((0.5, 2.5)).contains(">1.5</text>"));
     }
 
     #[test]

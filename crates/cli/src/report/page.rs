@@ -3,8 +3,9 @@
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-/// A whole page as HTML text.
-pub fn document(title: &str, body: Markup) -> String {
+/// A whole page as HTML text. With `reload`, a browser loads it anew after this number of seconds,
+/// and stays where it was scrolled to.
+pub fn document(title: &str, reload: Option<u32>, body: Markup) -> String {
     let page = html! {
         (DOCTYPE)
         html lang="en" {
@@ -12,6 +13,7 @@ pub fn document(title: &str, body: Markup) -> String {
                 meta charset="utf-8";
                 meta name="viewport" content="width=device-width, initial-scale=1";
                 meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'";
+                @if let Some(seconds) = reload { meta http-equiv="refresh" content=(seconds); }
                 title { (title) }
                 style { (PreEscaped(include_str!("page.css"))) }
             }
@@ -28,12 +30,17 @@ pub fn tile(name: &str, value: &str, share: Option<f64>, lines: &[String]) -> Ma
         div.tile {
             dt { (name) }
             dd.value { (value) }
-            @if let Some(share) = share.filter(|share| share.is_finite()) {
-                dd.meter aria-hidden="true" {
-                    span style=(format!("width:{:.1}%", 100.0 * share.clamp(0.0, 1.0))) {}
-                }
-            }
+            @if let Some(share) = share.filter(|share| share.is_finite()) { dd { (meter(share)) } }
             @for line in lines { dd { (line) } }
+        }
+    }
+}
+
+/// A bar that `share` of is filled.
+pub fn meter(share: f64) -> Markup {
+    html! {
+        div.meter aria-hidden="true" {
+            span style=(format!("width:{:.1}%", 100.0 * share.clamp(0.0, 1.0))) {}
         }
     }
 }

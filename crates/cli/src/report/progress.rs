@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::report::printable;
 use crate::report::terminal::{self, Style};
-use lora_drop::events::{Event, GenerationProgress, Stage, StepRecord};
+use lora_drop::events::{Event, GenerationProgress, Stage, StepRecord, TimeLeft};
 use lora_drop::format::{counted, fixed, grouped, rate, scientific, time_left};
 use lora_drop::record::{ModuleNames, module_names};
 use lora_drop::score::Importance;
@@ -24,6 +24,7 @@ pub struct Terminal {
     names: ModuleNames,
     bar: Option<ProgressBar>,
     stage: Option<StageProgress>,
+    left: TimeLeft,
     /// Held back until the assignment is known, to be drawn with it.
     importance: Option<Importance>,
     /// The files of the run, each once.
@@ -55,9 +56,7 @@ impl Style {
 /// The running stage.
 struct StageProgress {
     stage: Stage,
-    /// The most tokens of all steps.
-    tokens: usize,
-    /// The tokens of the steps so far; in stage Generate the texts that were reported.
+    /// In stage Generate the texts that were reported.
     done: usize,
     pace: Pace,
 }
@@ -70,6 +69,7 @@ impl Terminal {
             names: ModuleNames::new(),
             bar: None,
             stage: None,
+            left: TimeLeft::default(),
             importance: None,
             written: Vec::new(),
             settled: false,
@@ -95,6 +95,7 @@ impl Terminal {
         if self.quiet {
             return;
         }
+        self.left.handle(event);
         match event {
             Event::Downloading { file, done, total } => self.transfer("downloaded", file, *done, *total),
             // Files are listed at the end: the best epoch's are written again and again.
@@ -180,7 +181,7 @@ impl Terminal {
             facts += &format!(", {most}{}", counted(steps, "step"));
         }
         self.print(&format!("{}: {facts}\n", self.style.bold(title)));
-        self.stage = Some(StageProgress { stage, tokens, done: 0, pace: Pace::new(Instant::now()) });
+        self.stage = Some(StageProgress { stage, done: 0, pace: Pace::new(Instant::now()) });
         if self.style.terminal {
             let length = match stage {
                 Stage::Evaluate => tokens,
@@ -195,8 +196,7 @@ impl Terminal {
         let Some(stage) = &mut self.stage else {
             return;
         };
-        stage.done += record.tokens;
-        let left = seconds_left(stage.tokens, stage.done, record.tokens_per_second);
+        let left = self.left.seconds().unwrap_or(f64::NAN);
         if let Some(bar) = &self.bar {
             bar.set_length(record.steps as u64);
             bar.set_position(record.step as u64);
@@ -304,11 +304,6 @@ fn generation_line(p: GenerationProgress) -> String {
     )
 }
 
-/// Seconds for the tokens that are still to come; tokens, because steps differ in length.
-fn seconds_left(tokens: usize, done: usize, tokens_per_second: f64) -> f64 {
-    tokens.saturating_sub(done) as f64 / tokens_per_second
-}
-
 /// Decides when a line is due where there is no bar: at the first and last step, after each tenth
 /// of the steps, and 30 seconds after the last line.
 struct Pace {
@@ -347,7 +342,7 @@ mod tests {
         let mut record = samples::steps(Stage::Train, 2000, 5.0)[1199].clone();
         record.loss = 0.41236;
         assert_eq!(
-            step_line(&record, seconds_left(485_000, 315_000, record.tokens_per_second)),
+            step_line(&record, 70.0),
             "step 1,200/2,000  epoch 3.00  loss 0.4124  lr 4.0e-4  2,431 tok/s  1 m 10 s left"
         );
         let whole = "step 1,200/2,000  loss 0.4124  2,431 tok/s  1 h 23 m left";
@@ -357,7 +352,6 @@ mod tests {
         assert_eq!(bar_line(&record, 5000.0, 4), "");
         record.loss = f64::NAN;
         assert!(step_line(&record, f64::NAN).contains("loss –"));
-        assert_eq!(seconds_left(10, 20, 5.0), 0.0);
     }
 
     fn generation() -> GenerationProgress {

@@ -159,7 +159,7 @@ pub fn prune_page(pruning: &Pruning) -> String {
         (modules(pruning))
         footer { p { "Written by lora-drop " (pruning.version) ". prune.json has all numbers." } }
     };
-    document(&title, body)
+    document(&title, None, body)
 }
 
 fn capital(text: &str) -> String {

@@ -3,7 +3,7 @@
 use maud::{Markup, html};
 
 use crate::report::grid::Grid;
-use crate::report::page::{document, last_part, settings, table, tile};
+use crate::report::page::{document, last_part, meter, settings, table, tile};
 use crate::report::words::{
     adapter_name, assignment_lines, baseline_name, budget_decision, budget_rows, class_shares, class_weights,
     label_range, method_name, metric_title, metrics_in_order, plain_name, value_text,
@@ -18,12 +18,15 @@ use lora_drop::settings::{
 };
 use lora_drop::summary::{DataFacts, ModelFacts, SplitFacts, Status, Summary};
 
+/// Seconds after which the page of a run in progress reloads itself.
+const RELOAD: u32 = 10;
+
 /// The page as HTML text. Its size does not grow with the number of steps.
 pub fn render(record: &RunRecord) -> String {
     let s = &record.summary;
     let title = format!("{} · {} · {}", method_name(&s.method), last_part(&s.model), last_part(&s.data));
     let body = html! {
-        (header(s))
+        (header(record))
         (tiles(record))
         @if let Some(importance) = &record.importance {
             (importance_section(record, importance))
@@ -41,13 +44,13 @@ pub fn render(record: &RunRecord) -> String {
             }
         }
     };
-    document(&title, body)
+    document(&title, (s.status == Status::Running).then_some(RELOAD), body)
 }
 
-fn header(s: &Summary) -> Markup {
+fn header(record: &RunRecord) -> Markup {
+    let s = &record.summary;
     let state = match s.status {
-        Status::Finished => None,
-        Status::Running => Some("has not ended"),
+        Status::Finished | Status::Running => None,
         Status::Stopped => Some("was stopped before its end"),
         Status::Interrupted => Some("was interrupted"),
         Status::Diverged => Some("diverged"),
@@ -62,12 +65,46 @@ fn header(s: &Summary) -> Markup {
                 span { "Seed " (s.seed) } " "
                 span { (counted(s.threads, "thread")) }
             }
+            @if s.status == Status::Running { (live(record)) }
             @if let Some(state) = state {
                 p.warn {
                     b { "This run " (state) "." }
                     @if let Some(error) = &s.error { " It ended with: " (as_options(error)) "." }
-                    " The results are those of the best epoch until then."
+                    @if s.best_epoch > 0.0 {
+                        " The results are those of the best epoch until then."
+                    } @else {
+                        " No epoch was evaluated."
+                    }
                 }
+            }
+        }
+    }
+}
+
+/// The progress of a run that has not ended.
+fn live(record: &RunRecord) -> Markup {
+    let s = &record.summary;
+    let step = record.steps.last().filter(|step| step.stage == Stage::Train);
+    html! {
+        div.live {
+            p {
+                b { "This run is in progress." } " "
+                @if let Some(step) = step {
+                    "Step " (grouped(step.step)) " of " (grouped(step.steps)) ", epoch " (format::epoch(step.epoch))
+                    " of " (s.epochs)
+                    @if let Some(left) = record.seconds_left {
+                        "; about " (format::time_left(left)) " left, without evaluations"
+                    }
+                    "."
+                } @else {
+                    "The modules are scored; fine-tuning begins."
+                }
+            }
+            @if let Some(step) = step { (meter(step.step as f64 / step.steps as f64)) }
+            p.note {
+                "Written " (date(&s.date, 19)) ". The page is rewritten at each evaluation, and reloads itself every "
+                (RELOAD) " seconds until the run ends. If it stays the same for long, the run may have been killed: "
+                code { "lora-drop train --resume" } " continues it from its last checkpoint."
             }
         }
     }
@@ -115,7 +152,9 @@ fn tiles(record: &RunRecord) -> Markup {
             } @else {
                 (tile("Trained parameters", &grouped(s.trainable_parameters), Some(trained), &[what.to_string()]))
             }
-            (tile("Tokens per second", &format::rate(s.train_tokens_per_second), None, &[tokens]))
+            @if s.train_tokens > 0 {
+                (tile("Tokens per second", &format::rate(s.train_tokens_per_second), None, &[tokens]))
+            }
             (tile("Time", &format::duration(s.total_seconds), None, &times))
             (tile("Peak memory", &format::bytes(s.peak_rss_bytes), None, &["resident, whole process".to_string()]))
         }
@@ -347,9 +386,7 @@ fn parameters_and_times(record: &RunRecord) -> Markup {
 fn machine(s: &Summary) -> Vec<(&'static str, String)> {
     let mut rows = Vec::new();
     if !s.date.is_empty() {
-        // 2026-01-31T12:34:56+01:00
-        let date = s.date.replacen('T', " ", 1);
-        rows.push(("written", date.get(..16).unwrap_or(&date).to_string()));
+        rows.push(("written", date(&s.date, 16)));
     }
     rows.push(("lora-drop", s.version.clone()));
     if let Some(machine) = &s.machine {
@@ -361,6 +398,12 @@ fn machine(s: &Summary) -> Vec<(&'static str, String)> {
         rows.push(("kernels", machine.kernels.clone()));
     }
     rows
+}
+
+/// The first `length` characters of a date such as 2026-01-31T12:34:56+01:00.
+fn date(date: &str, length: usize) -> String {
+    let date = date.replacen('T', " ", 1);
+    date.get(..length).unwrap_or(&date).to_string()
 }
 
 /// A table of names and values.

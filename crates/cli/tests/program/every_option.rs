@@ -79,6 +79,8 @@ fn training(option: &str, at: &Situation) -> Option<Case> {
         "overwrite" => case("--overwrite", "--output used", Files),
         "checkpoint-minutes" => case("--checkpoint-minutes 1e-6", "--json", Json("/checkpoint_seconds")),
         "save-total" => case("--save-total 1", "", Files),
+        "log-to" => case("--log-to tensorboard", "", Files),
+        "metrics-file" => case("--metrics-file run.prom", "", Files),
         // Refused here; what they do is in resume.rs and methods.rs.
         "resume" => case("--resume used", "", Learned),
         "scores" => learned("missing.json"),

@@ -12,6 +12,7 @@ mod classifier_run;
 mod cli;
 mod cli_run;
 mod compare;
+mod dashboards;
 mod data;
 mod datasets;
 mod decoder_run;

@@ -5,12 +5,13 @@ use std::path::Path;
 
 use lora_drop::events::Event;
 use lora_drop::folder::checkpoints;
-use lora_drop::settings::RunSettings;
+use lora_drop::settings::{LogTo, RunSettings};
 use lora_drop::train::{self, StoppedRun};
 use lora_drop::{Cancel, Error, Result};
 use serde_json::{Map, Value};
 use toml::Table;
 
+use crate::common::tfevents::{TensorBoardEvent, event_files, events};
 use crate::common::{Fixture, QUICK, result_of_run};
 
 /// Runs or resumes until this many events have happened; whether it ended by itself.
@@ -34,9 +35,17 @@ fn run_until(
     (ended, seen)
 }
 
-/// The run's result, and its summary without times.
+/// The run's result, its events, and its summary without times.
 fn files(folder: &Path) -> BTreeMap<&'static str, Vec<u8>> {
     let mut found = result_of_run(folder);
+    let mut events = events(folder);
+    for event in &mut events {
+        event.wall_time = 0.0;
+        // The settings have the folder's name.
+        event.texts.clear();
+        event.scalars.retain(|(tag, _)| !tag.ends_with("tokens_per_second"));
+    }
+    found.insert("events", format!("{events:?}").into_bytes());
     found.insert("summary.json", serde_json::to_vec(&summary(folder)).unwrap());
     found
 }
@@ -48,6 +57,10 @@ fn summary(folder: &Path) -> Map<String, Value> {
         !name.contains("second")
             && !["date", "memory", "activation_bytes", "peak_rss_bytes"].contains(&&name[..])
     });
+    if let Some(Value::Array(outputs)) = summary.get_mut("outputs") {
+        // The time is in its name.
+        outputs.retain(|name| !name.as_str().unwrap().contains("tfevents"));
+    }
     summary
 }
 
@@ -87,7 +100,10 @@ fn stopped_anywhere(settings: &RunSettings, root: &Path) {
 fn settings(fixture: &Fixture, model: &str, data: &str, text: &str) -> RunSettings {
     let mut settings =
         RunSettings::new(fixture.path(model).to_str().unwrap(), fixture.path(data), fixture.path("out"));
-    for text in ["batch-size = 16\nlearning-rate = 1e-2\nepochs = 3\ntoken-cache = 0", text] {
+    for text in [
+        "batch-size = 16\nlearning-rate = 1e-2\nepochs = 3\ntoken-cache = 0\nlog-to = [\"tensorboard\"]",
+        text,
+    ] {
         settings.apply(&text.parse().unwrap()).unwrap();
     }
     settings
@@ -141,6 +157,41 @@ fn a_run_that_replaces_another_is_resumed() {
     let stopped = StoppedRun::open(&fixture.path("out"), &Table::new()).unwrap();
     run_until(&settings, Some(&stopped), usize::MAX).0.unwrap();
     assert!(files(&fixture.path("out")) == whole && other != fixture.read("out/summary.json"));
+}
+
+/// An event file that begins late, or has missed a process of the run, has all events when it goes
+/// on.
+#[test]
+fn an_event_file_is_complete_whenever_a_run_has_it() {
+    let fixture = Fixture::new();
+    let settings = settings(&fixture, "model", "data", "log-to = []\nbudget = 0.7\nepochs = 6");
+    let folder = fixture.path("out");
+    let (ended, _) = run_until(&settings, None, 30);
+    assert!(matches!(ended, Err(Error::Interrupted)));
+    assert!(event_files(&folder).is_empty());
+    let with: Table = "log-to = [\"tensorboard\"]".parse().unwrap();
+    let lines = || fixture.read("out/metrics.jsonl").lines().count();
+    let events_of = |folder: &Path| events(folder).split_off(2);
+    for (changes, until, complete) in
+        [(&with, 12, true), (&Table::new(), 12, false), (&with, usize::MAX, true)]
+    {
+        let stopped = StoppedRun::open(&folder, changes).unwrap();
+        let ended = run_until(&settings, Some(&stopped), until).0;
+        assert_eq!(ended.is_ok(), until == usize::MAX, "{ended:?}");
+        assert_eq!(events_of(&folder).len() == lines(), complete);
+    }
+    let mut whole = settings;
+    (whole.place.output, whole.place.log_to) = (fixture.path("whole"), vec![LogTo::TensorBoard]);
+    run_until(&whole, None, usize::MAX).0.unwrap();
+    let tags = |events: Vec<TensorBoardEvent>| {
+        let scalars =
+            events.into_iter().flat_map(|event| event.scalars.into_iter().map(move |s| (event.step, s)));
+        let same = scalars.filter(|(_, (tag, _))| !tag.ends_with("tokens_per_second"));
+        let mut same: Vec<String> = same.map(|scalar| format!("{scalar:?}")).collect();
+        same.sort();
+        same
+    };
+    assert_eq!(tags(events_of(&folder)), tags(events_of(&whole.place.output)));
 }
 
 /// The commands, and what they say.

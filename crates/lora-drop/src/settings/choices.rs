@@ -118,6 +118,14 @@ choices! {
 }
 
 choices! {
+    /// Where steps and evaluations are logged besides metrics.jsonl.
+    LogTo {
+        /// An event file that TensorBoard reads.
+        TensorBoard = "tensorboard",
+    }
+}
+
+choices! {
     /// How a decoder's frozen matrices are stored.
     Quantize {
         /// 8 bits a value, and a scale for each 32.

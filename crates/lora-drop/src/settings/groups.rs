@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use super::definition::{Definition, Range, Setting, kebab_case, settings};
 use super::situation::Need;
 use super::{
-    BadRows, Budget, ClassWeights, CriterionName, DataSources, Dtype, Method, OverLength, Quantize, Restart,
-    SampleEpochs, Schedule, Scope, Size, SparseBy, Task, Unselected,
+    BadRows, Budget, ClassWeights, CriterionName, DataSources, Dtype, LogTo, Method, OverLength, Quantize,
+    Restart, SampleEpochs, Schedule, Scope, Size, SparseBy, Task, Unselected,
 };
 use crate::evaluate::metrics::Metric;
 
@@ -45,6 +45,13 @@ settings! {
         /// can be continued with more `epochs`
         save_total: Option<usize> = None, "N" in COUNTS, reads [FineTunes],
             or "one, and none when the run has finished", also ["save-total-limit"];
+        /// Log steps and evaluations, besides metrics.jsonl, in an event file in the output folder that
+        /// TensorBoard reads
+        log_to: Vec<LogTo> = Vec::new(), "WHERE", reads [FineTunes], also ["report-to"];
+        /// Write the run's state to this file, at most once a second, as gauges in Prometheus's text
+        /// format: step, loss, time left, metrics on dev. node_exporter's textfile collector reads files
+        /// that end in .prom
+        metrics_file: Option<PathBuf> = None, "FILE", reads [FineTunes];
     }
 }
 

@@ -5,15 +5,18 @@ use std::path::{Path, PathBuf};
 use super::RunSettings;
 use crate::error::{Error, Result};
 use crate::folder::{Contents, OutputFolder, in_use, is_being_written, no_folder};
+use crate::metrics_file;
 
 impl RunSettings {
-    /// Checks that a run may be written to the output folder, without writing.
+    /// Checks that a run may be written to the output folder, and its metrics file, without writing.
     ///
     /// # Errors
-    /// `Error::Usage` if it is, or is inside, the model's or the data's folder, and those of
-    /// [`OutputFolder::check`].
+    /// `Error::Usage` if the folder is, or is inside, the model's or the data's folder, or if the
+    /// metrics file is another program's; those of [`OutputFolder::check`]; `Error::Io` where no
+    /// metrics file can be written.
     pub fn check_output(&self) -> Result<()> {
         self.check_inputs_are_elsewhere()?;
+        self.place.metrics_file.as_deref().map_or(Ok(()), metrics_file::check)?;
         OutputFolder::check(&self.place.output, self.place.overwrite, Contents::Run)
     }
 

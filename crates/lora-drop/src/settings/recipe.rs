@@ -25,8 +25,17 @@ const CHOICES: [&str; 4] = ["threshold", "top-k", "budget", "keep-layers"];
 const DERIVED: &str = "derived";
 const FROM: &str = "from";
 /// Settings that change no result of a run, so that no derived value depends on them.
-const WITHOUT_EFFECT: [&str; 7] =
-    ["output", "overwrite", "checkpoint-minutes", "save-total", "threads", "token-cache", "activation-cache"];
+const WITHOUT_EFFECT: [&str; 9] = [
+    "output",
+    "overwrite",
+    "checkpoint-minutes",
+    "save-total",
+    "log-to",
+    "metrics-file",
+    "threads",
+    "token-cache",
+    "activation-cache",
+];
 
 /// The given settings, by name: a recipe's, overlaid with those of the command line. Defaults are
 /// not in it.
@@ -279,6 +288,7 @@ impl RunSettings {
         // Given, and not worked out: only made absolute.
         (settings.place.model, settings.place.data) =
             (resolved.place.model.clone(), resolved.place.data.clone());
+        settings.place.metrics_file.clone_from(&resolved.place.metrics_file);
         settings.train.selection.scores.clone_from(&resolved.train.selection.scores);
         settings.train.adapter.init_adapter.clone_from(&resolved.train.adapter.init_adapter);
         let (method, selection) = (self.train.adapter.method, &self.train.selection);

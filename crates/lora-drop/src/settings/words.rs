@@ -14,7 +14,7 @@ const ADVICE: &[(&str, &str)] = &[
     ("save-strategy", "the best epoch is saved; each epoch that is better than those before replaces it"),
     ("load-best-model-at-end", "the best epoch is always the one that is saved; see `metric`"),
     ("logging-steps", "metrics.jsonl has every step"),
-    ("report-to", "metrics.jsonl has every step, and report.html shows them"),
+    ("logging-dir", "`log_to` writes into the output folder"),
     ("per-device-eval-batch-size", "passes that measure are cut by the program"),
     ("eval-batch-size", "passes that measure are cut by the program"),
     ("optim", "the optimiser is AdamW"),

@@ -1,5 +1,5 @@
 //! Checkpoints: a run writes its state into its folder from time to time, with what it takes to
-//! continue: settings, hashes of the model and the data, the length of the log.
+//! continue: settings, hashes of the model and the data, the lengths of the logs.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -9,12 +9,12 @@ use serde::{Deserialize, Serialize};
 use toml::Table;
 
 use super::learner::Learner;
+use super::logs::{Lengths, Logs};
 use super::prepare::Prepared;
 use super::state_file;
 use crate::events::{Event, Stage};
 use crate::folder::{OutputFolder, checkpoints, recover};
 use crate::memory::peak_rss_bytes;
-use crate::metrics_log::MetricsLog;
 use crate::settings::{
     DataSources, Method, Reader, Recipe, RunSettings, TomlFile, changes_no_result, definition,
 };
@@ -39,8 +39,7 @@ pub struct RunFacts {
     /// The text of recipe.toml.
     pub recipe: String,
     pub sources: Sources,
-    /// Bytes of metrics.jsonl.
-    pub log_bytes: u64,
+    pub logs: Lengths,
     /// Seconds of the run, without those between its processes.
     pub seconds: f64,
     pub startup_seconds: f64,
@@ -213,14 +212,14 @@ impl Checkpoints {
         &mut self,
         learner: &Learner,
         folder: &OutputFolder,
-        log: &mut MetricsLog,
+        logs: &mut Logs,
         seconds: f64,
         listen: &mut dyn FnMut(&Event),
     ) {
         let began = Instant::now();
         let path = folder.checkpoint(learner.steps_of_run());
         let mut write = || {
-            self.facts.log_bytes = log.length()?;
+            self.facts.logs = logs.lengths(&self.facts.logs)?;
             self.facts.peak_rss_bytes = self.facts.peak_rss_bytes.max(peak_rss_bytes().unwrap_or(0));
             // Those of the run so far, where the own ones are those before this process.
             learner.state.write_with(Some(&RunFacts { seconds, ..self.facts.clone() }), &path)
@@ -244,13 +243,13 @@ impl Checkpoints {
         learner: &Learner,
         status: Status,
         folder: &OutputFolder,
-        log: &mut MetricsLog,
+        logs: &mut Logs,
         seconds: f64,
         listen: &mut dyn FnMut(&Event),
     ) {
         match status {
-            Status::Interrupted if self.every.is_some() => self.write(learner, folder, log, seconds, listen),
-            Status::Finished if self.stay => self.write(learner, folder, log, seconds, listen),
+            Status::Interrupted if self.every.is_some() => self.write(learner, folder, logs, seconds, listen),
+            Status::Finished if self.stay => self.write(learner, folder, logs, seconds, listen),
             Status::Finished | Status::Diverged => folder.remove_checkpoints(0),
             // What was written last is still what the run can be continued from.
             Status::Failed | Status::Interrupted | Status::Running | Status::Stopped => {}

@@ -36,7 +36,9 @@ pub fn run(
     let (rows, steps, batch) = (examples.len(), schedule.steps, settings.optimisation.step_rows());
     let per_epoch = schedule.steps_per_epoch();
     let tokens = (steps - before) * examples.tokens() / per_epoch;
-    listen(&Event::StageStart { stage: Stage::Train, steps: steps - before, rows, tokens });
+    let start = Event::StageStart { stage: Stage::Train, steps: steps - before, rows, tokens };
+    output.record(&start, listen);
+    listen(&start);
     if steps < FEW_STEPS {
         listen(&Event::Warning(&format!(
             "the whole training is {steps} optimiser step{}, which is very few; more `epochs` or a smaller \

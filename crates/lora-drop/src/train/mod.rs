@@ -10,6 +10,7 @@ mod findings;
 mod finetune;
 mod fit;
 mod learner;
+mod logs;
 mod memory;
 mod optimiser;
 mod output;
@@ -67,7 +68,7 @@ use output::Output;
 use training::InMemory;
 
 /// Runs everything that the settings ask for and writes the output folder; `page` makes the text of
-/// its report.html.
+/// its report.html, once the modules are scored, at each evaluation and at the end.
 ///
 /// Raising `cancel` ends the run within a part of a step. However it ends, the best epoch measured
 /// so far is complete in the output folder, and the summary's status and error say what happened. A
@@ -289,8 +290,8 @@ fn stages(
                 sample::run(prepared, settings, criterion, learner, &mut both, cancel)?;
             let record = Record::new(&settings.selection, criterion, importance, assignment);
             learner.state.progress.assignment = record.assignment.clone();
-            output.scored(learner, &record, listen)?;
             learner.begin_training(settings, &record.assignment)?;
+            output.scored(learner, &record, listen)?;
         }
         output.checkpoint(learner, true, listen);
     }

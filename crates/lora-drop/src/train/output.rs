@@ -13,6 +13,7 @@ use std::time::Instant;
 
 use super::checkpoint::{Checkpoints, StoppedRun};
 use super::learner::Learner;
+use super::logs::Logs;
 use super::prepare::Prepared;
 use super::state::Best;
 use super::{Keeper, adalora, sparse};
@@ -21,18 +22,16 @@ use crate::card::{Card, Form};
 use crate::data::TaskData;
 use crate::data::text::TextKind;
 use crate::estimate::Passes;
-use crate::events::{EvaluationRecord, Event, Stage, StepRecord};
+use crate::events::{EvaluationRecord, Event, Stage, StepRecord, TimeLeft};
 use crate::files::{write_bytes_atomically, write_json};
 use crate::folder::{Contents, OutputFolder};
 use crate::machine::Machine;
-use crate::metrics_log::MetricsLog;
 use crate::record::{Page, RunRecord, module_names};
 use crate::score::record::Record;
 use crate::settings::{ClassWeights, Method, Place, RECIPE, RunSettings};
 use crate::summary::{MemoryEstimate, Status, Summary};
 use crate::{Error, Result, finite, hub, memory};
 
-const LOG: &str = "metrics.jsonl";
 const IMPORTANCE: &str = "importance.json";
 const SUMMARY: &str = "summary.json";
 /// Files that can be large enough for their size to matter to those who store many.
@@ -50,8 +49,8 @@ pub struct Output<'a> {
     began: Instant,
     folder: OutputFolder,
     checkpoints: Checkpoints,
-    log: MetricsLog,
-    log_failed: bool,
+    logs: Logs,
+    left: TimeLeft,
     steps: Vec<StepRecord>,
     evaluations: Vec<EvaluationRecord>,
     /// Sizes of the model's files, as they were last written.
@@ -75,7 +74,10 @@ impl<'a> Output<'a> {
     ) -> Result<Self> {
         let Place { output, overwrite, .. } = &settings.place;
         let folder = match stopped {
-            Some(_) => OutputFolder::resume(output, LOG, &[RECIPE, IMPORTANCE])?,
+            Some(stopped) => {
+                let logs = stopped.facts.logs.names();
+                OutputFolder::resume(output, &logs, &[RECIPE, IMPORTANCE])?
+            }
             None => OutputFolder::open(output, *overwrite, Contents::Run)?,
         };
         if let Some(note) = folder.kept_card() {
@@ -87,10 +89,8 @@ impl<'a> Output<'a> {
             facts.recipe = settings.to_recipe(&resolved, &prepared.situation);
         }
         write_bytes_atomically(&folder.next().join(RECIPE), facts.recipe.as_bytes())?;
-        let (log, steps, evaluations) = match stopped {
-            Some(_) => MetricsLog::resume(&folder.path_of(LOG), facts.log_bytes)?,
-            None => (MetricsLog::create(&folder.next().join(LOG))?, Vec::new(), Vec::new()),
-        };
+        let lengths = stopped.map(|stopped| &stopped.facts.logs);
+        let (logs, steps, evaluations) = Logs::begin(settings, &folder, lengths, &facts.recipe)?;
         let sizes = MODEL_FILES.iter().filter_map(|name| {
             let found = std::fs::metadata(output.join(name)).ok().filter(|_| !folder.replaces())?;
             Some((name.to_string(), found.len()))
@@ -106,12 +106,12 @@ impl<'a> Output<'a> {
             machine: Machine::of_this(settings.train.compute.dtype.precision()),
             began,
             folder,
-            log,
-            log_failed: false,
+            logs,
+            left: TimeLeft::default(),
             steps,
             evaluations,
         };
-        output.write_summary(output.summary(learner, Status::Running, None))?;
+        output.write_progress(learner, output.summary(learner, Status::Running, None))?;
         output.commit_if_new(listen)?;
         Ok(output)
     }
@@ -133,13 +133,10 @@ impl<'a> Output<'a> {
             Err(error @ Error::NotFinite(_)) => (Status::Diverged, Some(error.to_string())),
             Err(error) => (Status::Failed, Some(error.to_string())),
         };
-        if let Err(error) = self.log.flush(true) {
-            // Somebody may have moved the folder away; that is for the files that count to tell.
-            listen(&Event::Warning(&format!("{error}; {LOG} lacks its last lines")));
-        }
+        self.logs.flush(listen);
         let seconds = self.seconds();
-        let Output { checkpoints, folder, log, .. } = &mut self;
-        checkpoints.end(learner, status, folder, log, seconds, listen);
+        let Output { checkpoints, folder, logs, .. } = &mut self;
+        checkpoints.end(learner, status, folder, logs, seconds, listen);
         let summary = self.summary(learner, status, error);
         let best = &learner.state.progress.best;
         let written = match best {
@@ -147,11 +144,12 @@ impl<'a> Output<'a> {
                 wrote(&self.commit()?, listen);
                 Ok(summary)
             }),
-            None => self.write_summary(summary.clone()).and_then(|summary| {
+            None => self.write_progress(learner, summary.clone()).and_then(|summary| {
                 self.commit_if_new(listen)?;
                 Ok(summary)
             }),
         };
+        self.logs.end(if written.is_ok() { status } else { Status::Failed }, listen);
         match outcome {
             Ok(()) => written,
             Err(error) if best.is_none() => Err(error),
@@ -196,6 +194,16 @@ impl<'a> Output<'a> {
         Ok(())
     }
 
+    /// Writes the summary, and the report too once it has scores or results to show; returns the
+    /// summary as it was written.
+    fn write_progress(&mut self, learner: &Learner, summary: Summary) -> Result<Summary> {
+        let progress = &learner.state.progress;
+        match progress.importance.is_some() || progress.best.is_some() {
+            true => self.write_facts(learner, summary),
+            false => self.write_summary(summary),
+        }
+    }
+
     /// Writes report, card and summary; returns the summary as it was written.
     fn write_facts(&mut self, learner: &Learner, summary: Summary) -> Result<Summary> {
         let (prepared, progress) = (self.prepared, &learner.state.progress);
@@ -212,6 +220,7 @@ impl<'a> Output<'a> {
             steps,
             evaluations,
             dev: progress.best.as_ref().map(|best| best.dev.clone()).unwrap_or_default(),
+            seconds_left: self.left.seconds(),
         };
         let page = self.page.map(|page| page(&record));
         let card = progress.best.is_some().then(|| {
@@ -243,9 +252,7 @@ impl<'a> Output<'a> {
 
     fn commit(&mut self) -> Result<Vec<PathBuf>> {
         let paths = self.folder.commit()?;
-        if let Some(path) = paths.iter().find(|path| path.ends_with(LOG)) {
-            self.log.moved(path);
-        }
+        self.logs.moved(&paths);
         Ok(paths)
     }
 
@@ -323,7 +330,7 @@ impl Keeper for Output<'_> {
         self.folder.scratch()
     }
 
-    /// Logs it too. A log that cannot be written ends no run.
+    /// Logs it too.
     fn record(&mut self, event: &Event, listen: &mut dyn FnMut(&Event)) {
         match event {
             Event::Step(step) => {
@@ -333,21 +340,15 @@ impl Keeper for Output<'_> {
                 self.steps.push((*step).clone());
             }
             Event::Evaluation(evaluation) => self.evaluations.push((*evaluation).clone()),
-            _ => return,
+            _ => {}
         }
-        if let Err(error) = self.log.handle(event)
-            && !self.log_failed
-        {
-            self.log_failed = true;
-            listen(&Event::Warning(&format!(
-                "{error}; the run goes on, and its log is tried again with each line"
-            )));
-        }
+        self.left.handle(event);
+        self.logs.handle(event, listen);
     }
 
     fn scored(&mut self, learner: &Learner, record: &Record, listen: &mut dyn FnMut(&Event)) -> Result<()> {
         write_importance(self.prepared, record, &self.folder.next().join(IMPORTANCE))?;
-        self.write_summary(self.summary(learner, Status::Running, None))?;
+        self.write_progress(learner, self.summary(learner, Status::Running, None))?;
         self.commit_if_new(listen)
     }
 
@@ -373,8 +374,8 @@ impl Keeper for Output<'_> {
     fn checkpoint(&mut self, learner: &Learner, milestone: bool, listen: &mut dyn FnMut(&Event)) {
         if self.checkpoints.is_due(milestone, learner.state.parameters.count()) {
             let seconds = self.seconds();
-            let Output { checkpoints, folder, log, .. } = self;
-            checkpoints.write(learner, folder, log, seconds, listen);
+            let Output { checkpoints, folder, logs, .. } = self;
+            checkpoints.write(learner, folder, logs, seconds, listen);
         }
     }
 }
@@ -429,6 +430,7 @@ fn resolved(prepared: &Prepared, settings: &RunSettings, passes: Passes) -> RunS
         resolved.place.model = model.to_string();
     }
     resolved.place.data = settings.place.data.absolute();
+    resolved.place.metrics_file = settings.place.metrics_file.as_deref().map(absolute);
     resolved.train.selection.scores = settings.train.selection.scores.as_deref().map(absolute);
     if let Some(ClassWeights::File(path)) = &mut resolved.rows.class_weights {
         *path = absolute(path);

@@ -297,6 +297,42 @@ fn checked_but_slashes(record: &RunRecord) -> String {
 }
 
 #[test]
+fn the_page_of_a_run_in_progress_reloads_itself() {
+    let mut record = samples::lora_drop(6, 2);
+    let reloads = |page: &str| page.contains("<meta http-equiv=\"refresh\" content=\"10\">");
+    for status in [Status::Finished, Status::Stopped, Status::Interrupted, Status::Diverged, Status::Failed] {
+        record.summary.status = status;
+        let page = checked(&record);
+        assert!(!reloads(&page) && !page.contains("in progress"), "{status}");
+    }
+    record.summary.status = Status::Running;
+    record.seconds_left = Some(83.2);
+    record.evaluations.truncate(2);
+    record.steps.retain(|step| step.stage == Stage::Sample || step.step <= 230);
+    let page = checked(&record);
+    assert!(reloads(&page));
+    for text in [
+        "Step 230 of 575, epoch 2 of 5; about 1 m 23 s left, without evaluations.",
+        "<span style=\"width:40.0%\">",
+        "Written 2026-01-31 12:34:56.",
+    ] {
+        assert!(page.contains(text), "{text}");
+    }
+    // A run that was resumed has made no step of its own.
+    record.seconds_left = None;
+    assert!(checked(&record).contains("epoch 2 of 5."));
+    record.steps.retain(|step| step.stage == Stage::Sample);
+    (record.evaluations, record.summary.metrics) = (Vec::new(), Default::default());
+    (record.summary.best_epoch, record.summary.train_tokens, record.dev) = (0.0, 0, Default::default());
+    let page = checked(&record);
+    assert!(page.contains("The modules are scored; fine-tuning begins."));
+    assert!(!page.contains("Tokens per second") && page.contains("No evaluation was made."));
+
+    record.summary.status = Status::Interrupted;
+    assert!(checked(&record).contains("No epoch was evaluated."));
+}
+
+#[test]
 fn degenerate_runs_have_a_sound_page() {
     let base = || samples::lora_drop(6, 2);
 

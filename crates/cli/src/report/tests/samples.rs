@@ -261,6 +261,7 @@ fn record(method: Method, name: &str, layers: usize) -> RunRecord {
         steps: steps(Stage::Train, 575, 5.0),
         evaluations: evaluations(5, 115),
         dev: findings(),
+        seconds_left: None,
     }
 }
 
