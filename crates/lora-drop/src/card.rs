@@ -151,14 +151,15 @@ impl Base {
     /// The base model that is named `model` and whose files are at `path`.
     fn new(model: &str, path: &Path) -> Self {
         let gguf = gguf_file(path).ok().flatten();
-        let gguf_name = gguf.as_ref().and_then(|file| Some(file.file_name()?.to_string_lossy().into_owned()));
+        let gguf_name = gguf.and_then(|file| Some(file.file_name()?.to_string_lossy().into_owned()));
         if let Some(mut repository) = Repository::of(Path::new(model), RepoKind::Model) {
             repository.file = repository.file.or(gguf_name);
             let model = repository.to_string();
             let Repository { id, revision, file } = repository;
             return Base { place: id, on_hub: true, revision, file, model };
         }
-        let place = gguf.as_ref().and_then(|file| file.parent()).unwrap_or(path);
+        let own = Path::new(model);
+        let place = own.parent().filter(|_| own.is_file()).unwrap_or(own);
         Base {
             place: place.to_string_lossy().into_owned(),
             on_hub: false,

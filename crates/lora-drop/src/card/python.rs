@@ -18,17 +18,16 @@ pub fn example(base: &Base, form: Form, answers: &Answers, pair: bool, max_lengt
     lines.extend(torch.then(|| "import torch".to_string()));
     lines.extend(peft.then(|| "from peft import PeftModel".to_string()));
     lines.push(format!("from transformers import {class}, AutoTokenizer\n"));
-    match (peft, base) {
-        (false, _) => lines.push(format!("folder = \".\"{THIS_FOLDER}")),
-        (true, base) => {
-            lines.push(format!("base = {}", quoted(&base.place)));
-            lines.push(format!("adapter = \".\"{THIS_FOLDER}"));
-            for (name, value) in [("revision", &base.revision), ("gguf_file", &base.file)] {
-                if let Some(value) = value {
-                    arguments += &format!(", {name}={}", quoted(value));
-                }
+    if peft {
+        lines.push(format!("base = {}", quoted(&base.place)));
+        lines.push(format!("adapter = \".\"{THIS_FOLDER}"));
+        for (name, value) in [("revision", &base.revision), ("gguf_file", &base.file)] {
+            if let Some(value) = value {
+                arguments += &format!(", {name}={}", quoted(value));
             }
         }
+    } else {
+        lines.push(format!("folder = \".\"{THIS_FOLDER}"));
     }
     if let Some(names) = names {
         let list: Vec<String> = names.iter().map(|name| quoted(name)).collect();
