@@ -274,7 +274,7 @@ impl Attention<'_> {
             {
                 let row = group.span.token + i;
                 let (dk, dv) = (dk.row(row, group.kv_head, width), dv.row(row, group.kv_head, width));
-                dk.iter_mut().zip(of_key).for_each(|(to, sum)| *to = self.scale * sum);
+                columns::scale(dk, of_key, self.scale);
                 dv.copy_from_slice(&of_value[..width]);
             }
         }

@@ -190,8 +190,7 @@ pub unsafe fn forward(
                 lse.write(group.entry(strip.head, row), scale * top[i] + sum[i].ln());
                 out.row(group.span.query + row, strip.head, width)
             };
-            let factor = 1.0 / sum[i];
-            to.iter_mut().zip(values).for_each(|(to, x)| *to = x * factor);
+            columns::scale(to, values, 1.0 / sum[i]);
         }
     }
 }
@@ -312,7 +311,7 @@ pub unsafe fn backward(
         for (row, values) in strip.rows().zip(of_queries.chunks_exact(width)) {
             // SAFETY: the caller's promise.
             let dq = unsafe { dq.row(group.span.query + row, strip.head, width) };
-            dq.iter_mut().zip(values).for_each(|(dq, x)| *dq = x * attention.scale);
+            columns::scale(dq, values, attention.scale);
         }
     }
 }

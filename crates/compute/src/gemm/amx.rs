@@ -14,7 +14,7 @@ use std::arch::x86_64::*;
 use std::cell::Cell;
 use std::mem::MaybeUninit;
 
-use super::Start;
+use super::{Operand, Start};
 use super::kernel::{Kernel, PanelKernel, Strides, Tile, avx512};
 use super::pack::Format;
 
@@ -134,26 +134,37 @@ unsafe fn run<const MT: usize, const NT: usize>(depth: usize, a: &[f32], b: &[f3
     // tiles, of which all are written and then read.
     unsafe {
         set_sizes();
-        let multiply = |from: Tiles, to: Tiles| match (MT, NT) {
-            (2, 2) => wide(blocks, a.as_ptr(), b.as_ptr(), from, to),
-            (1, 2) => flat(blocks, a.as_ptr(), b.as_ptr(), from, to),
-            (2, 1) => tall(blocks, a.as_ptr(), b.as_ptr(), from, to),
+        let product = match (MT, NT, tile.passing) {
+            (2, 2, None) => wide,
+            (2, 2, Some(Operand::A)) => wide_passing_a,
+            (2, 2, Some(Operand::B)) => wide_passing_b,
+            (1, 2, _) => flat,
+            (2, 1, _) => tall,
             _ => unreachable!("no kernel of {MT} × {NT} tiles"),
         };
+        let multiply = |from: Tiles, to: Tiles| product(blocks, a.as_ptr(), b.as_ptr(), from, to);
         let c = Tiles { at: tile.c, stride: size_of::<f32>() * tile.row_stride };
-        match tile.start {
-            Start::Zero if whole => return multiply(zeros, c),
-            // One block's sums are added to C as a whole, by the unit as here.
-            Start::Keep if whole && blocks == 1 => return multiply(c, c),
-            _ => {}
+        // One block's sums are added to C as a whole, by the unit as by the addition below.
+        if whole && blocks == 1 && matches!(tile.start, Start::Keep) {
+            return multiply(c, c);
         }
-        avx512::prefetch::<NT>(&tile);
         let mut sums = MaybeUninit::<Sums>::uninit();
-        let to = (&raw mut (*sums.as_mut_ptr()).0).cast::<f32>();
-        multiply(zeros, Tiles { at: to, stride: size_of::<f32>() * NT * SIDE });
-        avx512::store::<NT>(&tile, MT * SIDE, |i| {
-            std::array::from_fn(|v| _mm512_load_ps(to.add(SIDE * (NT * i + v))))
-        });
+        let aside = Tiles {
+            at: (&raw mut (*sums.as_mut_ptr()).0).cast(),
+            stride: size_of::<f32>() * NT * SIDE,
+        };
+        let in_place = whole && !matches!(tile.start, Start::Keep);
+        let to = if in_place { c } else { aside };
+        if !in_place {
+            avx512::prefetch::<NT>(&tile);
+        }
+        multiply(zeros, to);
+        if !(in_place && matches!(tile.start, Start::Zero)) {
+            avx512::store::<NT>(&tile, MT * SIDE, |i| {
+                let row = to.at.byte_add(i * to.stride);
+                std::array::from_fn(|v| _mm512_loadu_ps(row.add(SIDE * v)))
+            });
+        }
     }
 }
 
@@ -166,7 +177,7 @@ macro_rules! product {
         $mt:literal,
         $nt:literal,
         [$($load:literal)*],
-        [$($block:literal)*],
+        [$($block:expr),*],
         [$($store:literal)*]
         $(, $from_low:ident, $to_low:ident)?
     ) => {
@@ -209,35 +220,45 @@ macro_rules! product {
     };
 }
 
-product!(
-    wide,
-    2,
-    2,
-    [
-        "tileloadd tmm0, [{from} + {from_row}*1]"
-        "tileloadd tmm1, [{from} + {from_row}*1 + 64]"
-        "tileloadd tmm2, [{from_low} + {from_row}*1]"
-        "tileloadd tmm3, [{from_low} + {from_row}*1 + 64]"
-    ],
-    [
-        "tileloadd tmm4, [{a} + {line}*1]"
-        "tileloadd tmm6, [{b} + {row}*1]"
-        "tdpbf16ps tmm0, tmm4, tmm6"
-        "tileloadd tmm7, [{b} + {row}*1 + 64]"
-        "tdpbf16ps tmm1, tmm4, tmm7"
-        "tileloadd tmm5, [{a} + {line}*1 + 1024]"
-        "tdpbf16ps tmm2, tmm5, tmm6"
-        "tdpbf16ps tmm3, tmm5, tmm7"
-    ],
-    [
-        "tilestored [{to} + {to_row}*1], tmm0"
-        "tilestored [{to} + {to_row}*1 + 64], tmm1"
-        "tilestored [{to_low} + {to_row}*1], tmm2"
-        "tilestored [{to_low} + {to_row}*1 + 64], tmm3"
-    ],
-    from_low,
-    to_low
-);
+/// The product of 32 × 32 with these instructions to load tiles of A and of B.
+macro_rules! wide {
+    ($name:ident, $load_a:literal, $load_b:literal) => {
+        product!(
+            $name,
+            2,
+            2,
+            [
+                "tileloadd tmm0, [{from} + {from_row}*1]"
+                "tileloadd tmm1, [{from} + {from_row}*1 + 64]"
+                "tileloadd tmm2, [{from_low} + {from_row}*1]"
+                "tileloadd tmm3, [{from_low} + {from_row}*1 + 64]"
+            ],
+            [
+                concat!($load_a, " tmm4, [{a} + {line}*1]"),
+                concat!($load_b, " tmm6, [{b} + {row}*1]"),
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                concat!($load_b, " tmm7, [{b} + {row}*1 + 64]"),
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                concat!($load_a, " tmm5, [{a} + {line}*1 + 1024]"),
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tdpbf16ps tmm3, tmm5, tmm7"
+            ],
+            [
+                "tilestored [{to} + {to_row}*1], tmm0"
+                "tilestored [{to} + {to_row}*1 + 64], tmm1"
+                "tilestored [{to_low} + {to_row}*1], tmm2"
+                "tilestored [{to_low} + {to_row}*1 + 64], tmm3"
+            ],
+            from_low,
+            to_low
+        );
+    };
+}
+
+wide!(wide, "tileloadd", "tileloadd");
+// A panel that only this tile reads is loaded past the first-level cache, where the other one stays.
+wide!(wide_passing_a, "tileloaddt1", "tileloadd");
+wide!(wide_passing_b, "tileloadd", "tileloaddt1");
 product!(
     flat,
     1,
@@ -247,10 +268,10 @@ product!(
         "tileloadd tmm1, [{from} + {from_row}*1 + 64]"
     ],
     [
-        "tileloadd tmm4, [{a} + {line}*1]"
-        "tileloadd tmm6, [{b} + {row}*1]"
-        "tdpbf16ps tmm0, tmm4, tmm6"
-        "tileloadd tmm7, [{b} + {row}*1 + 64]"
+        "tileloadd tmm4, [{a} + {line}*1]",
+        "tileloadd tmm6, [{b} + {row}*1]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tileloadd tmm7, [{b} + {row}*1 + 64]",
         "tdpbf16ps tmm1, tmm4, tmm7"
     ],
     [
@@ -267,10 +288,10 @@ product!(
         "tileloadd tmm1, [{from_low} + {from_row}*1]"
     ],
     [
-        "tileloadd tmm6, [{b} + {row}*1]"
-        "tileloadd tmm4, [{a} + {line}*1]"
-        "tdpbf16ps tmm0, tmm4, tmm6"
-        "tileloadd tmm5, [{a} + {line}*1 + 1024]"
+        "tileloadd tmm6, [{b} + {row}*1]",
+        "tileloadd tmm4, [{a} + {line}*1]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tileloadd tmm5, [{a} + {line}*1 + 1024]",
         "tdpbf16ps tmm1, tmm5, tmm6"
     ],
     [

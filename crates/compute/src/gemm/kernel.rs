@@ -7,7 +7,7 @@
 #[cfg(target_arch = "x86_64")]
 use super::amx;
 use super::pack::Format;
-use super::{Precision, Start};
+use super::{Operand, Precision, Start};
 #[cfg(target_arch = "x86_64")]
 use crate::cpu::has_amx;
 use crate::cpu::{Level, has_bf16, level};
@@ -23,6 +23,8 @@ pub struct Tile<'a> {
     pub rows: usize,
     pub cols: usize,
     pub start: Start<'a>,
+    /// The operand of which the next tile reads another panel, while the other one's is read again.
+    pub passing: Option<Operand>,
 }
 
 /// A kernel and the size of its tile.

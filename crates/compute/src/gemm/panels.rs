@@ -84,6 +84,7 @@ impl Panels {
                     rows: self.kernel.rows.min(c.rows - first_row),
                     cols: WIDTH.min(c.cols - first_col),
                     start,
+                    passing: None,
                 };
                 let a_words = &a.words[first_row / WIDTH * a.strip + first_row % WIDTH * a.strides.row..];
                 // SAFETY: the kernel is this machine's, and the tile lies inside C, which we have

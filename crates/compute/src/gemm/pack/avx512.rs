@@ -173,21 +173,24 @@ unsafe fn pair_layout<L: Layout>(
 /// AVX-512F; `out` has `words` · height words, or 16 · height for rows.
 #[inline(always)]
 unsafe fn turn(strip: &Strip, load: impl Fn(usize) -> __m512, words: usize, out: &mut [f32]) {
-    let stay = strip.format == Format::Rows;
-    assert!(if stay { 16 } else { words } * strip.height <= out.len());
+    if strip.format == Format::Rows {
+        assert!(16 * strip.height <= out.len());
+        for i in 0..strip.height {
+            // SAFETY: AVX-512F; 16 words for each row.
+            unsafe {
+                let row = if i < strip.rows { load(i) } else { _mm512_setzero_ps() };
+                _mm512_storeu_ps(out.as_mut_ptr().add(16 * i), row);
+            }
+        }
+        return;
+    }
+    assert!(words * strip.height <= out.len());
     for first in (0..strip.height).step_by(16) {
         // SAFETY: AVX-512F.
         let mut block = [unsafe { _mm512_setzero_ps() }; 16];
         let there = strip.rows.saturating_sub(first);
         for (i, row) in block.iter_mut().enumerate().take(there) {
             *row = load(first + i);
-        }
-        if stay {
-            for (row, out) in block.into_iter().zip(out[16 * first..].chunks_exact_mut(16)) {
-                // SAFETY: AVX-512F; 16 words.
-                unsafe { _mm512_storeu_ps(out.as_mut_ptr(), row) };
-            }
-            continue;
         }
         let mask = lanes(strip.height - first);
         // SAFETY: AVX-512F; word · height + first and the lanes of the mask are inside out.
@@ -306,9 +309,9 @@ unsafe fn interleave(
                 }
                 // SAFETY: AVX-512F.
                 let rows = unsafe { transpose_16(block) };
-                for (row, out) in rows.into_iter().zip(out.chunks_exact_mut(16)) {
+                for (row, out) in rows.iter().zip(out.chunks_exact_mut(16)) {
                     // SAFETY: 16 words.
-                    unsafe { _mm512_storeu_ps(out.as_mut_ptr(), row) };
+                    unsafe { _mm512_storeu_ps(out.as_mut_ptr(), *row) };
                 }
             }
         }
