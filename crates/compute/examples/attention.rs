@@ -35,7 +35,8 @@ fn main() {
     for (name, sequences, length, heads, kv_heads, width, causal, dropout) in SHAPES {
         let offsets: Vec<usize> = (0..=sequences).map(|i| i * length).collect();
         let tokens = sequences * length;
-        let numbers = |n: usize| -> Vec<f32> { (0..n).map(|i| (i * 7919 % 997) as f32 / 498.5 - 1.0).collect() };
+        let numbers =
+            |n: usize| -> Vec<f32> { (0..n).map(|i| (i * 7919 % 997) as f32 / 498.5 - 1.0).collect() };
         let (wide, narrow) = (heads * width, kv_heads * width);
         let (q, dout) = (numbers(tokens * wide), numbers(tokens * wide));
         let (k, v) = (numbers(tokens * narrow), numbers(tokens * narrow));

@@ -14,9 +14,9 @@ use std::arch::x86_64::*;
 use std::cell::Cell;
 use std::mem::MaybeUninit;
 
-use super::{Operand, Start};
 use super::kernel::{Kernel, PanelKernel, Strides, Tile, avx512};
 use super::pack::Format;
+use super::{Operand, Start};
 
 /// Rows of a tile, and words in each.
 const SIDE: usize = 16;
@@ -149,10 +149,8 @@ unsafe fn run<const MT: usize, const NT: usize>(depth: usize, a: &[f32], b: &[f3
             return multiply(c, c);
         }
         let mut sums = MaybeUninit::<Sums>::uninit();
-        let aside = Tiles {
-            at: (&raw mut (*sums.as_mut_ptr()).0).cast(),
-            stride: size_of::<f32>() * NT * SIDE,
-        };
+        let aside =
+            Tiles { at: (&raw mut (*sums.as_mut_ptr()).0).cast(), stride: size_of::<f32>() * NT * SIDE };
         let in_place = whole && !matches!(tile.start, Start::Keep);
         let to = if in_place { c } else { aside };
         if !in_place {

@@ -153,15 +153,73 @@ unsafe fn pair_layout<L: Layout>(
         let (bytes, row_bytes) = (matrix.bytes(), matrix.row_bytes());
         for (number, at) in k.step_by(32).enumerate() {
             let (block, run) = (at / L::VALUES * L::BYTES, at % L::VALUES / RUN);
-            let load = |row: usize| {
-                let block = &bytes[(first + row) * row_bytes + block..][..L::BYTES];
-                let scales = L::scales(s, block);
-                let x = L::run(s, block, &scales, run);
-                let upper = L::run(s, block, &scales, run + 1);
-                let pairs = _mm512_cvtne2ps_pbh(_mm512_mul_ps(upper, scale), _mm512_mul_ps(x, scale));
-                std::mem::transmute::<__m512bh, __m512>(pairs)
-            };
-            turn(strip, load, 16, &mut out[16 * number * strip.height..]);
+            turn(
+                strip,
+                #[inline(always)]
+                |row| {
+                    let block = &bytes[(first + row) * row_bytes + block..][..L::BYTES];
+                    let scales = L::scales(s, block);
+                    let x = L::run(s, block, &scales, run);
+                    let upper = L::run(s, block, &scales, run + 1);
+                    let pairs = _mm512_cvtne2ps_pbh(_mm512_mul_ps(upper, scale), _mm512_mul_ps(x, scale));
+                    std::mem::transmute::<__m512bh, __m512>(pairs)
+                },
+                16,
+                &mut out[16 * number * strip.height..],
+            );
+        }
+    }
+}
+
+/// The columns of the strip from column `first` of the matrix on, rows `k`: both start, and the
+/// columns end, at whole runs. Blocks have 32 values.
+///
+/// # Safety
+/// As of `pair_blocks`.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")]
+pub unsafe fn pair_block_columns(
+    strip: &Strip,
+    matrix: &BlockMatrix,
+    first: usize,
+    k: Range<usize>,
+    out: &mut [f32],
+) {
+    // SAFETY: the caller's promise.
+    unsafe { with_layout!(matrix.kind(), L => pair_layout_columns::<L>(strip, matrix, first, k, out)) }
+}
+
+/// # Safety
+/// As of `pair_block_columns`, of a matrix with this layout.
+#[inline(always)]
+unsafe fn pair_layout_columns<L: Layout>(
+    strip: &Strip,
+    matrix: &BlockMatrix,
+    first: usize,
+    k: Range<usize>,
+    out: &mut [f32],
+) {
+    assert!(first.is_multiple_of(RUN) && strip.rows.is_multiple_of(RUN), "runs stay whole");
+    let words = out[..k.len().div_ceil(2) * strip.height].chunks_exact_mut(strip.height);
+    // SAFETY: the caller's promise of AVX-512; each run has 16 words.
+    unsafe {
+        let (s, scale, order) = (Avx512::new(), _mm512_set1_ps(strip.scale), pair_order());
+        let (bytes, row_bytes) = (matrix.bytes(), matrix.row_bytes());
+        for (row, words) in k.clone().step_by(2).zip(words) {
+            for (column, out) in (0..).step_by(RUN).zip(words.chunks_exact_mut(RUN)) {
+                let mut word = _mm512_setzero_ps();
+                if column < strip.rows {
+                    let (block, at) = ((first + column) / L::VALUES, (first + column) % L::VALUES / RUN);
+                    let mut rows = [_mm512_setzero_ps(); 2];
+                    for (x, row) in rows.iter_mut().zip(row..k.end) {
+                        let block = &bytes[row * row_bytes + block * L::BYTES..][..L::BYTES];
+                        *x = _mm512_mul_ps(L::run(s, block, &L::scales(s, block), at), scale);
+                    }
+                    let both = _mm512_cvtne2ps_pbh(rows[1], rows[0]);
+                    let both = std::mem::transmute::<__m512bh, __m512i>(both);
+                    word = _mm512_castsi512_ps(_mm512_permutexvar_epi16(order, both));
+                }
+                _mm512_storeu_ps(out.as_mut_ptr(), word);
+            }
         }
     }
 }
@@ -273,6 +331,16 @@ pub unsafe fn halves_by_columns(
     unsafe { interleave(strip, load, stride, depth, out) }
 }
 
+/// Where the halves of 16 pairs come from: that of the lower k is lane i of the first 16 bf16, that
+/// of the upper one lane i of the last.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn pair_order() -> __m512i {
+    let order: [u16; 32] = std::array::from_fn(|i| (i / 2 + 16 * (i % 2)) as u16);
+    // SAFETY: 64 bytes.
+    unsafe { _mm512_loadu_si512(order.as_ptr().cast()) }
+}
+
 /// Pairs of two neighbouring columns. `load` gives 16 bf16 of the lower one and after them as many
 /// of the upper one, from a place in the lower one on, with masks of those that are there.
 ///
@@ -286,10 +354,8 @@ unsafe fn interleave(
     depth: usize,
     out: &mut [f32],
 ) {
-    // Lane 2i of a pair of columns is lane i of the lower one, lane 2i + 1 that of the upper one.
-    let order: [u16; 32] = std::array::from_fn(|i| (i / 2 + 16 * (i % 2)) as u16);
-    // SAFETY: 64 bytes.
-    let order = unsafe { _mm512_loadu_si512(order.as_ptr().cast()) };
+    // SAFETY: AVX-512F.
+    let order = unsafe { pair_order() };
     // Columns j and j + 1 of 16 rows.
     let pair = |j: usize, first: usize| {
         let mask = lanes(strip.rows.saturating_sub(first));
