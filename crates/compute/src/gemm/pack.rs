@@ -13,9 +13,9 @@ use std::ops::Range;
 use super::mat::Data;
 use super::{Mat, with_scratch};
 use crate::aligned::AlignedBuffer;
-use crate::blocks::half::{from_bf16, to_bf16};
 #[cfg(target_arch = "x86_64")]
-use crate::blocks::{BlockType, layout::RUN};
+use crate::blocks::BlockType;
+use crate::blocks::half::{from_bf16, to_bf16};
 use crate::cpu::{Level, level, vectorised};
 
 thread_local! {
@@ -156,7 +156,7 @@ pub fn pack(
         Data::Blocks { matrix, transposed: true }
             if format == Format::Pairs
                 && matrix.kind().values() == BLOCK
-                && [rows.start, rows.len(), height].iter().all(|n| n.is_multiple_of(RUN)) =>
+                && [rows.start, rows.len(), height].iter().all(|n| n.is_multiple_of(BLOCK)) =>
         {
             // Some rows of the matrix stay in the first-level cache while each panel takes its
             // columns of them.

@@ -171,8 +171,8 @@ unsafe fn pair_layout<L: Layout>(
     }
 }
 
-/// The columns of the strip from column `first` of the matrix on, rows `k`: both start, and the
-/// columns end, at whole runs. Blocks have 32 values.
+/// The columns of the strip from column `first` of the matrix on, rows `k`. The columns start and
+/// end where blocks do, which have two runs.
 ///
 /// # Safety
 /// As of `pair_blocks`.
@@ -198,27 +198,36 @@ unsafe fn pair_layout_columns<L: Layout>(
     k: Range<usize>,
     out: &mut [f32],
 ) {
-    assert!(first.is_multiple_of(RUN) && strip.rows.is_multiple_of(RUN), "runs stay whole");
+    assert!(
+        [first, strip.rows, strip.height].iter().all(|n| n.is_multiple_of(L::VALUES)),
+        "blocks stay whole"
+    );
     let words = out[..k.len().div_ceil(2) * strip.height].chunks_exact_mut(strip.height);
     // SAFETY: the caller's promise of AVX-512; each run has 16 words.
     unsafe {
         let (s, scale, order) = (Avx512::new(), _mm512_set1_ps(strip.scale), pair_order());
         let (bytes, row_bytes) = (matrix.bytes(), matrix.row_bytes());
+        let block_of_row = first / L::VALUES;
         for (row, words) in k.clone().step_by(2).zip(words) {
-            for (column, out) in (0..).step_by(RUN).zip(words.chunks_exact_mut(RUN)) {
-                let mut word = _mm512_setzero_ps();
-                if column < strip.rows {
-                    let (block, at) = ((first + column) / L::VALUES, (first + column) % L::VALUES / RUN);
-                    let mut rows = [_mm512_setzero_ps(); 2];
-                    for (x, row) in rows.iter_mut().zip(row..k.end) {
-                        let block = &bytes[row * row_bytes + block * L::BYTES..][..L::BYTES];
-                        *x = _mm512_mul_ps(L::run(s, block, &L::scales(s, block), at), scale);
-                    }
-                    let both = _mm512_cvtne2ps_pbh(rows[1], rows[0]);
-                    let both = std::mem::transmute::<__m512bh, __m512i>(both);
-                    word = _mm512_castsi512_ps(_mm512_permutexvar_epi16(order, both));
+            let (out, rest) = words.split_at_mut(strip.rows);
+            rest.fill(0.0);
+            for (number, out) in out.chunks_exact_mut(L::VALUES).enumerate() {
+                // Of both rows, the second all zeros after the last; the places of a block's runs
+                // are constants.
+                let mut runs = [[_mm512_setzero_ps(); 2]; 2];
+                for (runs, row) in runs.iter_mut().zip(row..k.end) {
+                    let at = row * row_bytes + (block_of_row + number) * L::BYTES;
+                    let block = &bytes[at..][..L::BYTES];
+                    let scales = L::scales(s, block);
+                    runs[0] = _mm512_mul_ps(L::run(s, block, &scales, 0), scale);
+                    runs[1] = _mm512_mul_ps(L::run(s, block, &scales, 1), scale);
                 }
-                _mm512_storeu_ps(out.as_mut_ptr(), word);
+                for (i, out) in out.chunks_exact_mut(RUN).take(2).enumerate() {
+                    let both = _mm512_cvtne2ps_pbh(runs[1][i], runs[0][i]);
+                    let both = std::mem::transmute::<__m512bh, __m512i>(both);
+                    let word = _mm512_castsi512_ps(_mm512_permutexvar_epi16(order, both));
+                    _mm512_storeu_ps(out.as_mut_ptr(), word);
+                }
             }
         }
     }
