@@ -7,13 +7,45 @@ use lora_drop_compute::attention::{Attention, Columns, ColumnsMut, Inputs, Kept,
 use lora_drop_compute::gemm::Precision;
 use lora_drop_compute::random::{Dropout, Key};
 
-/// Sequences and their tokens, heads, heads of keys, the width of a head, whether it is causal, and
-/// the dropout of the probabilities.
-const SHAPES: [(&str, usize, usize, usize, usize, usize, bool, f64); 4] = [
-    ("MiniLM", 4, 128, 12, 12, 32, false, 0.1),
-    ("MPNet", 2, 128, 12, 12, 64, false, 0.1),
-    ("SmolLM2", 2, 256, 9, 3, 64, true, 0.0),
-    ("SmolLM2", 1, 2048, 9, 3, 64, true, 0.0),
+struct Shape {
+    name: &'static str,
+    sequences: usize,
+    /// Tokens of each sequence.
+    length: usize,
+    heads: usize,
+    kv_heads: usize,
+    /// Of a head.
+    width: usize,
+    causal: bool,
+    /// Of the probabilities.
+    dropout: f64,
+}
+
+const MINILM: Shape = Shape {
+    name: "MiniLM",
+    sequences: 4,
+    length: 128,
+    heads: 12,
+    kv_heads: 12,
+    width: 32,
+    causal: false,
+    dropout: 0.1,
+};
+const SMOLLM2: Shape = Shape {
+    name: "SmolLM2",
+    sequences: 2,
+    length: 256,
+    heads: 9,
+    kv_heads: 3,
+    width: 64,
+    causal: true,
+    dropout: 0.0,
+};
+const SHAPES: [Shape; 4] = [
+    MINILM,
+    Shape { name: "MPNet", sequences: 2, width: 64, ..MINILM },
+    SMOLLM2,
+    Shape { sequences: 1, length: 2048, ..SMOLLM2 },
 ];
 
 /// The best of some samples of 30 ms: calls per second.
@@ -32,7 +64,7 @@ fn rate(mut call: impl FnMut()) -> f64 {
 fn main() {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a thread");
     println!("GFLOP/s on one thread{:29}f32: forward, backward    bf16: forward, backward", "");
-    for (name, sequences, length, heads, kv_heads, width, causal, dropout) in SHAPES {
+    for Shape { name, sequences, length, heads, kv_heads, width, causal, dropout } in SHAPES {
         let offsets: Vec<usize> = (0..=sequences).map(|i| i * length).collect();
         let tokens = sequences * length;
         let numbers =
