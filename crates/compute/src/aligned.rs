@@ -1,4 +1,5 @@
-//! Buffers that start at a cache line, so that no vector of 64 bytes crosses one.
+//! Buffers that start at a cache line, so that no vector of 64 bytes crosses one, and lie on huge
+//! pages if they are large.
 
 use std::ops::{Deref, DerefMut};
 
@@ -22,9 +23,11 @@ impl AlignedBuffer {
 
     /// Zeros.
     pub fn new(len: usize) -> Self {
-        let line = LINE / size_of::<f32>();
-        let floats = vec![0.0; len + line];
-        let first = floats.as_ptr().align_offset(LINE).min(line);
+        let boundary = if size_of::<f32>() * len < HUGE_PAGE { LINE } else { HUGE_PAGE };
+        let gap = boundary / size_of::<f32>();
+        let floats = vec![0.0; len + gap];
+        let first = floats.as_ptr().align_offset(boundary).min(gap);
+        use_huge_pages(&floats[first..][..len]);
         AlignedBuffer { floats, first, len }
     }
 }
@@ -41,4 +44,25 @@ impl DerefMut for AlignedBuffer {
     fn deref_mut(&mut self) -> &mut [f32] {
         &mut self.floats[self.first..][..self.len]
     }
+}
+
+/// Bytes of a huge page, as x86-64 has them and Arm with pages of 4 KiB.
+const HUGE_PAGE: usize = 2 << 20;
+
+/// Asks Linux for huge pages wherever a whole one lies inside this memory, which was not used yet:
+/// a product then needs a few entries of the page table's cache instead of one for each row.
+pub fn use_huge_pages<T>(memory: &[T]) {
+    #[cfg(target_os = "linux")]
+    {
+        let bytes = size_of_val(memory);
+        let first = memory.as_ptr().cast::<u8>().align_offset(HUGE_PAGE);
+        let whole = bytes.saturating_sub(first) / HUGE_PAGE * HUGE_PAGE;
+        if whole > 0 {
+            let start = memory.as_ptr().wrapping_byte_add(first);
+            // SAFETY: advice, which changes no contents. Where it is refused, pages stay small.
+            unsafe { libc::madvise(start.cast_mut().cast(), whole, libc::MADV_HUGEPAGE) };
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = memory;
 }

@@ -1,5 +1,6 @@
 //! Scratch memory in one buffer that is allocated once and reused.
 
+use crate::aligned::use_huge_pages;
 use crate::cpu::LINE;
 
 /// Floats in addition to what was planned, so that a thousand pieces can start at cache lines.
@@ -25,6 +26,7 @@ impl<'a> Arena<'a> {
         if buffer.len() < all {
             // Not resize: the old contents need not be copied.
             *buffer = vec![0.0; all];
+            use_huge_pages(buffer);
         }
         Arena { rest: &mut buffer[..all], gaps: GAPS }
     }

@@ -85,7 +85,7 @@ vectorised! {
 }
 
 vectorised! {
-    /// DropoutPlan what falls; the first row is that of key `first`.
+    /// Multiplies by the factors of dropout; the first row is that of key `first`.
     pub fn drop(probabilities: &mut [Row], first: usize, dropout: Dropout, keys: &RowKeys) {
         for (key, row) in (first as u32..).zip(probabilities) {
             for ((x, &low), &high) in row.iter_mut().zip(&keys.low).zip(&keys.high) {
@@ -130,5 +130,15 @@ vectorised! {
                 p[j] = x * factor;
             }
         }
+    }
+}
+
+vectorised! {
+    /// to = factor · x, of as many values as `to` has.
+    pub fn scale(to: &mut [f32], x: &[f32], factor: f32) {
+        for (to, x) in to.iter_mut().zip(x) {
+            *to = factor * x;
+        }
+        let _ = FMA;
     }
 }

@@ -18,7 +18,7 @@ use rayon::prelude::*;
 
 use crate::arena::Arena;
 use crate::gemm::panels::WIDTH;
-use crate::gemm::{Mat, MatMut, Precision};
+use crate::gemm::{Mat, Precision};
 use crate::profile::{self, Work};
 use crate::random::{Dropout, Key};
 use columns::{LANES, Row};
@@ -132,17 +132,6 @@ unsafe impl Sync for OutputSlice {}
 impl OutputSlice {
     fn new(x: &mut [f32], stride: usize) -> Self {
         OutputSlice { data: x.as_mut_ptr(), len: x.len(), stride }
-    }
-
-    /// The columns of a head from row `row` on.
-    ///
-    /// # Safety
-    /// No one else touches these columns of these rows meanwhile.
-    unsafe fn head<'a>(self, row: usize, head: usize, rows: usize, width: usize) -> MatMut<'a> {
-        let from = row * self.stride + head * width;
-        assert!(rows > 0 && from + (rows - 1) * self.stride + width <= self.len);
-        // SAFETY: inside the slice; the caller's promise.
-        unsafe { MatMut::from_raw(self.data.add(from), rows, width, self.stride) }
     }
 
     /// The columns of a head of one row.
@@ -285,7 +274,7 @@ impl Attention<'_> {
             {
                 let row = group.span.token + i;
                 let (dk, dv) = (dk.row(row, group.kv_head, width), dv.row(row, group.kv_head, width));
-                dk.iter_mut().zip(of_key).for_each(|(to, sum)| *to = self.scale * sum);
+                columns::scale(dk, of_key, self.scale);
                 dv.copy_from_slice(&of_value[..width]);
             }
         }

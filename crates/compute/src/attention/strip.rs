@@ -2,9 +2,10 @@
 //! that meet them.
 //!
 //! Scores are formed turned: a row for each key, a lane for each query. So a softmax sums lane by
-//! lane, and the probabilities are, without being moved, both a panel of queries (for P V and dS K)
-//! and rows of keys (for Pᵀ dO and dSᵀ Q). Forward holds the scores of one strip, length · `LANES`
-//! of them; the backward pass holds `KEYS` keys of a strip.
+//! lane, and the probabilities are, without being turned, both a panel of queries (for Vᵀ Pᵀ and Kᵀ
+//! dSᵀ) and rows of keys (for Pᵀ dO and dSᵀ Q). O and dQ are formed turned as well, a row for each
+//! of a head's columns. Forward holds the scores of one strip, length · `LANES` of them; the
+//! backward pass holds `KEYS` keys of a strip.
 
 use std::ops::Range;
 
@@ -13,33 +14,29 @@ use super::few::dot_row;
 use super::{Attention, Group, Kept, OutputSlice, Sums, row_key};
 use crate::arena::Arena;
 use crate::cpu::fetch;
-use crate::gemm::panels::{self, Format, HEIGHT, Left, Right, WIDTH, multiply, pack, pack_columns, to_words};
-use crate::gemm::{Mat, MatMut, Start};
+use crate::gemm::panels::{Left, Panels, Right, WIDTH, transpose};
+use crate::gemm::{Mat, MatMut, Precision, Start};
 
 /// Keys of a strip that the backward pass takes at a time: their scores and the scores' gradients
 /// are 32 KiB.
 const KEYS: usize = 128;
 
-/// Rows that are asked for before they are packed.
-const AHEAD: usize = 16;
-
 /// The sizes of packed operands, in words.
 #[derive(Clone, Copy)]
 struct Sizes {
-    format: Format,
+    panels: Panels,
     length: usize,
     width: usize,
 }
 
 impl Sizes {
     fn words(self, k: usize) -> usize {
-        k.div_ceil(self.format.per_word())
+        self.panels.words(k)
     }
 
-    /// Rows of a head's values, one for each key, and a few that a product may read from the last
-    /// one on.
+    /// Rows of a head's values, one for each key, and those that a product may read after the last.
     fn rows(self) -> usize {
-        (self.length + HEIGHT) * self.words(self.width)
+        (self.length + WIDTH) * self.words(self.width)
     }
 
     /// Panels with the head's values as columns, `k` of them deep.
@@ -52,23 +49,31 @@ impl Sizes {
         self.words(k) * LANES
     }
 
+    /// A strip's part of O or dQ: (width, `LANES`), and its transpose.
+    fn turned(self) -> usize {
+        2 * self.width * LANES
+    }
+
     fn forward(self) -> usize {
-        let (length, width) = (self.length, self.width);
-        self.rows() + self.columns(length) + self.panel(width) + LANES * length + self.panel(length)
+        let length = self.length;
+        let packed = self.rows() + self.columns(length) + self.panel(self.width);
+        packed + LANES * length + self.panel(length) + self.turned()
     }
 
     fn backward(self) -> usize {
         let packed = 2 * self.rows() + self.columns(self.length);
         let of_queries = 2 * self.panel(self.width) + 2 * self.columns(LANES);
-        packed + of_queries + 2 * LANES * KEYS + 2 * KEYS * self.words(LANES) + self.panel(KEYS)
+        let of_keys = 2 * LANES * KEYS + 2 * KEYS * self.words(LANES) + self.panel(KEYS);
+        packed + of_queries + of_keys + self.turned()
     }
 }
 
 /// Floats that `forward` and `backward` take for heads of this width and sequences of this length,
 /// at most.
 pub fn scratch(length: usize, width: usize) -> usize {
-    let sizes = Sizes { format: Format::F32, length, width };
-    sizes.forward().max(sizes.backward())
+    let sizes = |precision| Sizes { panels: Panels::new(precision), length, width };
+    let both = [Precision::F32, Precision::Bf16].map(sizes);
+    both.map(|sizes| sizes.forward().max(sizes.backward())).into_iter().max().unwrap_or(0)
 }
 
 /// How many strips a head of the sequence has.
@@ -134,28 +139,27 @@ pub unsafe fn forward(
     scratch: &mut Vec<f32>,
 ) {
     let (length, width) = (group.span.length, attention.width);
-    let format = panels::format(attention.precision);
-    let sizes = Sizes { format, length, width };
+    let panels = Panels::new(attention.precision);
+    let sizes = Sizes { panels, length, width };
     let mut arena = Arena::new(scratch, sizes.forward());
     let key_rows = arena.take(sizes.rows());
-    pack_rows(format, group.keys(), key_rows);
+    panels.pack_rows(group.keys(), key_rows);
     let value_columns = arena.take(sizes.columns(length));
-    pack(group.values().t(), 0..width, 0..length, 1.0, WIDTH, format, value_columns);
+    panels.pack_turned(group.values(), value_columns);
     let query_panel = arena.take(sizes.panel(width));
     let scores = arena.take(LANES * length);
     let panel = arena.take(sizes.panel(length));
+    let [turned, of_queries] = [(); 2].map(|()| arena.take(width * LANES));
+    let depth = sizes.words(width);
 
     for number in numbers {
         let strip = Strip::numbered(group, number);
         let seen = attention.seen_by(&group.span, strip.rows());
-        // Pairs stay whole.
-        let first_key = seen.start & !1;
+        let first_key = panels.cut(seen.start);
         let count = seen.end - first_key;
-        pack_columns(format, group.queries(strip.head, strip.rows()), query_panel);
+        panels.pack_right(group.queries(strip.head, strip.rows()).t(), query_panel);
         let scores = &mut scores[..LANES * count];
-        let depth = sizes.words(width);
-        multiply(
-            format,
+        panels.multiply(
             MatMut::new(scores, count, LANES),
             Start::Zero,
             Left::rows(&key_rows[first_key * depth..], depth),
@@ -170,29 +174,23 @@ pub unsafe fn forward(
         if let (Some((dropout, _)), Some(keys)) = (attention.dropout, strip.row_keys(attention, group)) {
             columns::drop(rows, first_key, dropout, &keys);
         }
-        let panel = as_panel(format, scores, panel);
-        // SAFETY: the caller's promise.
-        let to = unsafe { out.head(group.span.query + strip.first, strip.head, strip.queries, width) };
-        multiply(
-            format,
-            to,
+        let panel = panels.strip_panel(scores, panel);
+        panels.multiply(
+            MatMut::new(turned, width, LANES),
             Start::Zero,
-            Left::turned(panel),
-            Right {
-                words: &value_columns[sizes.words(first_key) * WIDTH..],
-                panel: sizes.words(length) * WIDTH,
-            },
+            Left::turned(&value_columns[sizes.words(first_key) * WIDTH..], sizes.words(length) * WIDTH),
+            Right { words: panel, panel: panel.len() },
             sizes.words(count),
         );
-        for i in 0..strip.queries {
+        transpose(Mat::new(turned, width, LANES), of_queries);
+        for (i, values) in of_queries.chunks_exact(width).take(strip.queries).enumerate() {
             let row = strip.first + i;
             // SAFETY: the caller's promise.
             let to = unsafe {
                 lse.write(group.entry(strip.head, row), scale * top[i] + sum[i].ln());
                 out.row(group.span.query + row, strip.head, width)
             };
-            let factor = 1.0 / sum[i];
-            to.iter_mut().for_each(|x| *x *= factor);
+            columns::scale(to, values, 1.0 / sum[i]);
         }
     }
 }
@@ -211,19 +209,20 @@ pub unsafe fn backward(
     scratch: &mut Vec<f32>,
 ) {
     let (length, width) = (group.span.length, attention.width);
-    let format = panels::format(attention.precision);
-    let sizes = Sizes { format, length, width };
+    let panels = Panels::new(attention.precision);
+    let sizes = Sizes { panels, length, width };
     let mut arena = Arena::new(scratch, sizes.backward());
     let [key_rows, value_rows] = [(); 2].map(|()| arena.take(sizes.rows()));
-    pack_rows(format, group.keys(), key_rows);
-    pack_rows(format, group.values(), value_rows);
+    panels.pack_rows(group.keys(), key_rows);
+    panels.pack_rows(group.values(), value_rows);
     let key_columns = arena.take(sizes.columns(length));
-    pack(group.keys().t(), 0..width, 0..length, 1.0, WIDTH, format, key_columns);
+    panels.pack_turned(group.keys(), key_columns);
     let [query_panel, dout_panel] = [(); 2].map(|()| arena.take(sizes.panel(width)));
     let [query_columns, dout_columns] = [(); 2].map(|()| arena.take(sizes.columns(LANES)));
     let [p, ds] = [(); 2].map(|()| arena.take(LANES * KEYS));
     let [p_words, ds_words] = [(); 2].map(|()| arena.take(KEYS * sizes.words(LANES)));
     let ds_panel = arena.take(sizes.panel(KEYS));
+    let [turned, of_queries] = [(); 2].map(|()| arena.take(width * LANES));
     let depth = sizes.words(width);
 
     for number in 0..group.heads.len() * strips(group.span.queries) {
@@ -239,8 +238,8 @@ pub unsafe fn backward(
             (queries, &mut *query_panel, &mut *query_columns),
             (dout_rows, &mut *dout_panel, &mut *dout_columns),
         ] {
-            pack_columns(format, rows, panel);
-            pack(rows.t(), 0..width, 0..strip.queries, 1.0, WIDTH, format, columns);
+            panels.pack_right(rows.t(), panel);
+            panels.pack_right(rows, columns);
         }
         let (mut lse, mut along) = ([0.0; LANES], [0.0; LANES]);
         for (i, row) in strip.rows().enumerate() {
@@ -250,17 +249,15 @@ pub unsafe fn backward(
         }
         let row_keys = strip.row_keys(attention, group);
         let seen = attention.seen_by(&group.span, strip.rows());
-        for (number, first_key) in ((seen.start & !1)..seen.end).step_by(KEYS).enumerate() {
+        for (number, first_key) in (panels.cut(seen.start)..seen.end).step_by(KEYS).enumerate() {
             let count = KEYS.min(seen.end - first_key);
-            // Products read whole tiles of rows; what lies in those after the last key goes
-            // nowhere.
-            let whole = LANES * count.next_multiple_of(HEIGHT);
+            // Products read more rows than there are keys; what lies in them goes nowhere.
+            let whole = LANES * panels.padded(count);
             let (p, ds) = (&mut p[..whole], &mut ds[..whole]);
             for (to, rows, panel) in
                 [(&mut *p, &*key_rows, &*query_panel), (&mut *ds, &*value_rows, &*dout_panel)]
             {
-                multiply(
-                    format,
+                panels.multiply(
                     MatMut::new(&mut to[..LANES * count], count, LANES),
                     Start::Zero,
                     Left::rows(&rows[first_key * depth..], depth),
@@ -283,14 +280,13 @@ pub unsafe fn backward(
                 }
             }
             let [p_rows, ds_rows] =
-                [(&*p, &mut *p_words), (&*ds, &mut *ds_words)].map(|(x, words)| as_words(format, x, words));
+                [(&*p, &mut *p_words), (&*ds, &mut *ds_words)].map(|(x, words)| panels.strip_rows(x, words));
             for (to, rows, columns) in
                 [(&mut *sums.dv, p_rows, &*dout_columns), (&mut *sums.dk, ds_rows, &*query_columns)]
             {
                 let to = &mut to[first_key * sums.stride..][..count * sums.stride];
                 let panel = sizes.words(strip.queries) * WIDTH;
-                multiply(
-                    format,
+                panels.multiply(
                     MatMut::strided(to, count, width, sums.stride),
                     Start::Keep,
                     Left::rows(rows, sizes.words(LANES)),
@@ -298,62 +294,24 @@ pub unsafe fn backward(
                     sizes.words(strip.queries),
                 );
             }
-            // SAFETY: the caller's promise.
-            let to = unsafe { dq.head(group.span.query + strip.first, strip.head, strip.queries, width) };
-            multiply(
-                format,
-                to,
+            let ds_panel = if panels.rows_are_panels() {
+                ds_rows
+            } else {
+                panels.strip_panel(&ds[..LANES * count], ds_panel)
+            };
+            panels.multiply(
+                MatMut::new(turned, width, LANES),
                 if number == 0 { Start::Zero } else { Start::Keep },
-                Left::turned(if format.per_word() > 1 {
-                    as_panel(format, &ds[..LANES * count], ds_panel)
-                } else {
-                    ds_rows
-                }),
-                Right {
-                    words: &key_columns[sizes.words(first_key) * WIDTH..],
-                    panel: sizes.words(length) * WIDTH,
-                },
+                Left::turned(&key_columns[sizes.words(first_key) * WIDTH..], sizes.words(length) * WIDTH),
+                Right { words: ds_panel, panel: ds_panel.len() },
                 sizes.words(count),
             );
         }
-        for row in strip.rows() {
+        transpose(Mat::new(turned, width, LANES), of_queries);
+        for (row, values) in strip.rows().zip(of_queries.chunks_exact(width)) {
             // SAFETY: the caller's promise.
             let dq = unsafe { dq.row(group.span.query + row, strip.head, width) };
-            dq.iter_mut().for_each(|x| *x *= attention.scale);
+            columns::scale(dq, values, attention.scale);
         }
     }
-}
-
-/// The rows of a matrix as rows of words, without gaps.
-fn pack_rows(format: Format, rows: Mat, out: &mut [f32]) {
-    let depth = rows.cols().div_ceil(format.per_word());
-    let (data, stride) = rows.stored_rows().expect("stored by rows");
-    for (i, out) in out.chunks_exact_mut(depth).take(rows.rows()).enumerate() {
-        if i + AHEAD < rows.rows() {
-            fetch(&data[(i + AHEAD) * stride..][..rows.cols()]);
-        }
-        to_words(&data[i * stride..][..rows.cols()], format, out);
-    }
-}
-
-/// A strip (keys, `LANES`) as a panel with queries as columns, in `out` if it can't stay where it
-/// is.
-fn as_panel<'a>(format: Format, strip: &'a [f32], out: &'a mut [f32]) -> &'a [f32] {
-    if format.per_word() == 1 {
-        return as_words(format, strip, out);
-    }
-    let keys = strip.len() / LANES;
-    let out = &mut out[..keys.div_ceil(format.per_word()) * LANES];
-    pack(Mat::new(strip, keys, LANES).t(), 0..LANES, 0..keys, 1.0, LANES, format, out);
-    out
-}
-
-/// A strip (keys, `LANES`) as rows of words, in `out` if it can't stay where it is.
-fn as_words<'a>(format: Format, strip: &'a [f32], out: &'a mut [f32]) -> &'a [f32] {
-    if format == Format::F32 {
-        return strip;
-    }
-    let out = &mut out[..strip.len() / format.per_word()];
-    to_words(strip, format, out);
-    out
 }

@@ -8,36 +8,47 @@ use super::layout::{Layout, RUN, with_layout};
 use crate::cpu::vectorised;
 use crate::lanes::{Lanes, for_each_level};
 
+/// The block of a row that has this run.
+#[inline(always)]
+fn block_of<L: Layout>(row: &[u8], run: usize) -> &[u8] {
+    &row[run / (L::VALUES / RUN) * L::BYTES..][..L::BYTES]
+}
+
+/// A part of a run, after its first `skipped` values. (As the next one no closure: what a closure
+/// calls is inlined only where it is itself, and is no vector instruction otherwise.)
+#[inline(always)]
+fn part_of_run<L: Layout, S: Lanes>(s: S, row: &[u8], run: usize, skipped: usize, out: &mut [f32]) {
+    let (block, mut whole) = (block_of::<L>(row, run), [0.0; RUN]);
+    s.store(L::run(s, block, &L::scales(s, block), run % (L::VALUES / RUN)), &mut whole);
+    out.copy_from_slice(&whole[skipped..skipped + out.len()]);
+}
+
+/// Some runs of a block.
+#[inline(always)]
+fn some_runs<L: Layout, S: Lanes>(s: S, row: &[u8], run: usize, out: &mut [[f32; RUN]]) {
+    if !out.is_empty() {
+        let block = block_of::<L>(row, run);
+        let scales = L::scales(s, block);
+        for (i, out) in out.iter_mut().enumerate() {
+            s.store(L::run(s, block, &scales, run % (L::VALUES / RUN) + i), out);
+        }
+    }
+}
+
 /// Values `cols` of a row of blocks.
 #[inline(always)]
 fn widen_row<L: Layout, S: Lanes>(s: S, row: &[u8], cols: Range<usize>, out: &mut [f32]) {
     let runs = L::VALUES / RUN;
-    let block = |run: usize| &row[run / runs * L::BYTES..][..L::BYTES];
-    // A part of a run, at either end, and some runs of a block.
-    let part = |run: usize, skipped: usize, out: &mut [f32]| {
-        let (block, mut whole) = (block(run), [0.0; RUN]);
-        s.store(L::run(s, block, &L::scales(s, block), run % runs), &mut whole);
-        out.copy_from_slice(&whole[skipped..skipped + out.len()]);
-    };
-    let some = |run: usize, out: &mut [[f32; RUN]]| {
-        if !out.is_empty() {
-            let block = block(run);
-            let scales = L::scales(s, block);
-            for (i, out) in out.iter_mut().enumerate() {
-                s.store(L::run(s, block, &scales, run % runs + i), out);
-            }
-        }
-    };
     let (mut run, skipped) = (cols.start / RUN, cols.start % RUN);
     let mut out = out;
     if skipped != 0 {
         let first = out.split_off_mut(..(RUN - skipped).min(out.len())).expect("inside");
-        part(run, skipped, first);
+        part_of_run::<L, S>(s, row, run, skipped, first);
         run += 1;
     }
     let (out, last_part) = out.as_chunks_mut::<RUN>();
     let (first, out) = out.split_at_mut((run.next_multiple_of(runs) - run).min(out.len()));
-    some(run, first);
+    some_runs::<L, S>(s, row, run, first);
     run += first.len();
     let mut whole = out.chunks_exact_mut(runs);
     for (block, out) in row[run / runs * L::BYTES..].chunks_exact(L::BYTES).zip(&mut whole) {
@@ -49,9 +60,9 @@ fn widen_row<L: Layout, S: Lanes>(s: S, row: &[u8], cols: Range<usize>, out: &mu
         run += runs;
     }
     let last = whole.into_remainder();
-    some(run, last);
+    some_runs::<L, S>(s, row, run, last);
     if !last_part.is_empty() {
-        part(run + last.len(), 0, last_part);
+        part_of_run::<L, S>(s, row, run + last.len(), 0, last_part);
     }
 }
 

@@ -14,8 +14,9 @@ use std::arch::x86_64::*;
 use std::cell::Cell;
 use std::mem::MaybeUninit;
 
-use super::kernel::{Kernel, Tile, avx512};
+use super::kernel::{Kernel, PanelKernel, Strides, Tile, avx512};
 use super::pack::Format;
+use super::{Operand, Start};
 
 /// Rows of a tile, and words in each.
 const SIDE: usize = 16;
@@ -42,6 +43,15 @@ const WIDE: Kernel = kernel!("amx 32 × 32", 2, 2, run);
 const FLAT: Kernel = kernel!("amx 16 × 32", 1, 2, run);
 /// For few columns.
 const TALL: Kernel = kernel!("amx 32 × 16", 2, 1, run);
+
+/// For operands that their owner packs: A is tiles' rows, so its strides say nothing.
+pub const PANELS: PanelKernel = PanelKernel {
+    a_format: WIDE.a_format,
+    b_format: WIDE.b_format,
+    step: WIDE.step,
+    rows: WIDE.mr,
+    run: run_panels,
+};
 
 #[cfg(test)]
 pub const ALL: [Kernel; 3] = [WIDE, FLAT, TALL];
@@ -95,28 +105,64 @@ unsafe fn set_sizes() {
 #[repr(align(64))]
 struct Sums([f32; 4 * TILE]);
 
+/// Read as every row of a tile.
+static ZEROS: Sums = Sums([0.0; 4 * TILE]);
+
+/// Tiles of C that a loop begins with, or that it leaves: the first row, and bytes from row to row.
+#[derive(Clone, Copy)]
+struct Tiles {
+    at: *mut f32,
+    stride: usize,
+}
+
+/// # Safety
+/// As `PanelKernel::run` asks, and the process may use AMX.
+unsafe fn run_panels(depth: usize, a: &[f32], _: Strides, b: &[f32], tile: Tile) {
+    // SAFETY: the caller's; whoever may use AMX has AVX-512.
+    unsafe { run::<2, 2>(depth, a, b, tile) }
+}
+
 /// # Safety
 /// As `Kernel::run` asks, and the process may use AMX.
 #[target_feature(enable = "avx512f")]
 unsafe fn run<const MT: usize, const NT: usize>(depth: usize, a: &[f32], b: &[f32], tile: Tile) {
     let blocks = depth / SIDE;
     assert!(blocks > 0 && a.len() >= blocks * MT * TILE && b.len() >= blocks * NT * TILE);
-    avx512::prefetch::<NT>(&tile);
-    let mut sums = MaybeUninit::<Sums>::uninit();
-    // SAFETY: the panels have so many blocks, and the sums room for MT · NT tiles, of which all are
-    // written and then read.
+    let zeros = Tiles { at: (&raw const ZEROS.0).cast_mut().cast(), stride: 0 };
+    let whole = tile.rows == MT * SIDE && tile.cols == NT * SIDE;
+    // SAFETY: the panels have so many blocks; C has the whole tile, or the sums room for MT · NT
+    // tiles, of which all are written and then read.
     unsafe {
-        let to = (&raw mut (*sums.as_mut_ptr()).0).cast::<f32>();
         set_sizes();
-        match (MT, NT) {
-            (2, 2) => wide(blocks, a.as_ptr(), b.as_ptr(), to),
-            (1, 2) => flat(blocks, a.as_ptr(), b.as_ptr(), to),
-            (2, 1) => tall(blocks, a.as_ptr(), b.as_ptr(), to),
+        let product = match (MT, NT, tile.passing) {
+            (2, 2, None) => wide,
+            (2, 2, Some(Operand::A)) => wide_passing_a,
+            (2, 2, Some(Operand::B)) => wide_passing_b,
+            (1, 2, _) => flat,
+            (2, 1, _) => tall,
             _ => unreachable!("no kernel of {MT} × {NT} tiles"),
+        };
+        let multiply = |from: Tiles, to: Tiles| product(blocks, a.as_ptr(), b.as_ptr(), from, to);
+        let c = Tiles { at: tile.c, stride: size_of::<f32>() * tile.row_stride };
+        // One block's sums are added to C as a whole, by the unit as by the addition below.
+        if whole && blocks == 1 && matches!(tile.start, Start::Keep) {
+            return multiply(c, c);
         }
-        avx512::store::<NT>(&tile, MT * SIDE, |i| {
-            std::array::from_fn(|v| _mm512_load_ps(to.add(SIDE * (NT * i + v))))
-        });
+        let mut sums = MaybeUninit::<Sums>::uninit();
+        let aside =
+            Tiles { at: (&raw mut (*sums.as_mut_ptr()).0).cast(), stride: size_of::<f32>() * NT * SIDE };
+        let in_place = whole && !matches!(tile.start, Start::Keep);
+        let to = if in_place { c } else { aside };
+        if !in_place {
+            avx512::prefetch::<NT>(&tile);
+        }
+        multiply(zeros, to);
+        if !(in_place && matches!(tile.start, Start::Zero)) {
+            avx512::store::<NT>(&tile, MT * SIDE, |i| {
+                let row = to.at.byte_add(i * to.stride);
+                std::array::from_fn(|v| _mm512_loadu_ps(row.add(SIDE * v)))
+            });
+        }
     }
 }
 
@@ -124,18 +170,23 @@ unsafe fn run<const MT: usize, const NT: usize>(depth: usize, a: &[f32], b: &[f3
 /// block of A's panel is its tiles one after the other; in one of B's they are next to each other,
 /// as in C.
 macro_rules! product {
-    ($name:ident, $mt:literal, $nt:literal, [$($block:literal)*], [$($store:literal)*]) => {
+    (
+        $name:ident,
+        $mt:literal,
+        $nt:literal,
+        [$($load:literal)*],
+        [$($block:expr),*],
+        [$($store:literal)*]
+        $(, $from_low:ident, $to_low:ident)?
+    ) => {
         /// # Safety
-        /// The tiles' sizes are set; the panels have `blocks` blocks, which are not 0, and C the
-        /// kernel's tiles.
-        unsafe fn $name(blocks: usize, a: *const f32, b: *const f32, c: *mut f32) {
+        /// The tiles' sizes are set; the panels have `blocks` blocks, which are not 0; the kernel's
+        /// tiles may be read from `from` and written to `to`.
+        unsafe fn $name(blocks: usize, a: *const f32, b: *const f32, from: Tiles, to: Tiles) {
             // SAFETY: reads and writes what the caller says is there.
             unsafe {
                 asm!(
-                    "tilezero tmm0",
-                    "tilezero tmm1",
-                    "tilezero tmm2",
-                    "tilezero tmm3",
+                    $($load,)*
                     "2:",
                     $($block,)*
                     "add {a}, {a_block}",
@@ -146,7 +197,14 @@ macro_rules! product {
                     blocks = inout(reg) blocks => _,
                     a = inout(reg) a => _,
                     b = inout(reg) b => _,
-                    c = in(reg) c,
+                    from = in(reg) from.at,
+                    from_row = in(reg) from.stride,
+                    to = in(reg) to.at,
+                    to_row = in(reg) to.stride,
+                    $(
+                        $from_low = in(reg) from.at.wrapping_byte_add(SIDE * from.stride),
+                        $to_low = in(reg) to.at.wrapping_byte_add(SIDE * to.stride),
+                    )?
                     line = in(reg) 4 * SIDE,
                     row = in(reg) 4 * SIDE * $nt,
                     a_block = const 4 * TILE * $mt,
@@ -160,41 +218,63 @@ macro_rules! product {
     };
 }
 
-product!(
-    wide,
-    2,
-    2,
-    [
-        "tileloadd tmm4, [{a} + {line}*1]"
-        "tileloadd tmm6, [{b} + {row}*1]"
-        "tdpbf16ps tmm0, tmm4, tmm6"
-        "tileloadd tmm7, [{b} + {row}*1 + 64]"
-        "tdpbf16ps tmm1, tmm4, tmm7"
-        "tileloadd tmm5, [{a} + {line}*1 + 1024]"
-        "tdpbf16ps tmm2, tmm5, tmm6"
-        "tdpbf16ps tmm3, tmm5, tmm7"
-    ],
-    [
-        "tilestored [{c} + {row}*1], tmm0"
-        "tilestored [{c} + {row}*1 + 64], tmm1"
-        "tilestored [{c} + {row}*1 + 2048], tmm2"
-        "tilestored [{c} + {row}*1 + 2112], tmm3"
-    ]
-);
+/// The product of 32 × 32 with these instructions to load tiles of A and of B.
+macro_rules! wide {
+    ($name:ident, $load_a:literal, $load_b:literal) => {
+        product!(
+            $name,
+            2,
+            2,
+            [
+                "tileloadd tmm0, [{from} + {from_row}*1]"
+                "tileloadd tmm1, [{from} + {from_row}*1 + 64]"
+                "tileloadd tmm2, [{from_low} + {from_row}*1]"
+                "tileloadd tmm3, [{from_low} + {from_row}*1 + 64]"
+            ],
+            [
+                concat!($load_a, " tmm4, [{a} + {line}*1]"),
+                concat!($load_b, " tmm6, [{b} + {row}*1]"),
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                concat!($load_b, " tmm7, [{b} + {row}*1 + 64]"),
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                concat!($load_a, " tmm5, [{a} + {line}*1 + 1024]"),
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tdpbf16ps tmm3, tmm5, tmm7"
+            ],
+            [
+                "tilestored [{to} + {to_row}*1], tmm0"
+                "tilestored [{to} + {to_row}*1 + 64], tmm1"
+                "tilestored [{to_low} + {to_row}*1], tmm2"
+                "tilestored [{to_low} + {to_row}*1 + 64], tmm3"
+            ],
+            from_low,
+            to_low
+        );
+    };
+}
+
+wide!(wide, "tileloadd", "tileloadd");
+// A panel that only this tile reads is loaded past the first-level cache, where the other one stays.
+wide!(wide_passing_a, "tileloaddt1", "tileloadd");
+wide!(wide_passing_b, "tileloadd", "tileloaddt1");
 product!(
     flat,
     1,
     2,
     [
-        "tileloadd tmm4, [{a} + {line}*1]"
-        "tileloadd tmm6, [{b} + {row}*1]"
-        "tdpbf16ps tmm0, tmm4, tmm6"
-        "tileloadd tmm7, [{b} + {row}*1 + 64]"
+        "tileloadd tmm0, [{from} + {from_row}*1]"
+        "tileloadd tmm1, [{from} + {from_row}*1 + 64]"
+    ],
+    [
+        "tileloadd tmm4, [{a} + {line}*1]",
+        "tileloadd tmm6, [{b} + {row}*1]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tileloadd tmm7, [{b} + {row}*1 + 64]",
         "tdpbf16ps tmm1, tmm4, tmm7"
     ],
     [
-        "tilestored [{c} + {row}*1], tmm0"
-        "tilestored [{c} + {row}*1 + 64], tmm1"
+        "tilestored [{to} + {to_row}*1], tmm0"
+        "tilestored [{to} + {to_row}*1 + 64], tmm1"
     ]
 );
 product!(
@@ -202,16 +282,22 @@ product!(
     2,
     1,
     [
-        "tileloadd tmm6, [{b} + {row}*1]"
-        "tileloadd tmm4, [{a} + {line}*1]"
-        "tdpbf16ps tmm0, tmm4, tmm6"
-        "tileloadd tmm5, [{a} + {line}*1 + 1024]"
+        "tileloadd tmm0, [{from} + {from_row}*1]"
+        "tileloadd tmm1, [{from_low} + {from_row}*1]"
+    ],
+    [
+        "tileloadd tmm6, [{b} + {row}*1]",
+        "tileloadd tmm4, [{a} + {line}*1]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tileloadd tmm5, [{a} + {line}*1 + 1024]",
         "tdpbf16ps tmm1, tmm5, tmm6"
     ],
     [
-        "tilestored [{c} + {row}*1], tmm0"
-        "tilestored [{c} + {row}*1 + 1024], tmm1"
-    ]
+        "tilestored [{to} + {to_row}*1], tmm0"
+        "tilestored [{to_low} + {to_row}*1], tmm1"
+    ],
+    from_low,
+    to_low
 );
 
 /// The same kernels without the unit: what Intel's manual says that the instructions do, one by
@@ -223,6 +309,18 @@ pub fn by_definition() -> [Kernel; 3] {
         kernel!("amx by definition 16 × 32", 1, 2, defined),
         kernel!("amx by definition 32 × 16", 2, 1, defined),
     ]
+}
+
+/// The kernel of `PANELS` in this way.
+#[cfg(test)]
+pub fn panels_by_definition() -> PanelKernel {
+    /// # Safety
+    /// As `PanelKernel::run` asks.
+    unsafe fn run(depth: usize, a: &[f32], _: Strides, b: &[f32], tile: Tile) {
+        // SAFETY: the caller's promise.
+        unsafe { defined::<2, 2>(depth, a, b, tile) }
+    }
+    PanelKernel { run, ..PANELS }
 }
 
 #[cfg(test)]

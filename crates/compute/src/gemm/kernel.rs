@@ -4,11 +4,13 @@
 //! the B panel, broadcasts MR words of the A panel and does MR · NR multiply-adds, or twice as many
 //! where a word holds two bf16.
 
-use super::Start;
+#[cfg(target_arch = "x86_64")]
+use super::amx;
 use super::pack::Format;
-#[cfg(test)]
-use crate::cpu::has_bf16;
-use crate::cpu::{Level, level};
+use super::{Operand, Precision, Start};
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::has_amx;
+use crate::cpu::{Level, has_bf16, level};
 
 /// The largest tile of any kernel.
 pub const MAX_MR: usize = 32;
@@ -21,6 +23,8 @@ pub struct Tile<'a> {
     pub rows: usize,
     pub cols: usize,
     pub start: Start<'a>,
+    /// The operand of which the next tile reads another panel, while the other one's is read again.
+    pub passing: Option<Operand>,
 }
 
 /// A kernel and the size of its tile.
@@ -59,41 +63,75 @@ pub struct Strides {
     pub next: usize,
 }
 
-/// (depth in words, A of `STRIDED` rows from its first word on, its strides, B panel of depth ·
-/// `STRIDED` columns, tile)
-pub type StridedKernel = unsafe fn(usize, &[f32], Strides, &[f32], Tile);
-
-/// The kernel that multiplies an A as it lies, such as attention's probabilities, which are rows of
-/// one product and columns of another.
-pub fn strided(format: Format) -> StridedKernel {
-    match (level(), format) {
-        #[cfg(target_arch = "x86_64")]
-        (Level::Avx512, Format::Pairs) => avx512::bf16_strided,
-        #[cfg(target_arch = "x86_64")]
-        (Level::Avx512, _) => avx512::f32_strided,
-        #[cfg(target_arch = "x86_64")]
-        (Level::Avx2, _) => avx2::strided,
-        _ => portable_strided,
-    }
+/// A kernel for operands that their owner packs and multiplies more than once.
+#[derive(Clone, Copy)]
+pub struct PanelKernel {
+    /// Of A, whose words lie at any strides unless they are tiles' rows.
+    pub a_format: Format,
+    /// Of panels of B.
+    pub b_format: Format,
+    /// Words that the depth of an operand is a multiple of.
+    pub step: usize,
+    /// Rows of A that it multiplies at a time.
+    pub rows: usize,
+    /// (depth in words, A from the first word of its rows on, its strides, B panel of depth ·
+    /// `STRIDED` columns, tile)
+    pub run: unsafe fn(usize, &[f32], Strides, &[f32], Tile),
 }
 
-/// All of them that this machine can run.
-#[cfg(test)]
-pub fn strided_available() -> Vec<(Format, StridedKernel)> {
-    let mut all: Vec<(Format, StridedKernel)> = vec![(Format::F32, portable_strided)];
-    #[cfg(target_arch = "x86_64")]
-    {
-        if level() >= Level::Avx2 {
-            all.push((Format::F32, avx2::strided));
-        }
-        if level() >= Level::Avx512 {
-            all.push((Format::F32, avx512::f32_strided));
-        }
-        if has_bf16() {
-            all.push((Format::Pairs, avx512::bf16_strided));
+impl PanelKernel {
+    /// The one for this machine.
+    pub fn choose(precision: Precision) -> Self {
+        match precision {
+            Precision::F32 => PanelKernel::strided(Format::F32),
+            #[cfg(target_arch = "x86_64")]
+            Precision::Bf16 if has_amx() => amx::PANELS,
+            Precision::Bf16 if has_bf16() => PanelKernel::strided(Format::Pairs),
+            Precision::Bf16 => PanelKernel::strided(Format::Rounded),
         }
     }
-    all
+
+    /// Of an A at any strides.
+    fn strided(format: Format) -> Self {
+        let run = match (level(), format) {
+            #[cfg(target_arch = "x86_64")]
+            (Level::Avx512, Format::Pairs) => avx512::bf16_strided,
+            #[cfg(target_arch = "x86_64")]
+            (Level::Avx512, _) => avx512::f32_strided,
+            #[cfg(target_arch = "x86_64")]
+            (Level::Avx2, _) => avx2::strided,
+            _ => portable_strided,
+        };
+        PanelKernel { run, ..PanelKernel::portable(format) }
+    }
+
+    const fn portable(format: Format) -> Self {
+        let run = portable_strided;
+        PanelKernel { a_format: format, b_format: format, step: 1, rows: STRIDED[0], run }
+    }
+
+    /// All that this machine can run.
+    #[cfg(test)]
+    pub fn available() -> Vec<Self> {
+        let mut all = vec![PanelKernel::portable(Format::F32), PanelKernel::portable(Format::Rounded)];
+        #[cfg(target_arch = "x86_64")]
+        {
+            if level() >= Level::Avx2 {
+                all.push(PanelKernel { run: avx2::strided, ..all[0] });
+            }
+            if level() >= Level::Avx512 {
+                all.push(PanelKernel { run: avx512::f32_strided, ..all[0] });
+            }
+            if has_bf16() {
+                all.push(PanelKernel::strided(Format::Pairs));
+                all.push(amx::panels_by_definition());
+            }
+            if has_amx() {
+                all.push(amx::PANELS);
+            }
+        }
+        all
+    }
 }
 
 /// Panics unless A has all words of these rows.

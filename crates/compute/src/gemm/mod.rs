@@ -391,6 +391,7 @@ fn multiply(
                                     (0, Start::Bias(bias)) => Start::Bias(&bias[columns]),
                                     _ => Start::Keep,
                                 },
+                                passing: Some(own.operand),
                             };
                             // SAFETY: a and b are packed panels of this kernel's sizes, and no
                             // other task has these rows in these columns of C, which we borrowed
@@ -458,6 +459,7 @@ fn peak(kernel: Kernel, seconds: f64) -> f64 {
                     rows: kernel.mr,
                     cols: kernel.nr,
                     start: Start::Zero,
+                    passing: None,
                 };
                 // SAFETY: the panels and the tile have the kernel's sizes.
                 unsafe { (kernel.run)(depth, a, b, tile) };

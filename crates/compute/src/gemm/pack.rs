@@ -28,6 +28,11 @@ const PIECE: usize = 128;
 /// The same where every k is a row of the matrix, of which all columns are widened.
 const FEW: usize = 8;
 
+/// Values of a block that is taken apart by columns: those of the larger ones have so many scales
+/// that whole rows are widened faster.
+#[cfg(target_arch = "x86_64")]
+const BLOCK: usize = 32;
+
 /// Rows of a matrix packed by columns that are asked for before they are needed.
 const AHEAD: usize = 16;
 
@@ -145,6 +150,24 @@ pub fn pack(
                 matrix.prefetch(rows.end..rows.end + height, k.clone());
                 // SAFETY: pairs are for processors that have AVX-512 and BF16.
                 unsafe { avx512::pair_blocks(&strip, matrix, rows.start, k.clone(), out) };
+            }
+        }
+        #[cfg(target_arch = "x86_64")]
+        Data::Blocks { matrix, transposed: true }
+            if format == Format::Pairs
+                && matrix.kind().values() == BLOCK
+                && [rows.start, rows.len(), height].iter().all(|n| n.is_multiple_of(BLOCK)) =>
+        {
+            // Some rows of the matrix stay in the first-level cache while each panel takes its
+            // columns of them.
+            let mut panels: Vec<_> = panels.collect();
+            for from in k.clone().step_by(BLOCK) {
+                let part = from..(from + BLOCK).min(k.end);
+                for (strip, rows, out) in &mut panels {
+                    let out = &mut out[(from - k.start) / format.per_word() * height..];
+                    // SAFETY: pairs are for processors that have AVX-512 and BF16.
+                    unsafe { avx512::pair_block_columns(strip, matrix, rows.start, part.clone(), out) };
+                }
             }
         }
         Data::Blocks { matrix, transposed: false } => with_scratch(&WIDE_SCRATCH, height * PIECE, |wide| {

@@ -2,47 +2,45 @@
 //! attention's keys meet every query, and its probabilities are rows of one product and columns of
 //! another.
 //!
-//! B is panels as `pack` makes them, `WIDTH` columns each. A is words at any strides: rows of words
-//! as `to_words` makes them, or a panel of B, read as the rows of its transpose.
+//! B is panels as `pack` makes them, `WIDTH` columns each. A is strips of as many rows: rows of
+//! words, or panels of B, read as the rows of their transpose. The matrix unit reads both as tiles'
+//! rows, and a strip of A then has its `WIDTH` rows, the last one's after the matrix being zeros.
 
-use super::kernel::{STRIDED, StridedKernel, Strides, Tile, strided};
-pub(crate) use super::pack::{Format, pack, to_words};
+use super::kernel::{PanelKernel, STRIDED, Strides, Tile};
+use super::pack::{Format, pack, to_words};
 use super::{Mat, MatMut, Precision, Start};
-use crate::cpu::{has_amx, has_bf16};
+use crate::cpu::fetch;
 
-/// Rows of A that are multiplied at a time: its words are there for a multiple of them.
-pub(crate) const HEIGHT: usize = STRIDED[0];
-/// Columns of a panel of B.
+/// Columns of a panel of B, and rows of a strip of A.
 pub(crate) const WIDTH: usize = STRIDED[1];
 
-/// What operands are packed to.
-pub(crate) fn format(precision: Precision) -> Format {
-    match precision {
-        Precision::F32 => Format::F32,
-        // Where there is a matrix unit, which these kernels do not use, the processor's products of
-        // pairs are slower than those of f32.
-        Precision::Bf16 if has_bf16() && !has_amx() => Format::Pairs,
-        Precision::Bf16 => Format::Rounded,
-    }
+/// Rows that are asked for before they are packed.
+const AHEAD: usize = 16;
+
+/// How operands are packed and multiplied in a precision on this machine.
+#[derive(Clone, Copy)]
+pub(crate) struct Panels {
+    kernel: PanelKernel,
 }
 
-/// The left operand: word (row i, k) is at i · `row` + k · `next`.
+/// The left operand: word (row i, k) of a strip is at i · `row` + k · `next`, strips `strip` words
+/// apart.
 #[derive(Clone, Copy)]
 pub(crate) struct Left<'a> {
-    pub words: &'a [f32],
-    pub row: usize,
-    pub next: usize,
+    words: &'a [f32],
+    strip: usize,
+    strides: Strides,
 }
 
 impl<'a> Left<'a> {
-    /// Rows of `depth` words.
+    /// Rows of `depth` words, as `pack_rows` and `strip_rows` give them.
     pub fn rows(words: &'a [f32], depth: usize) -> Self {
-        Left { words, row: depth, next: 1 }
+        Left { words, strip: WIDTH * depth, strides: Strides { row: depth, next: 1 } }
     }
 
-    /// The columns of a panel of B as rows.
-    pub fn turned(words: &'a [f32]) -> Self {
-        Left { words, row: 1, next: WIDTH }
+    /// The columns of panels, `panel` words apart, as rows, as `pack_columns` gives them for this.
+    pub fn turned(words: &'a [f32], panel: usize) -> Self {
+        Left { words, strip: panel, strides: Strides { row: 1, next: WIDTH } }
     }
 }
 
@@ -53,39 +51,110 @@ pub(crate) struct Right<'a> {
     pub panel: usize,
 }
 
-/// C = start + A B, `depth` words deep, on the calling thread. Panics where an operand is too
-/// small.
-pub(crate) fn multiply(format: Format, c: MatMut, start: Start, a: Left, b: Right, depth: usize) {
-    run(strided(format), c, start, a, b, depth);
-}
+impl Panels {
+    pub fn new(precision: Precision) -> Self {
+        Panels { kernel: PanelKernel::choose(precision) }
+    }
 
-fn run(kernel: StridedKernel, c: MatMut, start: Start, a: Left, b: Right, depth: usize) {
-    for (first_col, b) in (0..c.cols).step_by(WIDTH).zip(b.words.chunks(b.panel)) {
-        for first_row in (0..c.rows).step_by(HEIGHT) {
-            let tile = Tile {
-                // SAFETY: an element of C.
-                c: unsafe { c.data.add(first_row * c.row_stride + first_col) },
-                row_stride: c.row_stride,
-                rows: HEIGHT.min(c.rows - first_row),
-                cols: WIDTH.min(c.cols - first_col),
-                start,
-            };
-            let strides = Strides { row: a.row, next: a.next };
-            // SAFETY: the kernel is this machine's, and the tile lies inside C, which we have for
-            // ourselves.
-            unsafe { kernel(depth, &a.words[first_row * a.row..], strides, b, tile) };
+    /// Words that k values are packed in.
+    pub fn words(self, k: usize) -> usize {
+        k.div_ceil(self.kernel.b_format.per_word()).next_multiple_of(self.kernel.step)
+    }
+
+    /// The last place up to this one at which operands can be cut: pairs and tiles stay whole.
+    pub fn cut(self, at: usize) -> usize {
+        let whole = 2 * self.kernel.step;
+        at / whole * whole
+    }
+
+    /// Rows that are read of an A that has `rows`.
+    pub fn padded(self, rows: usize) -> usize {
+        rows.next_multiple_of(self.kernel.rows)
+    }
+
+    /// C = start + A B, `depth` words deep, on the calling thread. Panics where an operand is too
+    /// small.
+    pub fn multiply(self, c: MatMut, start: Start, a: Left, b: Right, depth: usize) {
+        for (first_col, b) in (0..c.cols).step_by(WIDTH).zip(b.words.chunks(b.panel)) {
+            for first_row in (0..c.rows).step_by(self.kernel.rows) {
+                let tile = Tile {
+                    // SAFETY: an element of C.
+                    c: unsafe { c.data.add(first_row * c.row_stride + first_col) },
+                    row_stride: c.row_stride,
+                    rows: self.kernel.rows.min(c.rows - first_row),
+                    cols: WIDTH.min(c.cols - first_col),
+                    start,
+                    passing: None,
+                };
+                let a_words = &a.words[first_row / WIDTH * a.strip + first_row % WIDTH * a.strides.row..];
+                // SAFETY: the kernel is this machine's, and the tile lies inside C, which we have
+                // for ourselves.
+                unsafe { (self.kernel.run)(depth, a_words, a.strides, b, tile) };
+            }
         }
+    }
+
+    /// The rows of a matrix as rows of A.
+    pub fn pack_rows(self, rows: Mat, out: &mut [f32]) {
+        if self.kernel.a_format == Format::Rows {
+            let strips = rows.rows.div_ceil(WIDTH) * WIDTH * self.words(rows.cols);
+            pack(rows, 0..rows.rows, 0..rows.cols, 1.0, WIDTH, Format::Rows, &mut out[..strips]);
+            return;
+        }
+        let depth = self.words(rows.cols);
+        let (data, stride) = rows.stored_rows().expect("stored by rows");
+        for (i, out) in out.chunks_exact_mut(depth).take(rows.rows).enumerate() {
+            if i + AHEAD < rows.rows {
+                fetch(&data[(i + AHEAD) * stride..][..rows.cols]);
+            }
+            to_words(&data[i * stride..][..rows.cols], self.kernel.a_format, out);
+        }
+    }
+
+    /// The columns of a matrix as rows of A, for `Left::turned`.
+    pub fn pack_turned(self, m: Mat, out: &mut [f32]) {
+        pack(m.t(), 0..m.cols, 0..m.rows, 1.0, WIDTH, self.kernel.a_format, out);
+    }
+
+    /// A matrix as panels of B.
+    pub fn pack_right(self, m: Mat, out: &mut [f32]) {
+        pack(m.t(), 0..m.cols, 0..m.rows, 1.0, WIDTH, self.kernel.b_format, out);
+    }
+
+    /// A strip (rows, `WIDTH`) as rows of A, in `out` if it can't stay where it is.
+    pub fn strip_rows<'a>(self, strip: &'a [f32], out: &'a mut [f32]) -> &'a [f32] {
+        if self.kernel.a_format == Format::F32 {
+            return strip;
+        }
+        let out = &mut out[..strip.len() / self.kernel.a_format.per_word()];
+        to_words(strip, self.kernel.a_format, out);
+        out
+    }
+
+    /// Whether what `strip_rows` gives is a panel of B as well.
+    pub fn rows_are_panels(self) -> bool {
+        self.kernel.b_format.per_word() == 1
+    }
+
+    /// A strip (k, `WIDTH`) as a panel of B, in `out` if it can't stay where it is.
+    pub fn strip_panel<'a>(self, strip: &'a [f32], out: &'a mut [f32]) -> &'a [f32] {
+        if self.rows_are_panels() {
+            return self.strip_rows(strip, out);
+        }
+        let k = strip.len() / WIDTH;
+        let out = &mut out[..self.words(k) * WIDTH];
+        self.pack_right(Mat::new(strip, k, WIDTH), out);
+        out
     }
 }
 
-/// Packs the rows of `m`, at most `WIDTH`, as the columns of a panel.
-pub(crate) fn pack_columns(format: Format, m: Mat, out: &mut [f32]) {
-    pack(m, 0..m.rows, 0..m.cols, 1.0, WIDTH, format, out);
+/// The transpose of a matrix, (cols, rows) in `out`.
+pub(crate) fn transpose(m: Mat, out: &mut [f32]) {
+    pack(m, 0..m.rows, 0..m.cols, 1.0, m.rows, Format::F32, out);
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::kernel::strided_available;
     use super::*;
     use crate::blocks::half::{from_bf16, to_bf16};
     use crate::random::Key;
@@ -96,40 +165,59 @@ mod tests {
 
     #[test]
     fn every_kernel_multiplies_rows_and_turned_panels() {
-        for ((format, kernel), (m, n, k)) in strided_available().into_iter().flat_map(|kernel| {
+        for (kernel, (m, n, k)) in PanelKernel::available().into_iter().flat_map(|kernel| {
             [(1, 1, 1), (8, 32, 16), (13, 45, 37), (32, 64, 128)].map(|shape| (kernel, shape))
         }) {
+            let panels = Panels { kernel };
             let (a, b) = (numbers(m * k, 1), numbers(k * n, 2));
-            let factor = |x: f32| match format {
-                Format::Pairs => from_bf16(to_bf16(x)) as f64,
-                _ => x as f64,
+            let factor = |x: f32| match kernel.b_format {
+                Format::F32 => x as f64,
+                _ => from_bf16(to_bf16(x)) as f64,
             };
             let want = |i: usize, j: usize| -> f64 {
                 (0..k).map(|k_| factor(a[i * k + k_]) * factor(b[k_ * n + j])).sum()
             };
-            let depth = k.div_ceil(format.per_word());
-            let mut columns = vec![0.0; n.div_ceil(WIDTH) * WIDTH * depth];
-            pack(Mat::new(&b, k, n).t(), 0..n, 0..k, 1.0, WIDTH, format, &mut columns);
+            let depth = panels.words(k);
+            let [mut rows, mut turned] = [(); 2].map(|()| vec![0.0; m.next_multiple_of(WIDTH) * depth]);
+            let mut columns = vec![0.0; n.next_multiple_of(WIDTH) * depth];
+            panels.pack_right(Mat::new(&b, k, n), &mut columns);
+            panels.pack_rows(Mat::new(&a, m, k), &mut rows);
+            panels.pack_turned(Mat::new(&a, m, k).t(), &mut turned);
             let right = Right { words: &columns, panel: WIDTH * depth };
-            let mut rows = vec![0.0; m.next_multiple_of(HEIGHT) * depth];
-            for (row, out) in a.chunks(k).zip(rows.chunks_mut(depth)) {
-                to_words(row, format, out);
-            }
-            let mut panel = vec![0.0; WIDTH * depth];
-            pack_columns(format, Mat::new(&a, m, k), &mut panel);
-            for left in [Left::rows(&rows, depth), Left::turned(&panel)] {
+            for left in [Left::rows(&rows, depth), Left::turned(&turned, WIDTH * depth)] {
                 for start in [Start::Zero, Start::Keep] {
                     // The gap after each row belongs to somebody else.
                     let mut c = vec![3.0; m * (n + 5)];
-                    run(kernel, MatMut::strided(&mut c, m, n, n + 5), start, left, right, depth);
+                    panels.multiply(MatMut::strided(&mut c, m, n, n + 5), start, left, right, depth);
                     let before = if let Start::Keep = start { 3.0 } else { 0.0 };
                     for (i, j) in (0..m).flat_map(|i| (0..n + 5).map(move |j| (i, j))) {
                         let want = if j < n { before + want(i, j) } else { 3.0 };
                         let got = c[i * (n + 5) + j] as f64;
-                        let case = format!("{format:?}, ({m}, {n}, {k}), ({i}, {j})");
+                        let case = format!("{:?}, ({m}, {n}, {k}), ({i}, {j})", kernel.b_format);
                         assert!((got - want).abs() < 1e-4, "{case}: {got} for {want}");
                     }
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn strips_are_rows_and_panels() {
+        for kernel in PanelKernel::available() {
+            let panels = Panels { kernel };
+            for k in [1, 2, 31, 64, 100] {
+                let strip = numbers(k * WIDTH, 3);
+                let mut wanted = vec![9.0; panels.words(k) * WIDTH];
+                panels.pack_right(Mat::new(&strip, k, WIDTH), &mut wanted);
+                let mut out = vec![7.0; wanted.len()];
+                assert!(panels.strip_panel(&strip, &mut out) == wanted, "{:?}, {k}", kernel.b_format);
+                let rows = panels.padded(k);
+                let padded: Vec<f32> = [&strip[..], &vec![0.0; (rows - k) * WIDTH]].concat();
+                let mut wanted = vec![9.0; rows.next_multiple_of(WIDTH) * panels.words(WIDTH)];
+                panels.pack_rows(Mat::new(&padded, rows, WIDTH), &mut wanted);
+                let mut out = vec![7.0; wanted.len()];
+                let got = panels.strip_rows(&padded, &mut out);
+                assert!(got == &wanted[..got.len()], "{:?}, {k}", kernel.a_format);
             }
         }
     }

@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use crate::Tensor;
+use crate::aligned::use_huge_pages;
 use crate::blocks::half::to_bf16;
 use crate::blocks::{BlockMatrix, BlockType};
 use crate::cpu::{LINE, vectorised};
@@ -22,6 +23,7 @@ pub fn round(tensor: &Tensor) -> BlockMatrix {
     let mut halves = vec![0u8; size + LINE];
     let from = halves.as_ptr().align_offset(LINE).min(LINE);
     halves.truncate(from + size);
+    use_huge_pages(&halves);
     let pieces = halves[from..].par_chunks_mut(size_of::<u16>() * PIECE).zip(tensor.par_chunks(PIECE));
     pieces.enumerate().for_each(|(number, (out, values))| {
         round_piece(values, out.as_chunks_mut::<2>().0);

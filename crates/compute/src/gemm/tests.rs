@@ -273,7 +273,8 @@ fn kernels_agree() {
         pack::pack(terms[0].1.t(), 0..cols, 0..k, 1.0, kernel.nr, b_format, &mut b_packed);
         for (rows, cols) in [(rows, cols), (1, 1), (rows - 1, cols - 1)] {
             let mut c = vec![9.0; m * n];
-            let tile = Tile { c: c.as_mut_ptr(), row_stride: n, rows, cols, start: Start::Zero };
+            let tile =
+                Tile { c: c.as_mut_ptr(), row_stride: n, rows, cols, start: Start::Zero, passing: None };
             // SAFETY: panels are packed for this kernel, the tile lies in c.
             unsafe { (kernel.run)(depth, &a_packed, &b_packed, tile) };
             for (at, &got) in c.iter().enumerate() {

@@ -153,15 +153,82 @@ unsafe fn pair_layout<L: Layout>(
         let (bytes, row_bytes) = (matrix.bytes(), matrix.row_bytes());
         for (number, at) in k.step_by(32).enumerate() {
             let (block, run) = (at / L::VALUES * L::BYTES, at % L::VALUES / RUN);
-            let load = |row: usize| {
-                let block = &bytes[(first + row) * row_bytes + block..][..L::BYTES];
-                let scales = L::scales(s, block);
-                let x = L::run(s, block, &scales, run);
-                let upper = L::run(s, block, &scales, run + 1);
-                let pairs = _mm512_cvtne2ps_pbh(_mm512_mul_ps(upper, scale), _mm512_mul_ps(x, scale));
-                std::mem::transmute::<__m512bh, __m512>(pairs)
-            };
-            turn(strip, load, 16, &mut out[16 * number * strip.height..]);
+            turn(
+                strip,
+                #[inline(always)]
+                |row| {
+                    let block = &bytes[(first + row) * row_bytes + block..][..L::BYTES];
+                    let scales = L::scales(s, block);
+                    let x = L::run(s, block, &scales, run);
+                    let upper = L::run(s, block, &scales, run + 1);
+                    let pairs = _mm512_cvtne2ps_pbh(_mm512_mul_ps(upper, scale), _mm512_mul_ps(x, scale));
+                    std::mem::transmute::<__m512bh, __m512>(pairs)
+                },
+                16,
+                &mut out[16 * number * strip.height..],
+            );
+        }
+    }
+}
+
+/// The columns of the strip from column `first` of the matrix on, rows `k`. The columns start and
+/// end where blocks do, which have two runs.
+///
+/// # Safety
+/// As of `pair_blocks`.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")]
+pub unsafe fn pair_block_columns(
+    strip: &Strip,
+    matrix: &BlockMatrix,
+    first: usize,
+    k: Range<usize>,
+    out: &mut [f32],
+) {
+    // SAFETY: the caller's promise.
+    unsafe { with_layout!(matrix.kind(), L => pair_layout_columns::<L>(strip, matrix, first, k, out)) }
+}
+
+/// # Safety
+/// As of `pair_block_columns`, of a matrix with this layout.
+#[inline(always)]
+unsafe fn pair_layout_columns<L: Layout>(
+    strip: &Strip,
+    matrix: &BlockMatrix,
+    first: usize,
+    k: Range<usize>,
+    out: &mut [f32],
+) {
+    assert!(
+        [first, strip.rows, strip.height].iter().all(|n| n.is_multiple_of(L::VALUES)),
+        "blocks stay whole"
+    );
+    let words = out[..k.len().div_ceil(2) * strip.height].chunks_exact_mut(strip.height);
+    // SAFETY: the caller's promise of AVX-512; each run has 16 words.
+    unsafe {
+        let (s, scale, order) = (Avx512::new(), _mm512_set1_ps(strip.scale), pair_order());
+        let (bytes, row_bytes) = (matrix.bytes(), matrix.row_bytes());
+        let block_of_row = first / L::VALUES;
+        for (row, words) in k.clone().step_by(2).zip(words) {
+            let (out, rest) = words.split_at_mut(strip.rows);
+            rest.fill(0.0);
+            for (number, out) in out.chunks_exact_mut(L::VALUES).enumerate() {
+                // Of both rows, the second all zeros after the last; the places of a block's runs
+                // are constants.
+                let mut runs = [[_mm512_setzero_ps(); 2]; 2];
+                for (runs, row) in runs.iter_mut().zip(row..k.end) {
+                    let at = row * row_bytes + (block_of_row + number) * L::BYTES;
+                    let block = &bytes[at..][..L::BYTES];
+                    let scales = L::scales(s, block);
+                    runs[0] = _mm512_mul_ps(L::run(s, block, &scales, 0), scale);
+                    runs[1] = _mm512_mul_ps(L::run(s, block, &scales, 1), scale);
+                }
+                for (i, out) in out.chunks_exact_mut(RUN).take(2).enumerate() {
+                    let both = _mm512_cvtne2ps_pbh(runs[1][i], runs[0][i]);
+                    let both = std::mem::transmute::<__m512bh, __m512i>(both);
+                    let word = _mm512_castsi512_ps(_mm512_permutexvar_epi16(order, both));
+                    _mm512_storeu_ps(out.as_mut_ptr(), word);
+                }
+            }
         }
     }
 }
@@ -173,21 +240,24 @@ unsafe fn pair_layout<L: Layout>(
 /// AVX-512F; `out` has `words` · height words, or 16 · height for rows.
 #[inline(always)]
 unsafe fn turn(strip: &Strip, load: impl Fn(usize) -> __m512, words: usize, out: &mut [f32]) {
-    let stay = strip.format == Format::Rows;
-    assert!(if stay { 16 } else { words } * strip.height <= out.len());
+    if strip.format == Format::Rows {
+        assert!(16 * strip.height <= out.len());
+        for i in 0..strip.height {
+            // SAFETY: AVX-512F; 16 words for each row.
+            unsafe {
+                let row = if i < strip.rows { load(i) } else { _mm512_setzero_ps() };
+                _mm512_storeu_ps(out.as_mut_ptr().add(16 * i), row);
+            }
+        }
+        return;
+    }
+    assert!(words * strip.height <= out.len());
     for first in (0..strip.height).step_by(16) {
         // SAFETY: AVX-512F.
         let mut block = [unsafe { _mm512_setzero_ps() }; 16];
         let there = strip.rows.saturating_sub(first);
         for (i, row) in block.iter_mut().enumerate().take(there) {
             *row = load(first + i);
-        }
-        if stay {
-            for (row, out) in block.into_iter().zip(out[16 * first..].chunks_exact_mut(16)) {
-                // SAFETY: AVX-512F; 16 words.
-                unsafe { _mm512_storeu_ps(out.as_mut_ptr(), row) };
-            }
-            continue;
         }
         let mask = lanes(strip.height - first);
         // SAFETY: AVX-512F; word · height + first and the lanes of the mask are inside out.
@@ -270,6 +340,16 @@ pub unsafe fn halves_by_columns(
     unsafe { interleave(strip, load, stride, depth, out) }
 }
 
+/// Where the halves of 16 pairs come from: that of the lower k is lane i of the first 16 bf16, that
+/// of the upper one lane i of the last.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn pair_order() -> __m512i {
+    let order: [u16; 32] = std::array::from_fn(|i| (i / 2 + 16 * (i % 2)) as u16);
+    // SAFETY: 64 bytes.
+    unsafe { _mm512_loadu_si512(order.as_ptr().cast()) }
+}
+
 /// Pairs of two neighbouring columns. `load` gives 16 bf16 of the lower one and after them as many
 /// of the upper one, from a place in the lower one on, with masks of those that are there.
 ///
@@ -283,10 +363,8 @@ unsafe fn interleave(
     depth: usize,
     out: &mut [f32],
 ) {
-    // Lane 2i of a pair of columns is lane i of the lower one, lane 2i + 1 that of the upper one.
-    let order: [u16; 32] = std::array::from_fn(|i| (i / 2 + 16 * (i % 2)) as u16);
-    // SAFETY: 64 bytes.
-    let order = unsafe { _mm512_loadu_si512(order.as_ptr().cast()) };
+    // SAFETY: AVX-512F.
+    let order = unsafe { pair_order() };
     // Columns j and j + 1 of 16 rows.
     let pair = |j: usize, first: usize| {
         let mask = lanes(strip.rows.saturating_sub(first));
@@ -306,9 +384,9 @@ unsafe fn interleave(
                 }
                 // SAFETY: AVX-512F.
                 let rows = unsafe { transpose_16(block) };
-                for (row, out) in rows.into_iter().zip(out.chunks_exact_mut(16)) {
+                for (row, out) in rows.iter().zip(out.chunks_exact_mut(16)) {
                     // SAFETY: 16 words.
-                    unsafe { _mm512_storeu_ps(out.as_mut_ptr(), row) };
+                    unsafe { _mm512_storeu_ps(out.as_mut_ptr(), *row) };
                 }
             }
         }
