@@ -233,6 +233,25 @@ class Models(unittest.TestCase):
         summary = lora_drop.train(self.encoder, rows, self.folder / "scalars", method="lora", epochs=1, **QUICK)
         self.assertEqual(summary.status, "finished")
 
+    def test_tables_of_other_libraries(self):
+        try:
+            import datasets
+            import pandas
+        except ImportError:
+            self.skipTest("datasets and pandas are not installed")
+        rows = native.labelled(32)
+        features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
+        table = datasets.Dataset.from_list(rows, features=features)
+        both = datasets.DatasetDict({"train": table, "validation": table.select(range(8))})
+        frame = pandas.DataFrame([{**row, "note": None if i % 2 else 1.5} for i, row in enumerate(rows)])
+        adapters = []
+        for name, data, dev in [("set", table, rows[:8]), ("sets", both, None), ("frame", frame, frame[:8]),
+                                ("rows", rows, rows[:8])]:
+            lora_drop.train(self.encoder, data, self.folder / name, dev=dev, method="lora", epochs=1, **QUICK)
+            adapters.append((self.folder / name / "adapter_model.safetensors").read_bytes())
+            self.assertEqual(lora_drop.Predictor(self.folder / name).labels, ["no", "yes"])
+        self.assertEqual(len(set(adapters)), 1)
+
     def test_a_listener_ends_a_run(self):
         def train(listen, name):
             return lora_drop.train(self.encoder, native.labelled(64), self.folder / name, method="lora", epochs=500,
