@@ -46,6 +46,17 @@ pub fn has_bf16() -> bool {
     false
 }
 
+/// Each instruction set that kernels are written for, and whether this processor has it.
+pub fn instruction_sets() -> [(&'static str, bool); 5] {
+    [
+        ("portable", true),
+        ("AVX2", level() >= Level::Avx2),
+        ("AVX-512", level() >= Level::Avx512),
+        ("AVX512-BF16", has_bf16()),
+        ("AMX", has_amx()),
+    ]
+}
+
 /// Bytes of a cache line. A vector that crosses from one into the next is two accesses.
 pub const LINE: usize = 64;
 

@@ -65,5 +65,6 @@ pub mod rows;
 mod scaled;
 mod tensor;
 
+pub use cpu::instruction_sets;
 pub use device::{Cpu, Device};
 pub use tensor::Tensor;
