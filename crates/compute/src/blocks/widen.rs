@@ -14,8 +14,9 @@ fn block_of<L: Layout>(row: &[u8], run: usize) -> &[u8] {
     &row[run / (L::VALUES / RUN) * L::BYTES..][..L::BYTES]
 }
 
-/// A part of a run, after its first `skipped` values. (As the next one no closure: what a closure
-/// calls is inlined only where it is itself, and is no vector instruction otherwise.)
+/// A part of a run, after its first `skipped` values. Neither this nor the next function may be a
+/// closure: one that is called twice is not inlined, and outside of the function with the vector
+/// instructions each of them is a call.
 #[inline(always)]
 fn part_of_run<L: Layout, S: Lanes>(s: S, row: &[u8], run: usize, skipped: usize, out: &mut [f32]) {
     let (block, mut whole) = (block_of::<L>(row, run), [0.0; RUN]);

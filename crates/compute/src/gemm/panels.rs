@@ -3,8 +3,8 @@
 //! another.
 //!
 //! B is panels as `pack` makes them, `WIDTH` columns each. A is strips of as many rows: rows of
-//! words, or panels of B, read as the rows of their transpose. The matrix unit reads both as tiles'
-//! rows, and a strip of A then has its `WIDTH` rows, the last one's after the matrix being zeros.
+//! words, or panels of B, read as the rows of their transpose. For the matrix unit both are rows of
+//! tiles, and the last strip is filled up with zeros.
 
 use super::kernel::{PanelKernel, STRIDED, Strides, Tile};
 use super::pack::{Format, pack, to_words};
