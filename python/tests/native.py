@@ -3,12 +3,13 @@
 The module is the installed package's, or the file that LORA_DROP_NATIVE names, such as target/checks/lib_native.so.
 """
 
-import importlib.machinery
-import importlib.util
+import atexit
+import functools
 import json
 import os
 import shutil
 import sys
+import tempfile
 import unittest
 from pathlib import Path
 
@@ -20,20 +21,23 @@ def lora_drop():
     """The package with its compiled module."""
     named = os.environ.get("LORA_DROP_NATIVE")
     if named:
-        sys.path.insert(0, str(ROOT / "python"))
-        import lora_drop
-
-        if "lora_drop._native" not in sys.modules:
-            loader = importlib.machinery.ExtensionFileLoader("lora_drop._native", os.path.abspath(named))
-            module = importlib.util.module_from_spec(importlib.util.spec_from_loader("lora_drop._native", loader))
-            loader.exec_module(module)
-            sys.modules["lora_drop._native"] = lora_drop._native = module
-        return lora_drop
+        sys.path.insert(0, _installed(named))
     try:
         import lora_drop._native
     except ImportError:
         raise unittest.SkipTest("install the package, or name the compiled module in LORA_DROP_NATIVE") from None
     return lora_drop
+
+
+@functools.lru_cache(maxsize=None)
+def _installed(named):
+    """A folder with the package as it is installed: commands of the package start it again in processes of their own."""
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    package = Path(folder.name, "lora_drop")
+    shutil.copytree(ROOT / "python/lora_drop", package, ignore=shutil.ignore_patterns("__pycache__", "_native*.so"))
+    (package / f"_native{'.pyd' if os.name == 'nt' else '.abi3.so'}").symlink_to(os.path.abspath(named))
+    return folder.name
 
 
 def encoder(folder):
