@@ -19,6 +19,10 @@ GOLDEN = ROOT / "tests/golden"
 
 def lora_drop():
     """The package with its compiled module."""
+    # Other tests import the package from the source tree, which has no compiled module.
+    sys.path[:] = [path for path in sys.path if Path(path).resolve() != ROOT / "python"]
+    for name in [name for name in sys.modules if name.split(".")[0] == "lora_drop"]:
+        del sys.modules[name]
     named = os.environ.get("LORA_DROP_NATIVE")
     if named:
         sys.path.insert(0, _installed(named))
