@@ -188,12 +188,16 @@ class Models(unittest.TestCase):
             (data / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in native.labelled(count)))
         pruned = lora_drop.prune(self.run_folder, data, budget=0.5, output=self.folder / "pruned")
         self.assertTrue((self.folder / "pruned/adapter_model.safetensors").exists())
-        self.assertIsInstance(pruned, dict)
+        before, after = ((folder / "adapter_model.safetensors").stat().st_size
+                         for folder in (self.run_folder, self.folder / "pruned"))
+        self.assertLess(after, before)
+        self.assertEqual((pruned["metric"], pruned["dev_rows"]), ("accuracy", 16))
         table = self.folder / "table.toml"
         table.write_text(f'output = "{self.folder / "table"}"\nseeds = [0]\n[options]\nmodel = "{self.encoder}"\n'
                          f'batch-size = 8\nepochs = 1\n[[tasks]]\nname = "words"\ndata = "{data}"\n'
                          '[[methods]]\nname = "LoRA"\nmethod = "lora"\n')
         found = lora_drop.compare(table)
+        self.assertEqual(found["counts"], {"finished": 1, "failed": 0, "of": 1})
         self.assertTrue((self.folder / "table/compare.html").exists())
         with self.assertRaisesRegex(lora_drop.InputError, "nothing.toml: No such file"):
             lora_drop.compare(self.folder / "nothing.toml")

@@ -4,6 +4,6 @@ use lora_drop_compute::instruction_sets;
 
 fn main() {
     for (name, is_there) in instruction_sets() {
-        println!("{name}: {}", if is_there { "tested" } else { "not on this machine, not tested" });
+        println!("{name}: {}", if is_there { "here" } else { "not here: its kernels were not tested" });
     }
 }

@@ -21,34 +21,41 @@ use pyo3::types::PyBytes;
 use serde_json::{Value, json};
 
 use crate::errors::exception;
-use crate::events::Told;
+use crate::events::EventRecord;
 use crate::runs::table;
-use crate::work::{Cancel, Ear, run};
+use crate::work::{Cancel, EventSender, run};
 
 /// The model of a call is used by one call at a time.
 fn locked<T>(model: &Mutex<T>) -> MutexGuard<'_, T> {
     model.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Overlays the settings of the adapter's run with given ones, and downloads the model.
-fn source(
-    settings: &str,
-    adapter: Option<PathBuf>,
-    cancel: &lora_drop::Cancel,
-    ear: &Ear,
-) -> Result<UseSettings> {
-    let source = UseSettings::new(adapter, table(settings)?)?;
-    locate(source.model(), cancel, &mut |part| ear.downloading(&part))?;
-    Ok(source)
+/// Opens a model with the settings of the adapter's run, which the given ones override, and reports
+/// its notes.
+fn open<T: Send>(
+    py: Python<'_>,
+    (settings, adapter): (&str, Option<PathBuf>),
+    (listen, cancel): (&Bound<'_, PyAny>, &Cancel),
+    open: impl FnOnce(&UseSettings, &lora_drop::Cancel) -> Result<T> + Send,
+    notes: impl FnOnce(&T) -> &[String] + Send,
+) -> PyResult<(T, UseSettings)> {
+    run(py, listen, cancel, |cancel, events| {
+        let source = UseSettings::new(adapter, table(settings)?)?;
+        locate(source.model(), cancel, &mut |part| events.downloading(&part))?;
+        let model = open(&source, cancel)?;
+        notes(&model).iter().for_each(|note| events.event(&Event::Note(note)));
+        Ok((model, source))
+    })
 }
 
 /// Where a split's rows are.
-fn find(source: &UseSettings, data: &Path, cancel: &lora_drop::Cancel, ear: &Ear) -> Result<PathBuf> {
-    source.locate(data, cancel, &mut |part| ear.downloading(&part))
-}
-
-fn notes(found: &[String], ear: &Ear) {
-    found.iter().for_each(|note| ear.hear(&Event::Note(note)));
+fn find(
+    source: &UseSettings,
+    data: &Path,
+    cancel: &lora_drop::Cancel,
+    events: &EventSender,
+) -> Result<PathBuf> {
+    source.locate(data, cancel, &mut |part| events.downloading(&part))
 }
 
 /// A model that measures and predicts.
@@ -71,12 +78,15 @@ impl Predictor {
         listen: &Bound<'_, PyAny>,
         cancel: &Cancel,
     ) -> PyResult<Self> {
-        run(py, listen, cancel, |cancel, ear| {
-            let source = source(settings, adapter, cancel, ear)?;
-            let model = source.predictor(&Ranks::default(), cancel)?;
-            notes(model.notes(), ear);
-            Ok(Predictor { model: Mutex::new(model), source })
-        })
+        let predictor = |source: &UseSettings, cancel: &_| source.predictor(&Ranks::default(), cancel);
+        let (model, source) = open(
+            py,
+            (settings, adapter),
+            (listen, cancel),
+            predictor,
+            lora_drop::evaluate::Predictor::notes,
+        )?;
+        Ok(Predictor { model: Mutex::new(model), source })
     }
 
     /// What the model is: an object as JSON.
@@ -133,14 +143,14 @@ impl Predictor {
         listen: &Bound<'_, PyAny>,
         cancel: &Cancel,
     ) -> PyResult<String> {
-        run(py, listen, cancel, |cancel, ear| {
+        run(py, listen, cancel, |cancel, events| {
             let wanted = generation.map(generation_options).transpose()?;
-            let data = find(&self.source, &data, cancel, ear)?;
+            let data = find(&self.source, &data, cancel, events)?;
             let mut model = locked(&self.model);
             let reading = &self.source.reading;
             let read = |options| model.inputs(&data, split, reading, options);
             let inputs = wanted.as_ref().map(read).transpose()?.unwrap_or_default();
-            let mut listen = |event: &Event| ear.hear(event);
+            let mut listen = |event: &Event| events.event(event);
             let found = model.evaluate(&data, split, reading, cancel, &mut listen)?;
             let mut metrics: serde_json::Map<_, _> =
                 found.metrics.iter().map(|(name, value)| (name.clone(), json!(value))).collect();
@@ -236,12 +246,15 @@ impl Generator {
         listen: &Bound<'_, PyAny>,
         cancel: &Cancel,
     ) -> PyResult<Self> {
-        run(py, listen, cancel, |cancel, ear| {
-            let source = source(settings, adapter, cancel, ear)?;
-            let model = source.generator()?;
-            notes(model.notes(), ear);
-            Ok(Generator { model: Mutex::new(model) })
-        })
+        let generator = |source: &UseSettings, _: &_| source.generator();
+        let (model, _) = open(
+            py,
+            (settings, adapter),
+            (listen, cancel),
+            generator,
+            lora_drop::generate::Generator::notes,
+        )?;
+        Ok(Generator { model: Mutex::new(model) })
     }
 
     /// Continues prompts: a JSON array of texts and of conversations, which are arrays of objects
@@ -255,7 +268,7 @@ impl Generator {
         listen: &Bound<'_, PyAny>,
         cancel: &Cancel,
     ) -> PyResult<String> {
-        run(py, listen, cancel, |cancel, ear| {
+        run(py, listen, cancel, |cancel, events| {
             let given = serde_json::from_str(options).map_err(|e| Error::Usage(e.to_string()))?;
             let options = decoding(given)?;
             let mut model = locked(&self.model);
@@ -263,8 +276,9 @@ impl Generator {
                 row(prompt).map_err(|problem| Error::Usage(format!("row {}: {problem}", number + 1)))
             });
             let rows = rows.collect::<Result<Vec<_>>>()?;
-            let mut on_text =
-                |row: usize, text: &str| ear.tell(Told::new("text", json!({"row": row, "text": text})));
+            let mut on_text = |row: usize, text: &str| {
+                events.send(EventRecord::new("text", json!({"row": row, "text": text})))
+            };
             let found = model.write(&rows, &options, cancel, &mut on_text)?;
             let object = |one: lora_drop::generate::Generated| json!({"text": one.text, "finish": one.finish, "tokens": one.tokens, "score": one.score});
             Ok(Value::from_iter(found.into_iter().map(object)).to_string())
@@ -307,10 +321,10 @@ pub fn merge(
     cancel: &Cancel,
 ) -> PyResult<String> {
     let form = form(dtype, gguf).map_err(|error| exception(py, error))?;
-    run(py, listen, cancel, |cancel, ear| {
+    run(py, listen, cancel, |cancel, events| {
         let recipe = if model.is_some() { None } else { recipe_of(&adapter)? };
         let model = base_model(model, recipe.as_ref())?;
-        locate(&model, cancel, &mut |part| ear.downloading(&part))?;
+        locate(&model, cancel, &mut |part| events.downloading(&part))?;
         let merged = merging::merge(&model, &adapter, form, &output, overwrite, cancel)?;
         serde_json::to_string(&merged).map_err(|e| Error::Input(e.to_string()))
     })

@@ -1,10 +1,10 @@
 //! Training and scoring on files, and the program.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use lora_drop::events::Event;
-use lora_drop::settings::{Reader, Recipe, RunSettings, definitions};
+use lora_drop::settings::{Place, Reader, RunSettings, definitions};
 use lora_drop::train::{self as training, StoppedRun};
 use lora_drop::{Error, Result};
 use lora_drop_cli::{Program, render};
@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use toml::Table;
 
 use crate::errors::exception;
-use crate::work::{Cancel, Ear, run};
+use crate::work::{Cancel, EventSender, run};
 
 /// Settings by name, from a JSON object; null stands for a setting that is not given.
 pub fn table(settings: &str) -> Result<Table> {
@@ -25,27 +25,22 @@ pub fn table(settings: &str) -> Result<Table> {
     serde_json::from_value(given).map_err(|e| wrong(e.to_string()))
 }
 
-/// The settings of a run: those of a recipe's file, overlaid with the given ones.
-fn overlay(recipe: Option<PathBuf>, given: Table, reader: Reader, ear: &Ear) -> Result<RunSettings> {
-    let mut below = recipe.as_deref().map(Recipe::read).transpose()?.unwrap_or_default();
-    below.overlay(Recipe::from_table(given)?);
-    let (settings, left_out) = below.settings(reader)?;
-    if !left_out.is_empty() {
-        let names = left_out.join(", ");
-        let note = format!("these settings of the recipe have no effect here and are left out: {names}");
-        ear.hear(&Event::Note(&note));
-    }
+/// The settings of a run; what does not apply of the recipe is a note.
+fn settings_of(
+    recipe: Option<&Path>,
+    given: Table,
+    reader: Reader,
+    events: &EventSender,
+) -> Result<RunSettings> {
+    let (settings, note) = RunSettings::from_layers(recipe, given, reader)?;
+    note.iter().for_each(|note| events.event(&Event::Note(note)));
     Ok(settings)
 }
 
 /// Finds data on the hub.
-fn locate(settings: &mut RunSettings, cancel: &lora_drop::Cancel, ear: &Ear) -> Result<()> {
-    let place = &mut settings.place;
-    let config = place.data_config.as_deref();
-    if !place.data.locate(config, cancel, &mut |part| ear.downloading(&part))? && config.is_some() {
-        return Err(place.data.no_config());
-    }
-    Ok(())
+fn locate(settings: &mut RunSettings, cancel: &lora_drop::Cancel, events: &EventSender) -> Result<()> {
+    let Place { data, data_config, .. } = &mut settings.place;
+    data.locate_all(data_config.as_deref(), cancel, &mut |part| events.downloading(&part))
 }
 
 /// Trains and writes the output folder, or continues the run in the folder `resume`. Returns
@@ -60,17 +55,17 @@ pub fn train(
     cancel: &Cancel,
 ) -> PyResult<(String, PathBuf)> {
     let given = table(settings).map_err(|error| exception(py, error))?;
-    run(py, listen, cancel, |cancel, ear| {
-        let mut listen = |event: &Event| ear.hear(event);
+    run(py, listen, cancel, |cancel, events| {
+        let mut listen = |event: &Event| events.event(event);
         let (summary, output) = match resume {
             Some(folder) => {
                 let mut stopped = StoppedRun::open(&folder, &given)?;
-                locate(&mut stopped.settings, cancel, ear)?;
+                locate(&mut stopped.settings, cancel, events)?;
                 (training::resume(&stopped, Some(&render), cancel, &mut listen)?, folder)
             }
             None => {
-                let mut settings = overlay(recipe, given, Reader::Train, ear)?;
-                locate(&mut settings, cancel, ear)?;
+                let mut settings = settings_of(recipe.as_deref(), given, Reader::Train, events)?;
+                locate(&mut settings, cancel, events)?;
                 settings.check_output()?;
                 (training::run(&settings, Some(&render), cancel, &mut listen)?, settings.place.output)
             }
@@ -92,12 +87,12 @@ pub fn score(
     cancel: &Cancel,
 ) -> PyResult<()> {
     let given = table(settings).map_err(|error| exception(py, error))?;
-    run(py, listen, cancel, |cancel, ear| {
+    run(py, listen, cancel, |cancel, events| {
         let reader = if adapter.is_some() { Reader::ScoreAdapter } else { Reader::Score };
-        let mut settings = overlay(recipe, given, reader, ear)?;
+        let mut settings = settings_of(recipe.as_deref(), given, reader, events)?;
         settings.check_importance()?;
-        locate(&mut settings, cancel, ear)?;
-        training::score(&settings, adapter.as_deref(), cancel, &mut |event| ear.hear(event)).map(drop)
+        locate(&mut settings, cancel, events)?;
+        training::score(&settings, adapter.as_deref(), cancel, &mut |event| events.event(event)).map(drop)
     })
 }
 

@@ -1,8 +1,8 @@
-//! Work on a thread of its own, so that Python's other threads run, and the calling one hears
+//! Work on a thread of its own, so that Python's other threads run, and the calling one looks for
 //! Ctrl-C and calls the listener.
 
 use std::panic::resume_unwind;
-use std::sync::mpsc::{RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::thread;
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use lora_drop::hub::Download;
 use pyo3::prelude::*;
 
 use crate::errors::exception;
-use crate::events::Told;
+use crate::events::EventRecord;
 
 /// The longest time that Ctrl-C waits for a look.
 const LOOK: Duration = Duration::from_millis(50);
@@ -36,27 +36,24 @@ impl Cancel {
 }
 
 /// Where the work's events go.
-pub struct Ear(SyncSender<Told>);
+pub struct EventSender(SyncSender<EventRecord>);
 
-impl Ear {
-    pub fn tell(&self, told: Told) {
-        // The other end is gone only when the listener has failed.
-        if told.passing {
-            _ = self
-                .0
-                .try_send(told)
-                .or_else(|e| if let TrySendError::Full(_) = e { Ok(()) } else { Err(e) });
+impl EventSender {
+    pub fn send(&self, record: EventRecord) {
+        // The receiver is gone only at the end; transient records are dropped when it is behind.
+        if record.transient {
+            _ = self.0.try_send(record);
         } else {
-            _ = self.0.send(told);
+            _ = self.0.send(record);
         }
     }
 
-    pub fn hear(&self, event: &Event) {
-        self.tell(Told::of(event));
+    pub fn event(&self, event: &Event) {
+        self.send(EventRecord::of(event));
     }
 
     pub fn downloading(&self, part: &Download) {
-        self.hear(&Event::Downloading { file: part.file, done: part.done, total: part.total });
+        self.event(&Event::Downloading { file: part.file, done: part.done, total: part.total });
     }
 }
 
@@ -69,19 +66,19 @@ pub fn run<T: Send>(
     py: Python<'_>,
     listen: &Bound<'_, PyAny>,
     cancel: &Cancel,
-    work: impl FnOnce(&lora_drop::Cancel, &Ear) -> Result<T> + Send,
+    work: impl FnOnce(&lora_drop::Cancel, &EventSender) -> Result<T> + Send,
 ) -> PyResult<T> {
     let cancel = &cancel.0;
     let (send, mut receive) = sync_channel(AHEAD);
     let mut failed = None;
     let outcome = thread::scope(|scope| {
-        let worker = scope.spawn(move || work(cancel, &Ear(send)));
+        let worker = scope.spawn(move || work(cancel, &EventSender(send)));
         loop {
             let waiting = &mut receive;
-            let heard = py.detach(move || waiting.recv_timeout(LOOK));
-            let problem = match heard {
+            let received = py.detach(move || waiting.recv_timeout(LOOK));
+            let problem = match received {
                 Err(RecvTimeoutError::Disconnected) => break,
-                Ok(told) if failed.is_none() && !listen.is_none() => hand(listen, &told, cancel).err(),
+                Ok(record) if failed.is_none() && !listen.is_none() => call(listen, &record, cancel).err(),
                 Ok(_) | Err(RecvTimeoutError::Timeout) => None,
             };
             if let Some(problem) = problem.or_else(|| py.check_signals().err()) {
@@ -97,8 +94,8 @@ pub fn run<T: Send>(
     }
 }
 
-fn hand(listen: &Bound<'_, PyAny>, told: &Told, cancel: &lora_drop::Cancel) -> PyResult<()> {
-    let answer = listen.call1((told.kind, told.values.to_string()))?;
+fn call(listen: &Bound<'_, PyAny>, record: &EventRecord, cancel: &lora_drop::Cancel) -> PyResult<()> {
+    let answer = listen.call1((record.kind, record.values.to_string()))?;
     if answer.extract::<bool>().is_ok_and(|go_on| !go_on) {
         cancel.raise();
     }

@@ -110,23 +110,15 @@ impl Console {
         self.downloading(interrupt, |progress| locate(model, &interrupt.cancel, progress)).map(drop)
     }
 
-    /// Finds the data that is on the hub, as `fetch` does with a model. Returns whether some is.
-    pub fn fetch_data(&self, place: &mut Place, interrupt: &Interrupt) -> Result<bool> {
-        let Place { data, data_config, .. } = place;
-        self.downloading(interrupt, |progress| {
-            data.locate(data_config.as_deref(), &interrupt.cancel, progress)
-        })
-    }
-
-    /// The same for data to which a given `data_config` has to apply.
+    /// Finds the data that is on the hub, as `fetch` does with a model.
     ///
     /// # Errors
-    /// `Error::Usage` if none of the data is on the hub.
-    pub fn fetch_all_data(&self, place: &mut Place, interrupt: &Interrupt) -> Result<()> {
-        if !self.fetch_data(place, interrupt)? && place.data_config.is_some() {
-            return Err(place.data.no_config());
-        }
-        Ok(())
+    /// Those of [`DataSources::locate_all`](lora_drop::settings::DataSources::locate_all).
+    pub fn fetch_data(&self, place: &mut Place, interrupt: &Interrupt) -> Result<()> {
+        let Place { data, data_config, .. } = place;
+        self.downloading(interrupt, |progress| {
+            data.locate_all(data_config.as_deref(), &interrupt.cancel, progress)
+        })
     }
 }
 

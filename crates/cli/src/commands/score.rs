@@ -47,7 +47,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
     let reader = if args.adapter.is_some() { Reader::ScoreAdapter } else { Reader::Score };
     let mut settings = settings(args.recipe, args.options.into_table(), reader, console)?;
     settings.check_importance()?;
-    console.fetch_all_data(&mut settings.place, interrupt)?;
+    console.fetch_data(&mut settings.place, interrupt)?;
     let adapter = args.adapter.as_deref();
     let (mut terminal, mut names) = (console.terminal(), ModuleNames::new());
     let scored = train::score(&settings, adapter, &interrupt.cancel, &mut |event| match event {

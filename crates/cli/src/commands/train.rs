@@ -8,7 +8,7 @@ use lora_drop::events::Event;
 use lora_drop::folder::checkpoints;
 use lora_drop::format;
 use lora_drop::ranks::Ranks;
-use lora_drop::settings::{Reader, Recipe, RunSettings};
+use lora_drop::settings::{Reader, RunSettings};
 use lora_drop::summary::{Status, Summary};
 use lora_drop::train::StoppedRun;
 use lora_drop::{Error, train};
@@ -72,7 +72,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt, job: Option<&Jo
     };
     let (mut settings, mut stopped) = (settings, stopped);
     ranks.first_then_others(|| {
-        console.fetch_all_data(&mut settings.place, interrupt)?;
+        console.fetch_data(&mut settings.place, interrupt)?;
         if let Some(stopped) = &mut stopped {
             stopped.settings.place.data.clone_from(&settings.place.data);
         }
@@ -208,11 +208,7 @@ pub fn settings(
     reader: Reader,
     console: &Console,
 ) -> lora_drop::Result<RunSettings> {
-    let mut below = recipe.as_deref().map(Recipe::read).transpose()?.unwrap_or_default();
-    below.overlay(Recipe::from_table(options)?);
-    let (settings, left_out) = below.settings(reader)?;
-    console.note((!left_out.is_empty()).then(|| {
-        format!("these settings of the recipe have no effect here and are left out: {}", left_out.join(", "))
-    }));
+    let (settings, note) = RunSettings::from_layers(recipe.as_deref(), options, reader)?;
+    console.note(note);
     Ok(settings)
 }

@@ -130,7 +130,7 @@ unsafe fn run<const MT: usize, const NT: usize>(depth: usize, a: &[f32], b: &[f3
     assert!(blocks > 0 && a.len() >= blocks * MT * TILE && b.len() >= blocks * NT * TILE);
     let zeros = Tiles { at: (&raw const ZEROS.0).cast_mut().cast(), stride: 0 };
     let whole = tile.rows == MT * SIDE && tile.cols == NT * SIDE;
-    // SAFETY: the panels have so many blocks; C has the whole tile, or the sums room for MT · NT
+    // SAFETY: the panels have `blocks` blocks; C has the whole tile, or the sums room for MT · NT
     // tiles, of which all are written and then read.
     unsafe {
         set_sizes();

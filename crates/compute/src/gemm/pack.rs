@@ -28,8 +28,8 @@ const PIECE: usize = 128;
 /// The same where every k is a row of the matrix, of which all columns are widened.
 const FEW: usize = 8;
 
-/// Values of a block that is taken apart by columns: those of the larger ones have so many scales
-/// that whole rows are widened faster.
+/// Number of values of a block that is packed column by column. For larger blocks, which have more
+/// scales, widening whole rows is faster.
 #[cfg(target_arch = "x86_64")]
 const BLOCK: usize = 32;
 

@@ -280,6 +280,23 @@ impl RunSettings {
         Ok(Recipe::read(path)?.settings(Reader::Train)?.0)
     }
 
+    /// Given settings over those of a recipe file, if there is one, over the defaults; and a note on
+    /// those of the recipe that do not apply.
+    ///
+    /// # Errors
+    /// Those of [`Recipe::read`], [`Recipe::from_table`] and [`Recipe::settings`].
+    pub fn from_layers(
+        recipe: Option<&Path>,
+        given: Table,
+        reader: Reader,
+    ) -> Result<(Self, Option<String>)> {
+        let mut below = recipe.map(Recipe::read).transpose()?.unwrap_or_default();
+        below.overlay(Recipe::from_table(given)?);
+        let (settings, left_out) = below.settings(reader)?;
+        let note = "these settings of the recipe have no effect here and are left out";
+        Ok((settings, (!left_out.is_empty()).then(|| format!("{note}: {}", left_out.join(", ")))))
+    }
+
     /// The recipe that repeats a run of these settings in this situation: every setting that was
     /// read, with defaults written out, and the values that the run computed, from `resolved`.
     /// `overwrite` is left out, because it is a permission for one run.

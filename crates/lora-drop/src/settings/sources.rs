@@ -117,6 +117,22 @@ impl DataSources {
         Ok(false)
     }
 
+    /// The same for a given configuration, which has to apply.
+    ///
+    /// # Errors
+    /// Those of `locate`; `Error::Usage` if a configuration is given and no source is on the hub.
+    pub fn locate_all(
+        &mut self,
+        config: Option<&str>,
+        cancel: &Cancel,
+        progress: &mut dyn FnMut(Download<'_>),
+    ) -> Result<()> {
+        if !self.locate(config, cancel, progress)? && config.is_some() {
+            return Err(self.no_config());
+        }
+        Ok(())
+    }
+
     /// The error of a given configuration that no source has.
     pub fn no_config(&self) -> Error {
         Error::Usage(format!(

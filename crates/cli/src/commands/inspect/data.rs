@@ -54,7 +54,7 @@ pub fn read(options: Given<Rows>, console: &Console, interrupt: &Interrupt) -> R
         console.fetch(&settings.place.model, interrupt)?;
     }
     settings.place.data.check()?;
-    console.fetch_all_data(&mut settings.place, interrupt)?;
+    console.fetch_data(&mut settings.place, interrupt)?;
     inspect::data(&settings, &given, &interrupt.cancel, &mut |_| {})
 }
 
