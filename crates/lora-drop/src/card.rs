@@ -11,7 +11,7 @@ mod python;
 
 use std::path::Path;
 
-use lora_drop_transformer::{Architecture, Head, HeadKind};
+use lora_drop_transformer::{Head, HeadKind};
 use twox_hash::XxHash3_128;
 
 use crate::adapter::{AdapterFile, COMPACT_FILE};
@@ -22,7 +22,7 @@ use crate::format::{counted, epoch, fixed, grouped, layers, percent};
 use crate::hub::{RepoKind, Repository};
 use crate::model::gguf_file;
 use crate::prune::Pruning;
-use crate::record::{ModuleNames, RunRecord};
+use crate::record::{ModuleNames, RunRecord, names_of};
 use crate::settings::{Method, Reader, RunSettings, Situation, Unselected};
 use crate::summary::{Baseline, BaselineKind};
 
@@ -602,10 +602,6 @@ fn parameters(own: usize, plain: usize) -> String {
     }
     let share = percent(own as f64 / plain as f64);
     format!("That is {}, {share} of the {} of plain LoRA.", counted(own, "LoRA parameter"), grouped(plain))
-}
-
-fn names_of(architecture: Architecture) -> ModuleNames {
-    architecture.kinds().map(|kind| (kind, architecture.short_name(kind).to_string())).collect()
 }
 
 fn name_of(folder: &Path) -> String {

@@ -25,6 +25,13 @@ pub enum Stage {
     Generate,
 }
 
+impl Stage {
+    /// The stage of a step in names of metrics.
+    pub(crate) fn of_metrics(self) -> &'static str {
+        if self == Stage::Sample { "sample" } else { "train" }
+    }
+}
+
 /// One optimiser step, as it is logged to metrics.jsonl and shown by the progress bar.
 #[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct StepRecord {

@@ -1,4 +1,6 @@
-//! The machine that a run was made on, for summary.json.
+//! The machine that a run was made on, for summary.json, and its clock.
+
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use lora_drop_compute::gemm::{Precision, instructions};
 use serde::{Deserialize, Serialize};
@@ -35,6 +37,11 @@ fn cpu_name(list: &str) -> Option<String> {
     let line = list.lines().find_map(|line| line.strip_prefix("model name"))?;
     let name = line.split_once(':')?.1.trim();
     (!name.is_empty()).then(|| name.to_string())
+}
+
+/// Seconds since 1970.
+pub(crate) fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }
 
 #[cfg(test)]

@@ -3,10 +3,11 @@
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
-use crate::events::{EvaluationRecord, Event, Stage, StepRecord, TimeLeft};
+use crate::events::{EvaluationRecord, Event, StepRecord, TimeLeft};
 use crate::files::{check_writable, read_if_there, replace_unflushed};
+use crate::machine::now;
 use crate::settings::RunSettings;
 use crate::summary::Status;
 use crate::{Error, Result, memory};
@@ -90,7 +91,7 @@ impl MetricsFile {
         match event {
             Event::Step(record) => {
                 self.step = Some((*record).clone());
-                self.time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |t| t.as_secs_f64());
+                self.time = now();
             }
             Event::Evaluation(record) => self.evaluation = Some((*record).clone()),
             _ => return Ok(()),
@@ -121,7 +122,7 @@ impl MetricsFile {
         let statuses = statuses.iter().map(|(label, value)| (&label[..], *value));
         page.gauge("status", "1 for the status that the run has.", statuses);
         if let Some(r) = &self.step {
-            let stage = [("stage", if r.stage == Stage::Sample { "sample" } else { "train" }.to_string())];
+            let stage = [("stage", r.stage.of_metrics().to_string())];
             for (name, help, value) in [
                 ("step", "Optimiser steps of the stage so far.", r.step as f64),
                 ("steps", "Most optimiser steps of the stage.", r.steps as f64),

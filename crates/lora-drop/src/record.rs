@@ -20,9 +20,12 @@ pub type ModuleNames = BTreeMap<ModuleKind, String>;
 /// The names of all module types in models of this `model_type` of config.json; empty if it is
 /// unknown.
 pub fn module_names(model_type: &str) -> ModuleNames {
-    let architecture = Architecture::of_model_type(model_type);
-    let named = |a: Architecture| a.kinds().map(|kind| (kind, a.short_name(kind).to_string())).collect();
-    architecture.map_or_else(ModuleNames::new, named)
+    Architecture::of_model_type(model_type).map_or_else(ModuleNames::new, names_of)
+}
+
+/// The names of an architecture's module types.
+pub(crate) fn names_of(architecture: Architecture) -> ModuleNames {
+    architecture.kinds().map(|kind| (kind, architecture.short_name(kind).to_string())).collect()
 }
 
 /// A run as a report shows it.

@@ -6,11 +6,11 @@
 //! tensor.proto in TensorFlow's repository), of which few fields are needed.
 
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::Result;
-use crate::events::{EvaluationRecord, Event, Stage, StepRecord};
+use crate::events::{EvaluationRecord, Event, StepRecord};
 use crate::growing_file::GrowingFile;
+use crate::machine::now;
 
 /// What TensorBoard recognises an event file by, anywhere in its name.
 pub const EVENTS: &str = "events.out.tfevents.";
@@ -67,7 +67,7 @@ impl EventFile {
 
 /// Tags and values of a step. Both stages count their steps from 1, so each has its own tags.
 fn of_step(r: &StepRecord) -> Vec<(String, f64)> {
-    let stage = if r.stage == Stage::Sample { "sample" } else { "train" };
+    let stage = r.stage.of_metrics();
     let scalars = [
         ("loss", r.loss),
         ("learning_rate", r.learning_rate),
@@ -180,11 +180,6 @@ fn masked_crc(bytes: &[u8]) -> u32 {
         (0..8).fold(crc ^ u32::from(*byte), |crc, _| crc >> 1 ^ if crc & 1 == 1 { POLYNOMIAL } else { 0 })
     });
     crc.rotate_right(15).wrapping_add(0xa282_ead8)
-}
-
-/// Seconds since 1970.
-fn now() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }
 
 #[cfg(test)]

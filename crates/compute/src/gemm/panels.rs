@@ -38,7 +38,7 @@ impl<'a> Left<'a> {
         Left { words, strip: WIDTH * depth, strides: Strides { row: depth, next: 1 } }
     }
 
-    /// The columns of panels, `panel` words apart, as rows, as `pack_columns` gives them for this.
+    /// The columns of panels, `panel` words apart, as rows, as `pack_turned` gives them.
     pub fn turned(words: &'a [f32], panel: usize) -> Self {
         Left { words, strip: panel, strides: Strides { row: 1, next: WIDTH } }
     }

@@ -41,6 +41,11 @@ pub struct Definition {
 }
 
 impl Definition {
+    /// Whether its value is always a folder or a file.
+    pub fn is_path(&self) -> bool {
+        self.value_name.split('|').all(|form| ["DIR", "FILE"].contains(&form))
+    }
+
     /// What is wrong with a value, or None.
     pub(super) fn problem(&self, value: &Value) -> Option<String> {
         let expected = match (self.kind, value) {

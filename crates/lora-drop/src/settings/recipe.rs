@@ -12,7 +12,7 @@ use super::situation::{Given, Reader, Situation};
 use super::toml_file::TomlFile;
 use super::{Budget, Method, RunSettings, Selection, definition, definitions, words};
 #[cfg(feature = "hub")]
-use super::{ClassWeights, DataSources, Setting};
+use super::{ClassWeights, DataSources, Definition, Setting};
 use crate::error::{Error, Result};
 #[cfg(feature = "hub")]
 use crate::hub::{RepoKind, Repository};
@@ -381,8 +381,7 @@ fn is_path_here(name: &str, value: &Value) -> bool {
         "model" => !all_on_hub(RepoKind::Model),
         "data" => !all_on_hub(RepoKind::Data),
         "class-weights" => matches!(ClassWeights::from_value(value), Ok(ClassWeights::File(_))),
-        "output" | "init-adapter" | "scores" => true,
-        _ => false,
+        _ => definition(name).is_some_and(Definition::is_path),
     }
 }
 
@@ -417,6 +416,20 @@ pub fn unknown_among(key: &str, known: &[&str]) -> String {
 mod tests {
     use super::super::{Task, TrainSettings};
     use super::*;
+
+    #[cfg(feature = "hub")]
+    #[test]
+    fn a_portable_recipe_has_no_path_of_this_machine() {
+        let may_be_path =
+            |setting: &&Definition| ["DIR", "FILE"].iter().any(|form| setting.value_name.contains(form));
+        let path = |setting: &Definition| (setting.name.to_string(), Value::from("/home/me/place"));
+        let mut given: Table = definitions().filter(may_be_path).map(path).collect();
+        assert!(given.contains_key("metrics-file") && given.contains_key("output"));
+        given.insert("rank".to_string(), 4.into());
+        let text = Recipe::from_table(given).unwrap().portable(Some("org/base"));
+        assert!(!text.contains("/home/me"), "{text}");
+        assert!(text.contains("model = \"org/base\"\n") && text.contains("rank = 4\n"), "{text}");
+    }
 
     /// Every setting that all runs read away from its default, save those that exclude each other.
     const UNUSUAL: &str = r#"
