@@ -23,9 +23,10 @@ pub struct EventFile {
 }
 
 /// The name of a new event file. The time is in it because an open TensorBoard goes on from where it
-/// was in a file of the same name.
+/// was in a file of the same name; to the microsecond, because a run may replace one that began in
+/// the same second.
 pub fn new_name() -> String {
-    format!("{EVENTS}{:.0}.lora-drop", now().floor())
+    format!("{EVENTS}{:.6}.lora-drop", now())
 }
 
 impl EventFile {
