@@ -24,6 +24,7 @@ from transformers import (AutoModelForCausalLM, AutoModelForSequenceClassificati
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 WEIGHT_DECAY, LEARNING_RATE, WARMUP_RATIO = 0.1, 1e-3, 0.06
+WEIGHTS = {"f32": torch.float32, "bf16": torch.bfloat16}
 
 
 def is_decoder(folder):
@@ -48,15 +49,16 @@ def load_base(folder, dtype=torch.float32):
     return AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2, dtype=dtype)
 
 
-def load(folder, rank):
-    """The model in training mode, its own dropout on, LoRA on query and value, and the optimiser of what trains."""
-    base = load_base(folder)
-    if is_decoder(folder):
+def load(args):
+    """The model in training mode, its own dropout on, LoRA on query and value, and the optimiser of what trains. The
+    frozen weights have the type of --weights, the trained ones are f32."""
+    base = load_base(args.model, WEIGHTS[args.weights])
+    if is_decoder(args.model):
         task, names = "CAUSAL_LM", ["q_proj", "v_proj"]
         base.config.use_cache = False
     else:
         task, names = "SEQ_CLS", ["q", "v"] if base.config.model_type == "mpnet" else ["query", "value"]
-    config = LoraConfig(task_type=task, r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=names)
+    config = LoraConfig(task_type=task, r=args.rank, lora_alpha=2 * args.rank, lora_dropout=0.0, target_modules=names)
     model = get_peft_model(base, config).train()
     trained = [p for p in model.parameters() if p.requires_grad]
     return model, trained, torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
@@ -77,7 +79,7 @@ def step(args, model, trained, optimizer, inputs):
 
 def steps(args):
     """Seconds of each step on random rows of one length, behind `warmup` unmeasured ones."""
-    model, trained, optimizer = load(args.model, args.rank)
+    model, trained, optimizer = load(args)
     run = torch.compile(model) if args.compile else model
     generator = torch.Generator().manual_seed(0)
     seconds = []
@@ -123,7 +125,7 @@ def grouped(lengths, batch, seed):
 
 def epoch(args):
     """Epochs of training, an evaluation on dev after each, and the adapter saved: the whole job that lora-drop does."""
-    model, trained, optimizer = load(args.model, args.rank)
+    model, trained, optimizer = load(args)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     texts, labels = encode(tokenizer, read(os.path.join(args.data, "train.jsonl")), args.max_length)
     dev_texts, dev_labels = encode(tokenizer, read(os.path.join(args.data, "dev.jsonl")), args.max_length)
@@ -172,7 +174,7 @@ def read_texts(tokenizer, path, limit, max_length):
 def texts(args):
     """One epoch on rows of prompt and completion, loss on the completion, batches of similar length padded to their
     longest row, and the adapter saved."""
-    model, trained, optimizer = load(args.model, args.rank)
+    model, trained, optimizer = load(args)
     tokenizer = AutoTokenizer.from_pretrained(args.model, **gguf_of(args.model))
     rows = read_texts(tokenizer, os.path.join(args.data, "train.jsonl"), args.rows, args.max_length)
     lengths = [len(ids) for ids, _ in rows]
@@ -198,7 +200,7 @@ def texts(args):
 
 def generate(args):
     """Greedy tokens per second, prompts and all, of the same random prompts in one batch, behind one unmeasured call."""
-    model = load_base(args.model, getattr(torch, args.weights)).eval()
+    model = load_base(args.model, WEIGHTS[args.weights]).eval()
     ids = torch.randint(1000, model.config.vocab_size, (args.batch, args.length),
                         generator=torch.Generator().manual_seed(0))
     settings = {"max_new_tokens": args.new, "min_new_tokens": args.new, "do_sample": False,
@@ -220,6 +222,7 @@ def main():
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--dtype", choices=["f32", "bf16"], default="f32", help="bf16: autocast, of all but generate")
+    parser.add_argument("--weights", choices=list(WEIGHTS), default="f32", help="type of the frozen weights")
     modes = parser.add_subparsers(dest="mode", required=True)
     fixed = modes.add_parser("steps")
     fixed.add_argument("--length", type=int, required=True)
@@ -240,7 +243,6 @@ def main():
     written.add_argument("--length", type=int, required=True)
     written.add_argument("--new", type=int, required=True)
     written.add_argument("--times", type=int, default=3)
-    written.add_argument("--weights", choices=["float32", "bfloat16"], default="float32")
     args = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(args.threads)

@@ -56,33 +56,32 @@ fn main() {
         println!("{:5} {:6.2}", kind.name(), out.len() as f64 / took / 1e9);
     }
 
-    let (out, input) = (1536, 1536);
+    let (rows, out, input) = (512, 8960, 1536);
+    println!(
+        "\nproducts of {rows} rows with a weight ({out}, {input}): GFLOP/s, and the share of f32's rate"
+    );
     let floats = vec![0.5; out * input];
-    println!("\nproducts with a weight ({out}, {input}): GFLOP/s, and the share of f32's rate");
-    for rows in [512] {
+    let f32s = Mat::new(&floats, out, input);
+    for precision in [Precision::F32, Precision::Bf16] {
         let (x, mut y) = (vec![0.25; rows * input], vec![0.0; rows * out]);
-        let mut product = |w: Mat| {
-            2.0 * (rows * out * input) as f64
-                / seconds(|| {
-                    matmul(
-                        Precision::F32,
-                        MatMut::new(&mut y, rows, out),
-                        Start::Zero,
-                        1.0,
-                        &[(Mat::new(&x, rows, input), w)],
-                    )
-                })
+        let (dy, mut dx) = (vec![0.25; rows * out], vec![0.0; rows * input]);
+        let mut product = |w: Mat, back: bool| {
+            let (a, c) =
+                if back { (Mat::new(&dy, rows, out), &mut dx) } else { (Mat::new(&x, rows, input), &mut y) };
+            let cols = if back { input } else { out };
+            let w = if back { w } else { w.t() };
+            let took = seconds(|| matmul(precision, MatMut::new(c, rows, cols), Start::Zero, 1.0, &[(a, w)]));
+            2.0 * (rows * out * input) as f64 / took / 1e9
         };
-        let f32s = Mat::new(&floats, out, input);
+        let of_f32s = [false, true].map(|back| product(f32s, back));
         for kind in BlockType::ALL {
             let matrix = matrix(kind, out, input);
-            let blocks = Mat::blocks(&matrix);
-            let mut pair = |blocks: Mat, f32s: Mat| {
-                let (blocks, f32s) = (product(blocks), product(f32s));
-                format!("{:4.0} ({:3.0} %)", blocks / 1e9, 100.0 * blocks / f32s)
-            };
-            let (forward, back) = (pair(blocks.t(), f32s.t()), pair(blocks, f32s));
-            println!("{rows:4} rows {:5} x Wᵀ {forward}, dy W {back}", kind.name());
+            let [forward, back] = [false, true].map(|back| product(Mat::blocks(&matrix), back));
+            let [of_forward, of_back] = [100.0 * forward / of_f32s[0], 100.0 * back / of_f32s[1]];
+            let name = kind.name();
+            println!(
+                "{precision:?} {name:7} x Wᵀ {forward:5.0} ({of_forward:3.0} %), dy W {back:5.0} ({of_back:3.0} %)"
+            );
         }
     }
 

@@ -29,11 +29,20 @@ pub trait Lanes: Copy {
     fn signed(self, x: &[u8; LANES]) -> Self::I;
     /// The bits `mask` of every byte, `shift` places down.
     fn field(self, x: &[u8; LANES], shift: usize, mask: i32) -> Self::I;
+    /// The field as f32, times `unit`, less `zero`: small whole numbers, so this is exact. `mask` is
+    /// of up to four bits, the lowest ones.
+    #[inline(always)]
+    fn number(self, x: &[u8; LANES], shift: usize, mask: i32, unit: f32, zero: f32) -> Self::F {
+        let number = self.mul(self.float(self.field(x, shift, mask)), self.splat(unit));
+        self.sub(number, self.splat(zero))
+    }
+    /// x, and in the lanes whose bit the word has `value` more.
+    #[inline(always)]
+    fn add_where(self, x: Self::F, word: u16, value: f32) -> Self::F {
+        self.add(x, self.mul(self.float(self.bits(word)), self.splat(value)))
+    }
     /// Bit i of the word in lane i.
     fn bits(self, word: u16) -> Self::I;
-    /// low | high << 4
-    fn join(self, low: Self::I, high: Self::I) -> Self::I;
-
     /// The lanes of `table` that are named by four bits of each byte, `shift` places up.
     fn lookup(self, table: Self::F, x: &[u8; LANES], shift: usize) -> Self::F;
     /// Sixteen f32 as they lie in memory.
@@ -149,11 +158,6 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
-    fn join(self, low: Self::I, high: Self::I) -> Self::I {
-        std::array::from_fn(|i| low[i] | high[i] << 4)
-    }
-
-    #[inline(always)]
     fn lookup(self, table: Self::F, x: &[u8; LANES], shift: usize) -> Self::F {
         x.map(|x| table[usize::from(x >> shift & 15)])
     }
@@ -244,12 +248,21 @@ mod x86 {
                     _mm512_and_si512(down, _mm512_set1_epi32(mask))
                 }
             }
+            fn number(x: &[u8; LANES], shift: usize, mask: i32, unit: f32, zero: f32) -> __m512 {
+                {
+                    // One look into a table instead of the mask, the conversion and the rest.
+                    let table: [f32; LANES] = std::array::from_fn(|i| (i as i32 & mask) as f32 * unit - zero);
+                    let wide = _mm512_cvtepu8_epi32(_mm_loadu_si128(x.as_ptr().cast()));
+                    let place = _mm512_srlv_epi32(wide, _mm512_set1_epi32(shift as i32));
+                    _mm512_permutexvar_ps(place, _mm512_loadu_ps(table.as_ptr()))
+                }
+            }
+            fn add_where(x: __m512, word: u16, value: f32) -> __m512 {
+                _mm512_mask_add_ps(x, word, x, _mm512_set1_ps(value))
+            }
             fn splat_half(bits: u16) -> __m512 { _mm512_cvtph_ps(_mm256_set1_epi16(bits as i16)) }
             fn half(bits: u16) -> f32 { _mm512_cvtss_f32(_mm512_cvtph_ps(_mm256_set1_epi16(bits as i16))) }
             fn bits(word: u16) -> __m512i { _mm512_maskz_set1_epi32(word, 1) }
-            fn join(low: __m512i, high: __m512i) -> __m512i {
-                _mm512_or_si512(low, _mm512_slli_epi32::<4>(high))
-            }
             fn lookup(table: __m512, x: &[u8; LANES], shift: usize) -> __m512 {
                 {
                     // Of a lane's number only the lowest four bits count.
@@ -327,12 +340,6 @@ mod x86 {
                         _mm256_and_si256(_mm256_srlv_epi32(high, places), one),
                     ]
                 }
-            }
-            fn join(low: [__m256i; 2], high: [__m256i; 2]) -> [__m256i; 2] {
-                [
-                    _mm256_or_si256(low[0], _mm256_slli_epi32::<4>(high[0])),
-                    _mm256_or_si256(low[1], _mm256_slli_epi32::<4>(high[1])),
-                ]
             }
             fn prefetch(at: *const u8) { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
             fn sum(x: [__m256; 2]) -> f32 { sum_8(_mm256_add_ps(x[0], x[1])) }

@@ -1,8 +1,10 @@
 //! Products of a matrix' rows with a few vectors: each run of a row is widened in registers and
 //! used at once.
 //!
-//! The one rule that is not obvious: a product is 16 chains of additions over the columns, and
-//! their sum in a fixed order, whatever the number of vectors.
+//! Two rules that are not obvious. A product is 16 chains of additions over the columns, and their
+//! sum in a fixed order, whatever the number of vectors. And what all values of a run have in common
+//! (the minimum in K-quants) is multiplied once, with the sum of the vector's run, so these types'
+//! products are not to the bit those of the widened matrix.
 
 use std::cell::Cell;
 use std::ops::Range;
@@ -21,13 +23,15 @@ const NEAR: usize = 6 << 10;
 pub struct Vectors {
     /// (runs, vectors, 16)
     values: Vec<[f32; LANES]>,
+    /// The sum of each run, (sixteens of runs, vectors, 16)
+    run_sums: Vec<[f32; LANES]>,
     /// 1, 2, 4 or 8
     count: usize,
 }
 
 impl Vectors {
     pub const fn new() -> Self {
-        Vectors { values: Vec::new(), count: 1 }
+        Vectors { values: Vec::new(), run_sums: Vec::new(), count: 1 }
     }
 
     /// Takes `count` vectors of `length` values that start `stride` apart.
@@ -45,6 +49,16 @@ impl Vectors {
             if let Some(place) = places.next() {
                 place[..rest.len()].copy_from_slice(rest);
             }
+        }
+        self.run_sums.clear();
+        for runs in self.values.chunks(LANES * self.count) {
+            let sum = |vector: usize, run: usize| {
+                let values = runs.get(run * self.count + vector)?;
+                Some(values.iter().sum())
+            };
+            self.run_sums.extend(
+                (0..self.count).map(|vector| std::array::from_fn(|run| sum(vector, run).unwrap_or(0.0))),
+            );
         }
     }
 
@@ -101,10 +115,10 @@ fn of_layout<L: Layout, S: Lanes>(
 ) {
     // Rows side by side: each value of x is loaded once for them, and their sums stay in registers.
     match x.count {
-        1 => some_vectors::<L, S, 1, 4>(s, stored, rows, &x.values, out),
-        2 => some_vectors::<L, S, 2, 4>(s, stored, rows, &x.values, out),
-        4 => some_vectors::<L, S, 4, 4>(s, stored, rows, &x.values, out),
-        _ => some_vectors::<L, S, 8, 2>(s, stored, rows, &x.values, out),
+        1 => some_vectors::<L, S, 1, 4>(s, stored, rows, x, out),
+        2 => some_vectors::<L, S, 2, 4>(s, stored, rows, x, out),
+        4 => some_vectors::<L, S, 4, 4>(s, stored, rows, x, out),
+        _ => some_vectors::<L, S, 8, 2>(s, stored, rows, x, out),
     }
 }
 
@@ -120,7 +134,7 @@ fn some_vectors<L: Layout, S: Lanes, const M: usize, const R: usize>(
     s: S,
     stored: StoredRows,
     rows: Range<usize>,
-    x: &[[f32; LANES]],
+    x: &Vectors,
     out: &mut [f32],
 ) {
     let blocks = stored.row_bytes.div_ceil(L::BYTES);
@@ -149,14 +163,16 @@ fn some_columns<L: Layout, S: Lanes, const M: usize, const R: usize>(
     stored: StoredRows,
     rows: Range<usize>,
     blocks: Range<usize>,
-    x: &[[f32; LANES]],
+    x: &Vectors,
     mut kept: Option<&mut Sums>,
     out: &mut [f32],
 ) {
     let runs = L::VALUES / LANES;
     let whole = blocks.start..(stored.row_bytes / L::BYTES).min(blocks.end);
     let rest = blocks.end > whole.end;
-    let x = &x[blocks.start * runs * M..];
+    // Of types with offsets, a block has the sixteen runs that are summed together.
+    let x_sums = &x.run_sums[if L::OFFSETS { blocks.start * M } else { 0 }..];
+    let x = &x.values[blocks.start * runs * M..];
     let last = blocks.end * L::BYTES >= stored.row_bytes;
     let mut out = out.as_chunks_mut::<M>().0.chunks_mut(R);
     for (group, first) in rows.clone().step_by(R).enumerate() {
@@ -184,7 +200,8 @@ fn some_columns<L: Layout, S: Lanes, const M: usize, const R: usize>(
                     s.prefetch(ahead.wrapping_add(at + line));
                 }
             }
-            add_block::<L, S, M, R>(s, side, at, x, &mut sums);
+            let x_sums = if L::OFFSETS { &x_sums[(block - blocks.start) * M..] } else { &[] };
+            add_block::<L, S, M, R>(s, side, at, x, x_sums, &mut sums);
         }
         // Types without blocks alone have a rest. All bits zero are zeros in them.
         if L::VALUES == LANES && rest {
@@ -197,7 +214,7 @@ fn some_columns<L: Layout, S: Lanes, const M: usize, const R: usize>(
             for (last, padded) in last.iter_mut().zip(&padded) {
                 *last = padded;
             }
-            add_block::<L, S, M, R>(s, last, 0, &x[whole.len() * runs * M..], &mut sums);
+            add_block::<L, S, M, R>(s, last, 0, &x[whole.len() * runs * M..], &[], &mut sums);
         }
         if let Some(kept) = &mut kept {
             let kept = &mut kept[group * R * M..];
@@ -218,13 +235,15 @@ fn some_columns<L: Layout, S: Lanes, const M: usize, const R: usize>(
     }
 }
 
-/// Adds the products of one block of each row, `at` bytes into it.
+/// Adds the products of one block of each row, `at` bytes into it. `x_sums` has the sums of x's
+/// runs, for types with offsets.
 #[inline(always)]
 fn add_block<L: Layout, S: Lanes, const M: usize, const R: usize>(
     s: S,
     rows: [&[u8]; R],
     at: usize,
     x: &[[f32; LANES]],
+    x_sums: &[[f32; LANES]],
     sums: &mut [[S::F; M]; R],
 ) {
     let mut blocks = [&[][..]; R];
@@ -235,16 +254,50 @@ fn add_block<L: Layout, S: Lanes, const M: usize, const R: usize>(
             scales[i] = L::scales(s, blocks[i]);
         }
     }
-    for (run, x) in x.as_chunks::<M>().0[..L::VALUES / LANES].iter().enumerate() {
-        let mut wide = [s.splat(0.0); R];
+    if L::OFFSETS {
         for i in 0..R {
-            wide[i] = L::run(s, blocks[i], &scales[i], run);
-        }
-        for (vector, x) in x.iter().enumerate() {
-            let x = s.load(x);
-            for i in 0..R {
-                sums[i][vector] = s.mul_add(wide[i], x, sums[i][vector]);
+            let offsets = s.load(&L::offsets(s, &scales[i]));
+            for (sum, x_sums) in sums[i].iter_mut().zip(&x_sums[..M]) {
+                *sum = s.mul_add(offsets, s.load(x_sums), *sum);
             }
+        }
+    }
+    let x = &x.as_chunks::<M>().0[..L::VALUES / LANES];
+    // Written out, so that the places of a run's bits in its bytes are constants.
+    for first in (0..x.len()).step_by(8) {
+        add_run::<L, S, M, R>(s, blocks, &scales, first, x, sums);
+        if L::VALUES >= 2 * LANES {
+            add_run::<L, S, M, R>(s, blocks, &scales, first + 1, x, sums);
+        }
+        if L::VALUES >= 8 * LANES {
+            add_run::<L, S, M, R>(s, blocks, &scales, first + 2, x, sums);
+            add_run::<L, S, M, R>(s, blocks, &scales, first + 3, x, sums);
+            add_run::<L, S, M, R>(s, blocks, &scales, first + 4, x, sums);
+            add_run::<L, S, M, R>(s, blocks, &scales, first + 5, x, sums);
+            add_run::<L, S, M, R>(s, blocks, &scales, first + 6, x, sums);
+            add_run::<L, S, M, R>(s, blocks, &scales, first + 7, x, sums);
+        }
+    }
+}
+
+/// Adds the products of one run of the blocks.
+#[inline(always)]
+fn add_run<L: Layout, S: Lanes, const M: usize, const R: usize>(
+    s: S,
+    blocks: [&[u8]; R],
+    scales: &[L::Scales<S>; R],
+    run: usize,
+    x: &[[[f32; LANES]; M]],
+    sums: &mut [[S::F; M]; R],
+) {
+    let mut wide = [s.splat(0.0); R];
+    for i in 0..R {
+        wide[i] = L::scaled(s, blocks[i], &scales[i], run);
+    }
+    for (vector, x) in x[run].iter().enumerate() {
+        let x = s.load(x);
+        for i in 0..R {
+            sums[i][vector] = s.mul_add(wide[i], x, sums[i][vector]);
         }
     }
 }

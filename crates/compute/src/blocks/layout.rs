@@ -21,6 +21,22 @@ pub trait Layout {
 
     /// Run `run` of a block.
     fn run<S: Lanes>(s: S, block: &[u8], scales: &Self::Scales<S>, run: usize) -> S::F;
+
+    /// Whether what is the same in all values of a run is left out by `scaled` and given by
+    /// `offsets`: a product needs it once a run, times the sum of the other factors.
+    const OFFSETS: bool = false;
+
+    /// A run without its offset.
+    #[inline(always)]
+    fn scaled<S: Lanes>(s: S, block: &[u8], scales: &Self::Scales<S>, run: usize) -> S::F {
+        Self::run(s, block, scales, run)
+    }
+
+    /// Of every run of a block of 256.
+    #[inline(always)]
+    fn offsets<S: Lanes>(_: S, _: &Self::Scales<S>) -> [f32; 16] {
+        [0.0; 16]
+    }
 }
 
 #[inline(always)]
@@ -129,8 +145,8 @@ small_layout!(
     |table, run| s.lookup(table, run_at(block, 4), 4 * run)
 );
 small_layout!(Q5_0, 22, S::F, |s, block| half_at(s, block, 0), |d, run| {
-    let q = s.join(s.field(run_at(block, 6), 4 * run, 15), s.bits(u16_at(block, 2 + 2 * run)));
-    s.mul(d, s.sub(s.float(q), s.splat(16.0)))
+    let low = s.number(run_at(block, 6), 4 * run, 15, 1.0, 16.0);
+    s.mul(d, s.add_where(low, u16_at(block, 2 + 2 * run), 16.0))
 });
 small_layout!(
     Q5_1,
@@ -138,8 +154,8 @@ small_layout!(
     (S::F, S::F),
     |s, block| (half_at(s, block, 0), half_at(s, block, 2)),
     |(d, min), run| {
-        let q = s.join(s.field(run_at(block, 8), 4 * run, 15), s.bits(u16_at(block, 4 + 2 * run)));
-        s.add(s.mul(d, s.float(q)), min)
+        let low = s.number(run_at(block, 8), 4 * run, 15, 1.0, 0.0);
+        s.add(s.mul(d, s.add_where(low, u16_at(block, 4 + 2 * run), 16.0)), min)
     }
 );
 small_layout!(Q8_0, 34, S::F, |s, block| half_at(s, block, 0), |d, run| {
@@ -184,6 +200,7 @@ pub struct Q2K;
 impl Layout for Q2K {
     const VALUES: usize = 256;
     const BYTES: usize = 84;
+    const OFFSETS: bool = true;
     /// A scale and a minimum a run.
     type Scales<S: Lanes> = [[f32; 16]; 2];
 
@@ -199,17 +216,26 @@ impl Layout for Q2K {
 
     #[inline(always)]
     fn run<S: Lanes>(s: S, block: &[u8], scales: &[[f32; 16]; 2], run: usize) -> S::F {
-        let q = s.float(two_bits(s, block, 16, run));
-        s.sub(s.mul(s.splat(scales[0][run]), q), s.splat(scales[1][run]))
+        s.sub(Self::scaled(s, block, scales, run), s.splat(scales[1][run]))
+    }
+
+    #[inline(always)]
+    fn scaled<S: Lanes>(s: S, block: &[u8], scales: &[[f32; 16]; 2], run: usize) -> S::F {
+        s.mul(s.splat(scales[0][run]), two_bits(s, block, 16, run, 0.0))
+    }
+
+    #[inline(always)]
+    fn offsets<S: Lanes>(_: S, scales: &[[f32; 16]; 2]) -> [f32; 16] {
+        scales[1].map(|min| -min)
     }
 }
 
-/// The two bits of each value of a run in a block of 256, from byte `at` on: each half of the block
-/// has 32 bytes, with four runs of both parts one above the other.
+/// The two bits of each value of a run in a block of 256, less `zero`, from byte `at` on: each half
+/// of the block has 32 bytes, with four runs of both parts one above the other.
 #[inline(always)]
-fn two_bits<S: Lanes>(s: S, block: &[u8], at: usize, run: usize) -> S::I {
+fn two_bits<S: Lanes>(s: S, block: &[u8], at: usize, run: usize, zero: f32) -> S::F {
     let (half, quarter, part) = (run / 8, run % 8 / 2, run % 2);
-    s.field(run_at(block, at + 32 * half + RUN * part), 2 * quarter, 3)
+    s.number(run_at(block, at + 32 * half + RUN * part), 2 * quarter, 3, 1.0, zero)
 }
 
 pub struct Q3K;
@@ -236,11 +262,8 @@ impl Layout for Q3K {
 
     #[inline(always)]
     fn run<S: Lanes>(s: S, block: &[u8], scales: &[f32; 16], run: usize) -> S::F {
-        let low = s.float(two_bits(s, block, 32, run));
-        let high = s.float(s.field(run_at(block, RUN * (run % 2)), run / 2, 1));
-        // Exact, fused or not: whole numbers from -4 to 3.
-        let q = s.mul_add(high, s.splat(4.0), s.sub(low, s.splat(4.0)));
-        s.mul(s.splat(scales[run]), q)
+        let high = s.number(run_at(block, RUN * (run % 2)), run / 2, 1, 4.0, 0.0);
+        s.mul(s.splat(scales[run]), s.add(two_bits(s, block, 32, run, 4.0), high))
     }
 }
 
@@ -271,6 +294,7 @@ pub type Q5K = ScalesAndMinima<true>;
 impl<const HIGH: bool> Layout for ScalesAndMinima<HIGH> {
     const VALUES: usize = 256;
     const BYTES: usize = if HIGH { 176 } else { 144 };
+    const OFFSETS: bool = true;
     type Scales<S: Lanes> = [f32; 16];
 
     #[inline(always)]
@@ -280,13 +304,23 @@ impl<const HIGH: bool> Layout for ScalesAndMinima<HIGH> {
 
     #[inline(always)]
     fn run<S: Lanes>(s: S, block: &[u8], scales: &[f32; 16], run: usize) -> S::F {
+        s.sub(Self::scaled(s, block, scales, run), s.splat(scales[8 + run / 2]))
+    }
+
+    #[inline(always)]
+    fn scaled<S: Lanes>(s: S, block: &[u8], scales: &[f32; 16], run: usize) -> S::F {
         let (part, half) = (run / 2, RUN * (run % 2));
-        let low = if HIGH { 48 } else { 16 };
-        let mut q = s.field(run_at(block, low + 32 * (part / 2) + half), 4 * (part % 2), 15);
+        let low = run_at(block, if HIGH { 48 } else { 16 } + 32 * (part / 2) + half);
+        let mut q = s.number(low, 4 * (part % 2), 15, 1.0, 0.0);
         if HIGH {
-            q = s.join(q, s.field(run_at(block, 16 + half), part, 1));
+            q = s.add(q, s.number(run_at(block, 16 + half), part, 1, 16.0, 0.0));
         }
-        s.sub(s.mul(s.splat(scales[part]), s.float(q)), s.splat(scales[8 + part]))
+        s.mul(s.splat(scales[part]), q)
+    }
+
+    #[inline(always)]
+    fn offsets<S: Lanes>(_: S, scales: &[f32; 16]) -> [f32; 16] {
+        std::array::from_fn(|run| -scales[8 + run / 2])
     }
 }
 
@@ -311,8 +345,9 @@ impl Layout for Q6K {
         // Each half of the block has 64 bytes of low bits and 32 of high bits for its four
         // quarters.
         let (half, quarter, part) = (run / 8, run % 8 / 2, run % 2);
-        let low = s.field(run_at(block, 64 * half + 32 * (quarter % 2) + RUN * part), 4 * (quarter / 2), 15);
-        let high = s.field(run_at(block, 128 + 32 * half + RUN * part), 2 * quarter, 3);
-        s.mul(s.splat(scales[run]), s.sub(s.float(s.join(low, high)), s.splat(32.0)))
+        let low = run_at(block, 64 * half + 32 * (quarter % 2) + RUN * part);
+        let low = s.number(low, 4 * (quarter / 2), 15, 1.0, 32.0);
+        let high = s.number(run_at(block, 128 + 32 * half + RUN * part), 2 * quarter, 3, 16.0, 0.0);
+        s.mul(s.splat(scales[run]), s.add(low, high))
     }
 }

@@ -28,8 +28,7 @@ const PIECE: usize = 128;
 /// The same where every k is a row of the matrix, of which all columns are widened.
 const FEW: usize = 8;
 
-/// Number of values of a block that is packed column by column. For larger blocks, which have more
-/// scales, widening whole rows is faster.
+/// Values of the smallest blocks, and columns of a panel that takes blocks by columns.
 #[cfg(target_arch = "x86_64")]
 const BLOCK: usize = 32;
 
@@ -155,20 +154,12 @@ pub fn pack(
         #[cfg(target_arch = "x86_64")]
         Data::Blocks { matrix, transposed: true }
             if format == Format::Pairs
-                && matrix.kind().values() == BLOCK
-                && [rows.start, rows.len(), height].iter().all(|n| n.is_multiple_of(BLOCK)) =>
+                && matrix.kind().values() > 1
+                && height == BLOCK
+                && [rows.start, rows.len()].iter().all(|n| n.is_multiple_of(BLOCK)) =>
         {
-            // Some rows of the matrix stay in the first-level cache while each panel takes its
-            // columns of them.
-            let mut panels: Vec<_> = panels.collect();
-            for from in k.clone().step_by(BLOCK) {
-                let part = from..(from + BLOCK).min(k.end);
-                for (strip, rows, out) in &mut panels {
-                    let out = &mut out[(from - k.start) / format.per_word() * height..];
-                    // SAFETY: pairs are for processors that have AVX-512 and BF16.
-                    unsafe { avx512::pair_block_columns(strip, matrix, rows.start, part.clone(), out) };
-                }
-            }
+            // SAFETY: pairs are for processors that have AVX-512 and BF16.
+            unsafe { avx512::pair_block_columns(&mut panels.collect::<Vec<_>>(), matrix, k) };
         }
         Data::Blocks { matrix, transposed: false } => with_scratch(&WIDE_SCRATCH, height * PIECE, |wide| {
             for (strip, rows, out) in panels {

@@ -49,13 +49,16 @@ pub struct Shape {
     pub every: bool,
 }
 
-/// Floats of logits that exist at once: 128 MiB.
+/// Floats of logits that exist at once: 128 MiB, or the rows below where those are more.
 const MOST_LOGITS: usize = 1 << 25;
+/// Half of a decoder's micro-batch: the output layer of a large vocabulary is widened for each part
+/// of its rows.
+const LEAST_LOGIT_ROWS: usize = 256;
 
 impl<D: Device> Network<D> {
     /// Rows whose logits exist at once, where they are those of tokens.
     pub(crate) fn chunk(&self) -> usize {
-        (MOST_LOGITS / self.graph.head.values[self.graph.head.output].width).max(8)
+        (MOST_LOGITS / self.graph.head.values[self.graph.head.output].width).max(LEAST_LOGIT_ROWS)
     }
 
     /// The precision of the products of the blocks' layers.

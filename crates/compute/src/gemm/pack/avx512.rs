@@ -3,7 +3,8 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::{Format, Strip};
+use super::super::kernel::{MAX_MR, MAX_NR};
+use super::{BLOCK, Format, Strip};
 use crate::blocks::BlockMatrix;
 use crate::blocks::layout::{Layout, RUN, with_layout};
 use crate::lanes::Avx512;
@@ -18,6 +19,9 @@ impl Strip {
         }
     }
 }
+
+/// The most rows of a strip.
+const MAX_HEIGHT: usize = if MAX_MR > MAX_NR { MAX_MR } else { MAX_NR };
 
 /// The first `count` lanes of 16; all where there are more.
 fn lanes(count: usize) -> u16 {
@@ -146,87 +150,122 @@ unsafe fn pair_layout<L: Layout>(
     k: Range<usize>,
     out: &mut [f32],
 ) {
-    assert!(k.start.is_multiple_of(32) && k.end.is_multiple_of(32), "blocks stay whole");
+    assert!(k.start.is_multiple_of(BLOCK) && k.end.is_multiple_of(BLOCK), "blocks stay whole");
+    assert!((1..=MAX_HEIGHT).contains(&strip.rows));
+    let (bytes, row_bytes) = (matrix.bytes(), matrix.row_bytes());
     // SAFETY: the caller's promise of AVX-512; out has 16 words a row for every 32 values.
     unsafe {
         let (s, scale) = (Avx512::new(), _mm512_set1_ps(strip.scale));
-        let (bytes, row_bytes) = (matrix.bytes(), matrix.row_bytes());
-        for (number, at) in k.step_by(32).enumerate() {
-            let (block, run) = (at / L::VALUES * L::BYTES, at % L::VALUES / RUN);
-            turn(
-                strip,
-                #[inline(always)]
-                |row| {
-                    let block = &bytes[(first + row) * row_bytes + block..][..L::BYTES];
-                    let scales = L::scales(s, block);
-                    let x = L::run(s, block, &scales, run);
-                    let upper = L::run(s, block, &scales, run + 1);
-                    let pairs = _mm512_cvtne2ps_pbh(_mm512_mul_ps(upper, scale), _mm512_mul_ps(x, scale));
-                    std::mem::transmute::<__m512bh, __m512>(pairs)
-                },
-                16,
-                &mut out[16 * number * strip.height..],
-            );
+        for in_block in k.start / L::VALUES..k.end.div_ceil(L::VALUES) {
+            let block = |row: usize| &bytes[(first + row) * row_bytes + in_block * L::BYTES..][..L::BYTES];
+            let starts = (in_block * L::VALUES).max(k.start)..((in_block + 1) * L::VALUES).min(k.end);
+            if L::VALUES == BLOCK {
+                turn(
+                    strip,
+                    #[inline(always)]
+                    |row| pair_runs::<L>(s, block(row), &L::scales(s, block(row)), 0, scale),
+                    16,
+                    &mut out[(starts.start - k.start) / 2 * strip.height..],
+                );
+                continue;
+            }
+            // The scales of a large block are for several parts of it.
+            let mut scales = [L::scales(s, block(0)); MAX_HEIGHT];
+            for (row, scales) in scales.iter_mut().enumerate().take(strip.rows).skip(1) {
+                *scales = L::scales(s, block(row));
+            }
+            for start in starts.step_by(BLOCK) {
+                let run = start % L::VALUES / RUN;
+                turn(
+                    strip,
+                    #[inline(always)]
+                    |row| pair_runs::<L>(s, block(row), &scales[row], run, scale),
+                    16,
+                    &mut out[(start - k.start) / 2 * strip.height..],
+                );
+            }
         }
     }
 }
 
-/// The columns of the strip from column `first` of the matrix on, rows `k`. The columns start and
-/// end where blocks do, which have two runs.
+/// The pairs of a run and the next one.
 ///
 /// # Safety
-/// As of `pair_blocks`.
+/// AVX-512F and BF16.
+#[inline(always)]
+unsafe fn pair_runs<L: Layout>(
+    s: Avx512,
+    block: &[u8],
+    scales: &L::Scales<Avx512>,
+    run: usize,
+    scale: __m512,
+) -> __m512 {
+    let (x, upper) = (L::run(s, block, scales, run), L::run(s, block, scales, run + 1));
+    // SAFETY: the caller's promise; the types are the same 64 bytes.
+    unsafe {
+        let pairs = _mm512_cvtne2ps_pbh(_mm512_mul_ps(upper, scale), _mm512_mul_ps(x, scale));
+        std::mem::transmute::<__m512bh, __m512>(pairs)
+    }
+}
+
+/// The columns of the panels, rows `k`. Panels are whole, side by side and as wide as `BLOCK`.
+///
+/// # Safety
+/// As of `pair_blocks`, for each panel.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")]
 pub unsafe fn pair_block_columns(
-    strip: &Strip,
+    panels: &mut [(Strip, Range<usize>, &mut [f32])],
     matrix: &BlockMatrix,
-    first: usize,
     k: Range<usize>,
-    out: &mut [f32],
 ) {
     // SAFETY: the caller's promise.
-    unsafe { with_layout!(matrix.kind(), L => pair_layout_columns::<L>(strip, matrix, first, k, out)) }
+    unsafe { with_layout!(matrix.kind(), L => pair_layout_columns::<L>(panels, matrix, k)) }
 }
 
 /// # Safety
 /// As of `pair_block_columns`, of a matrix with this layout.
 #[inline(always)]
 unsafe fn pair_layout_columns<L: Layout>(
-    strip: &Strip,
+    panels: &mut [(Strip, Range<usize>, &mut [f32])],
     matrix: &BlockMatrix,
-    first: usize,
     k: Range<usize>,
-    out: &mut [f32],
 ) {
-    assert!(
-        [first, strip.rows, strip.height].iter().all(|n| n.is_multiple_of(L::VALUES)),
-        "blocks stay whole"
-    );
-    let words = out[..k.len().div_ceil(2) * strip.height].chunks_exact_mut(strip.height);
-    // SAFETY: the caller's promise of AVX-512; each run has 16 words.
-    unsafe {
-        let (s, scale, order) = (Avx512::new(), _mm512_set1_ps(strip.scale), pair_order());
-        let (bytes, row_bytes) = (matrix.bytes(), matrix.row_bytes());
-        let block_of_row = first / L::VALUES;
-        for (row, words) in k.clone().step_by(2).zip(words) {
-            let (out, rest) = words.split_at_mut(strip.rows);
-            rest.fill(0.0);
-            for (number, out) in out.chunks_exact_mut(L::VALUES).enumerate() {
-                // Of both rows, the second all zeros after the last; the places of a block's runs
-                // are constants.
-                let mut runs = [[_mm512_setzero_ps(); 2]; 2];
-                for (runs, row) in runs.iter_mut().zip(row..k.end) {
-                    let at = row * row_bytes + (block_of_row + number) * L::BYTES;
-                    let block = &bytes[at..][..L::BYTES];
-                    let scales = L::scales(s, block);
-                    runs[0] = _mm512_mul_ps(L::run(s, block, &scales, 0), scale);
-                    runs[1] = _mm512_mul_ps(L::run(s, block, &scales, 1), scale);
-                }
-                for (i, out) in out.chunks_exact_mut(RUN).take(2).enumerate() {
-                    let both = _mm512_cvtne2ps_pbh(runs[1][i], runs[0][i]);
-                    let both = std::mem::transmute::<__m512bh, __m512i>(both);
-                    let word = _mm512_castsi512_ps(_mm512_permutexvar_epi16(order, both));
-                    _mm512_storeu_ps(out.as_mut_ptr(), word);
+    assert!(panels.iter().all(|(strip, columns, _)| {
+        strip.height == BLOCK && strip.rows == BLOCK && columns.start.is_multiple_of(BLOCK)
+    }));
+    let (bytes, row_bytes) = (matrix.bytes(), matrix.row_bytes());
+    // Some rows of the matrix stay in the first-level cache while the panels take their columns.
+    for from in k.clone().step_by(BLOCK) {
+        let rows = from..(from + BLOCK).min(k.end);
+        for panels in panels.chunk_by_mut(|a, b| a.1.start / L::VALUES == b.1.start / L::VALUES) {
+            let first = panels[0].1.start;
+            let at = first / L::VALUES * L::BYTES;
+            let block = |row: usize| &bytes[row * row_bytes + at..][..L::BYTES];
+            // SAFETY: the caller's promise of AVX-512.
+            unsafe {
+                let (s, order) = (Avx512::new(), pair_order());
+                for row in rows.clone().step_by(2) {
+                    // After the last row are zeros.
+                    let upper = (row + 1 < k.end).then(|| (block(row + 1), L::scales(s, block(row + 1))));
+                    let scales = L::scales(s, block(row));
+                    for (number, (strip, _, out)) in panels.iter_mut().enumerate() {
+                        let run = first % L::VALUES / RUN + 2 * number;
+                        let scale = _mm512_set1_ps(strip.scale);
+                        let out = &mut out[(row - k.start) / 2 * BLOCK..][..BLOCK];
+                        for (i, out) in out.chunks_exact_mut(RUN).enumerate() {
+                            let x = _mm512_mul_ps(L::run(s, block(row), &scales, run + i), scale);
+                            let upper = match &upper {
+                                Some((block, scales)) => {
+                                    _mm512_mul_ps(L::run(s, block, scales, run + i), scale)
+                                }
+                                None => _mm512_setzero_ps(),
+                            };
+                            let both = _mm512_cvtne2ps_pbh(upper, x);
+                            let both = std::mem::transmute::<__m512bh, __m512i>(both);
+                            let word = _mm512_castsi512_ps(_mm512_permutexvar_epi16(order, both));
+                            _mm512_storeu_ps(out.as_mut_ptr(), word);
+                        }
+                    }
                 }
             }
         }
