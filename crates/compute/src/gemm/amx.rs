@@ -14,13 +14,17 @@ use std::arch::x86_64::*;
 use std::cell::Cell;
 use std::mem::MaybeUninit;
 
-use super::kernel::{Kernel, PanelKernel, Strides, Tile, avx512};
+use super::kernel::{Kernel, PanelKernel, Sizes, Strides, Tile, avx512};
 use super::pack::Format;
 use super::{Operand, Start};
 
 /// Rows of a tile, and words in each.
 const SIDE: usize = 16;
 const TILE: usize = SIDE * SIDE;
+
+/// A strip of A of at most 32 KiB stays in the first-level cache while a task's own 512 KiB pass by,
+/// and the part of C that they add to in the second one.
+const SIZES: Sizes = Sizes { depth: 256, own: 128 << 10 };
 
 macro_rules! kernel {
     ($name:literal, $mt:literal, $nt:literal, $run:ident) => {
@@ -32,6 +36,7 @@ macro_rules! kernel {
             a_format: Format::Rows,
             b_format: Format::Pairs,
             step: SIDE,
+            sizes: SIZES,
             run: $run::<$mt, $nt>,
         }
     };

@@ -39,9 +39,25 @@ pub struct Kernel {
     pub b_format: Format,
     /// Words that the depth of a panel is a multiple of.
     pub step: usize,
+    /// What the caches are to hold.
+    pub sizes: Sizes,
     /// (depth in words, A panel of depth · mr, B panel of depth · nr, tile)
     pub run: unsafe fn(usize, &[f32], &[f32], Tile),
 }
+
+/// How much of the operands a kernel's products pack, in words: a word is an f32 or two bf16 of
+/// neighbouring k.
+#[derive(Clone, Copy, PartialEq)]
+pub struct Sizes {
+    /// The greatest depth of a block of k.
+    pub depth: usize,
+    /// Of its own operand that a task packs at a time, which stays in the second-level cache.
+    pub own: usize,
+}
+
+/// A panel of B is at most 72 KiB; it and the strip of A that it meets stream from the second-level
+/// cache. A task's own operand is 384 KiB.
+pub const STREAMED: Sizes = Sizes { depth: 576, own: 96 << 10 };
 
 /// What of C a kernel is made for.
 #[derive(Clone, Copy)]
@@ -150,6 +166,7 @@ pub const PORTABLE: Kernel = Kernel {
     a_format: Format::F32,
     b_format: Format::F32,
     step: 1,
+    sizes: STREAMED,
     run: portable,
 };
 
@@ -213,7 +230,7 @@ pub unsafe fn store_part(tile: &Tile, sum: &[f32], width: usize) {
 
 #[cfg(target_arch = "x86_64")]
 pub mod avx512 {
-    use super::{Format, Kernel, STRIDED, Shape, Start, Strides, Tile, check_strided};
+    use super::{Format, Kernel, STREAMED, STRIDED, Shape, Start, Strides, Tile, check_strided};
     use std::arch::x86_64::*;
 
     macro_rules! kernel {
@@ -226,6 +243,7 @@ pub mod avx512 {
                 a_format: Format::$format,
                 b_format: Format::$format,
                 step: 1,
+                sizes: STREAMED,
                 run: $run::<$mr, $vectors>,
             }
         };
@@ -417,7 +435,7 @@ pub mod avx512 {
 
 #[cfg(target_arch = "x86_64")]
 pub mod avx2 {
-    use super::{Format, Kernel, STRIDED, Strides, Tile, check_strided, store_part};
+    use super::{Format, Kernel, STREAMED, STRIDED, Strides, Tile, check_strided, store_part};
     use std::arch::x86_64::*;
 
     /// 12 accumulators of 8 lanes.
@@ -429,6 +447,7 @@ pub mod avx2 {
         a_format: Format::F32,
         b_format: Format::F32,
         step: 1,
+        sizes: STREAMED,
         run,
     };
 

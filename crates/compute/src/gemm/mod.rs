@@ -38,7 +38,7 @@ pub use choose::instructions;
 pub(crate) use few::add_rows;
 pub(crate) use few::matmul_few_local;
 pub use few::{FEW_ROWS, matmul_few};
-use kernel::{Kernel, MAX_MR, MAX_NR, Tile};
+use kernel::{Kernel, MAX_MR, MAX_NR, STREAMED, Sizes, Tile};
 use mat::Data;
 pub use mat::{Mat, MatMut};
 use pack::Format;
@@ -46,15 +46,8 @@ pub use packed::PackedMatrix;
 pub use round::round;
 pub use work::work;
 
-/// The greatest depth of a block of k. A packed panel of B is then at most 72 KiB; it and the strip
-/// of A that it meets stream from the second-level cache. In words, as all sizes below: a word is
-/// an f32 or two bf16 of neighbouring k.
-const KC: usize = 576;
-/// Words of its own operand that a task packs at a time: 384 KiB, which stay in the second-level
+/// Words of the shared operand that are packed at a time, about: 4 MiB, which stay in the third-level
 /// cache.
-const OWN: usize = 96 << 10;
-/// Words of the shared operand that are packed at a time, about: 4 MiB, which stay in the
-/// third-level cache.
 const SHARED: usize = 1 << 20;
 /// Strips of the shared operand that a task packs.
 const TOGETHER: usize = 4;
@@ -114,7 +107,8 @@ pub fn scratch_bytes(
 ) -> usize {
     let b = if packed { 0 } else { n };
     let (shared, own) = if m <= n { (m, b) } else { (b, m) };
-    size_of::<f32>() * (callers * (shared * k).min(SHARED) + threads * (own * k).min(OWN))
+    let most = Kernel::choose(Precision::Bf16, usize::MAX, usize::MAX).sizes.own;
+    size_of::<f32>() * (callers * (shared * k).min(SHARED) + threads * (own * k).min(most))
 }
 
 /// Hands `f` a buffer of `len` floats that the thread keeps from call to call, at the start of a
@@ -151,13 +145,14 @@ struct Side {
     format: Format,
     /// Words that the depth of a panel is a multiple of.
     step: usize,
+    sizes: Sizes,
 }
 
 impl Side {
     /// A B of this many columns.
     fn columns(kernel: &Kernel, extent: usize) -> Self {
-        let &Kernel { nr: height, b_format: format, step, .. } = kernel;
-        Side { operand: Operand::B, extent, height, format, step }
+        let &Kernel { nr: height, b_format: format, step, sizes, .. } = kernel;
+        Side { operand: Operand::B, extent, height, format, step, sizes }
     }
 
     fn strips(self) -> usize {
@@ -185,6 +180,14 @@ impl Side {
             Operand::B => (block.b.t(), 1.0),
         };
         pack::pack(mat, self.range(strips), block.k.clone(), scale, self.height, self.format, out);
+    }
+
+    /// How deep the blocks are into which `k` is cut: about equal ones, for C is read and written
+    /// once for each, in multiples of 32, so that runs of quantized values stay whole. Not 0, even
+    /// where k is.
+    fn block_depth(self, k: usize) -> usize {
+        let blocks = k.div_ceil(self.sizes.depth * self.format.per_word()).max(1);
+        k.div_ceil(blocks).next_multiple_of(32).max(32)
     }
 
     /// The panels of these strips, where the operand's matrix was packed before.
@@ -221,21 +224,13 @@ struct Group<'a> {
     strips: Range<usize>,
 }
 
-/// How deep the blocks are into which `k` is cut: about equal ones, for C is read and written once
-/// for each, in multiples of 32, so that runs of quantized values stay whole. Not 0, even where k
-/// is.
-fn block_depth(k: usize, format: Format) -> usize {
-    let blocks = k.div_ceil(KC * format.per_word()).max(1);
-    k.div_ceil(blocks).next_multiple_of(32).max(32)
-}
-
 /// Cuts a product into groups of about `limit` words of the packed shared operand. Blocks of k stay
 /// in their order for every strip, so the cut cannot change a bit of the result.
 fn groups<'a>(terms: &[Term<'a>], shared: Side, limit: usize) -> Vec<Group<'a>> {
     let all = shared.strips();
     // Where a matrix was packed before, only thin ones are left to be packed beside it.
     let packed_before = terms.iter().any(|term| shared.is_packed(term));
-    let each = if packed_before { all } else { (limit / (KC * shared.height)).clamp(1, all) };
+    let each = if packed_before { all } else { (limit / (shared.sizes.depth * shared.height)).clamp(1, all) };
     let mut groups = Vec::new();
     // Where all strips of a block of k fit, the other operand is packed only once.
     for from in (0..all).step_by(each) {
@@ -244,7 +239,7 @@ fn groups<'a>(terms: &[Term<'a>], shared: Side, limit: usize) -> Vec<Group<'a>> 
         let (mut packed, mut first) = (0, true);
         for term in terms {
             let &(a, b) = term;
-            let depth = block_depth(a.cols, shared.format);
+            let depth = shared.block_depth(a.cols);
             for from in (0..a.cols).step_by(depth) {
                 let k = from..(from + depth).min(a.cols);
                 let words = shared.words(k.len());
@@ -293,8 +288,8 @@ fn run(kernel: Kernel, c: MatMut, start: Start, scale: f32, terms: &[Term], para
     if m == 0 || n == 0 {
         return;
     }
-    let Kernel { mr: height, a_format: format, step, .. } = kernel;
-    let rows = Side { operand: Operand::A, extent: m, height, format, step };
+    let Kernel { mr: height, a_format: format, step, sizes, .. } = kernel;
+    let rows = Side { operand: Operand::A, extent: m, height, format, step, sizes };
     let columns = Side::columns(&kernel, n);
     let (shared, own) = if m <= n { (rows, columns) } else { (columns, rows) };
     let groups = groups(terms, shared, limit);
@@ -327,7 +322,7 @@ fn multiply(
     let deepest = blocks.iter().map(|b| b.depth).max().unwrap_or(0);
     // Parts of a task's own operand that differ by one strip at most, as many for every thread.
     let wanted = if parallel { 2 * threads } else { 1 };
-    let parts = (own.strips() * deepest * own.height).div_ceil(OWN).max(wanted);
+    let parts = (own.strips() * deepest * own.height).div_ceil(own.sizes.own).max(wanted);
     let parts = parts.next_multiple_of(threads).min(own.strips());
     // Where those are few, the shared operand is cut as well, so that all threads have work.
     let cuts = wanted.div_ceil(parts).min(strips);
@@ -440,7 +435,7 @@ pub fn measure_peak(precision: Precision, seconds: f64) -> f64 {
 
 /// Of one kernel on this thread.
 fn peak(kernel: Kernel, seconds: f64) -> f64 {
-    let depth = KC;
+    let depth = STREAMED.depth;
     let per_call = 2.0 * (kernel.mr * kernel.nr * depth * kernel.a_format.per_word()) as f64;
     let (a_words, b_words) = (kernel.mr * depth, kernel.nr * depth);
     with_scratch(&OWN_SCRATCH, a_words + b_words, |panels| {

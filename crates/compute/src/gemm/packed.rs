@@ -7,7 +7,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use super::kernel::Kernel;
-use super::{KBlock, Mat, Precision, Side, TOGETHER, block_depth};
+use super::{KBlock, Mat, Precision, Side, TOGETHER};
 use crate::Tensor;
 use crate::aligned::AlignedBuffer;
 use crate::magnitude::squares_of;
@@ -111,11 +111,8 @@ impl std::fmt::Debug for PackedMatrix {
 impl Panels {
     fn new(side: Side, b: Mat) -> Self {
         let k = b.rows();
-        let mut panels = Panels {
-            side,
-            block: block_depth(k, side.format),
-            words: AlignedBuffer::new(Self::words(side, k)),
-        };
+        let mut panels =
+            Panels { side, block: side.block_depth(k), words: AlignedBuffer::new(Self::words(side, k)) };
         let mut jobs = Vec::new();
         let mut rest = &mut *panels.words;
         for from in (0..k).step_by(panels.block) {
@@ -137,7 +134,7 @@ impl Panels {
 
     /// Words of all panels of a matrix of k rows.
     fn words(side: Side, k: usize) -> usize {
-        let block = block_depth(k, side.format);
+        let block = side.block_depth(k);
         let words: usize = (0..k).step_by(block).map(|from| side.words(block.min(k - from))).sum();
         words * side.height * side.strips()
     }

@@ -241,6 +241,8 @@ unsafe fn pair_layout_columns<L: Layout>(
             let first = panels[0].1.start;
             let at = first / L::VALUES * L::BYTES;
             let block = |row: usize| &bytes[row * row_bytes + at..][..L::BYTES];
+            let columns = first / L::VALUES * L::VALUES..(first / L::VALUES + 1) * L::VALUES;
+            matrix.prefetch(rows.end..rows.end + BLOCK, columns);
             // SAFETY: the caller's promise of AVX-512.
             unsafe {
                 let (s, order) = (Avx512::new(), pair_order());
