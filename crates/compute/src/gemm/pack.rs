@@ -143,7 +143,7 @@ pub fn pack(
         }
         #[cfg(target_arch = "x86_64")]
         Data::Blocks { matrix, transposed: false }
-            if format.per_word() == 2 && matrix.kind().values() > 1 =>
+            if format.per_word() == 2 && scale == 1.0 && matrix.kind().values() > 1 =>
         {
             for (strip, rows, out) in panels {
                 matrix.prefetch(rows.end..rows.end + height, k.clone());
@@ -154,6 +154,7 @@ pub fn pack(
         #[cfg(target_arch = "x86_64")]
         Data::Blocks { matrix, transposed: true }
             if format == Format::Pairs
+                && scale == 1.0
                 && matrix.kind().values() > 1
                 && height == BLOCK
                 && [rows.start, rows.len()].iter().all(|n| n.is_multiple_of(BLOCK)) =>

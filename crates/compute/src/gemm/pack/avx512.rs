@@ -123,7 +123,7 @@ pub unsafe fn halves_by_rows(
 }
 
 /// The rows of the strip from row `first` of the matrix on, columns `k`, which start and end where
-/// blocks of 32 do.
+/// blocks of 32 do. The strip's scale is 1.
 ///
 /// # Safety
 /// AVX-512 (F, BW, DQ and VL) and BF16; `out` has a word for two values.
@@ -151,11 +151,11 @@ unsafe fn pair_layout<L: Layout>(
     out: &mut [f32],
 ) {
     assert!(k.start.is_multiple_of(BLOCK) && k.end.is_multiple_of(BLOCK), "blocks stay whole");
-    assert!((1..=MAX_HEIGHT).contains(&strip.rows));
+    assert!(strip.scale == 1.0 && (1..=MAX_HEIGHT).contains(&strip.rows));
     let (bytes, row_bytes) = (matrix.bytes(), matrix.row_bytes());
     // SAFETY: the caller's promise of AVX-512; out has 16 words a row for every 32 values.
     unsafe {
-        let (s, scale) = (Avx512::new(), _mm512_set1_ps(strip.scale));
+        let s = Avx512::new();
         for in_block in k.start / L::VALUES..k.end.div_ceil(L::VALUES) {
             let block = |row: usize| &bytes[(first + row) * row_bytes + in_block * L::BYTES..][..L::BYTES];
             let starts = (in_block * L::VALUES).max(k.start)..((in_block + 1) * L::VALUES).min(k.end);
@@ -163,7 +163,7 @@ unsafe fn pair_layout<L: Layout>(
                 turn(
                     strip,
                     #[inline(always)]
-                    |row| pair_runs::<L>(s, block(row), &L::scales(s, block(row)), 0, scale),
+                    |row| pair_runs::<L>(s, block(row), &L::scales(s, block(row)), 0),
                     16,
                     &mut out[(starts.start - k.start) / 2 * strip.height..],
                 );
@@ -179,7 +179,7 @@ unsafe fn pair_layout<L: Layout>(
                 turn(
                     strip,
                     #[inline(always)]
-                    |row| pair_runs::<L>(s, block(row), &scales[row], run, scale),
+                    |row| pair_runs::<L>(s, block(row), &scales[row], run),
                     16,
                     &mut out[(start - k.start) / 2 * strip.height..],
                 );
@@ -193,22 +193,14 @@ unsafe fn pair_layout<L: Layout>(
 /// # Safety
 /// AVX-512F and BF16.
 #[inline(always)]
-unsafe fn pair_runs<L: Layout>(
-    s: Avx512,
-    block: &[u8],
-    scales: &L::Scales<Avx512>,
-    run: usize,
-    scale: __m512,
-) -> __m512 {
+unsafe fn pair_runs<L: Layout>(s: Avx512, block: &[u8], scales: &L::Scales<Avx512>, run: usize) -> __m512 {
     let (x, upper) = (L::run(s, block, scales, run), L::run(s, block, scales, run + 1));
     // SAFETY: the caller's promise; the types are the same 64 bytes.
-    unsafe {
-        let pairs = _mm512_cvtne2ps_pbh(_mm512_mul_ps(upper, scale), _mm512_mul_ps(x, scale));
-        std::mem::transmute::<__m512bh, __m512>(pairs)
-    }
+    unsafe { std::mem::transmute::<__m512bh, __m512>(_mm512_cvtne2ps_pbh(upper, x)) }
 }
 
-/// The columns of the panels, rows `k`. Panels are whole, side by side and as wide as `BLOCK`.
+/// The columns of the panels, rows `k`. Panels are whole, side by side and as wide as `BLOCK`; their
+/// scale is 1.
 ///
 /// # Safety
 /// As of `pair_blocks`, for each panel.
@@ -231,7 +223,8 @@ unsafe fn pair_layout_columns<L: Layout>(
     k: Range<usize>,
 ) {
     assert!(panels.iter().all(|(strip, columns, _)| {
-        strip.height == BLOCK && strip.rows == BLOCK && columns.start.is_multiple_of(BLOCK)
+        let whole = strip.height == BLOCK && strip.rows == BLOCK;
+        whole && strip.scale == 1.0 && columns.start.is_multiple_of(BLOCK)
     }));
     let (bytes, row_bytes) = (matrix.bytes(), matrix.row_bytes());
     // Some rows of the matrix stay in the first-level cache while the panels take their columns.
@@ -250,16 +243,13 @@ unsafe fn pair_layout_columns<L: Layout>(
                     // After the last row are zeros.
                     let upper = (row + 1 < k.end).then(|| (block(row + 1), L::scales(s, block(row + 1))));
                     let scales = L::scales(s, block(row));
-                    for (number, (strip, _, out)) in panels.iter_mut().enumerate() {
+                    for (number, (_, _, out)) in panels.iter_mut().enumerate() {
                         let run = first % L::VALUES / RUN + 2 * number;
-                        let scale = _mm512_set1_ps(strip.scale);
                         let out = &mut out[(row - k.start) / 2 * BLOCK..][..BLOCK];
                         for (i, out) in out.chunks_exact_mut(RUN).enumerate() {
-                            let x = _mm512_mul_ps(L::run(s, block(row), &scales, run + i), scale);
+                            let x = L::run(s, block(row), &scales, run + i);
                             let upper = match &upper {
-                                Some((block, scales)) => {
-                                    _mm512_mul_ps(L::run(s, block, scales, run + i), scale)
-                                }
+                                Some((block, scales)) => L::run(s, block, scales, run + i),
                                 None => _mm512_setzero_ps(),
                             };
                             let both = _mm512_cvtne2ps_pbh(upper, x);
