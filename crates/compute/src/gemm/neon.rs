@@ -207,38 +207,39 @@ unsafe fn add_words<const TWO: bool, const NV: usize>(
 ) {
     // SAFETY: the caller's.
     unsafe {
-        let columns: [_; NV] = from_fn(|v| four::<TWO>(b.add(4 * v), Strides { row: 1, next: width }));
-        for (i, sums) in sums.as_chunks_mut::<2>().0.iter_mut().enumerate() {
-            let rows = four::<TWO>(a.add(4 * i * strides.row), strides);
-            for (sums, rows) in sums.iter_mut().zip(rows) {
-                for (sum, columns) in sums.as_flattened_mut().iter_mut().zip(columns.as_flattened()) {
-                    *sum = bfmmla(*sum, rows, *columns);
-                }
+        let columns: [_; NV] = from_fn(|v| {
+            let at = b.add(4 * v);
+            let (words, next) =
+                (vld1q_f32(at), if TWO { vld1q_f32(at.add(width)) } else { vdupq_n_f32(0.0) });
+            [vzip1q_f32(words, next), vzip2q_f32(words, next)]
+        });
+        for (i, sums) in sums.iter_mut().enumerate() {
+            let rows = two_rows::<TWO>(a.add(2 * i * strides.row), strides);
+            for (sum, columns) in sums.as_flattened_mut().iter_mut().zip(columns.as_flattened()) {
+                *sum = bfmmla(*sum, rows, *columns);
             }
         }
     }
 }
 
-/// Two words, or one and zeros, of each of four rows of A or columns of B: of the first two, and of
-/// the others.
+/// Two words, or one and zeros, of each of two rows of A.
 ///
 /// # Safety
-/// They are inside the operand.
+/// They are inside A.
 #[inline(always)]
-unsafe fn four<const TWO: bool>(at: *const f32, strides: Strides) -> [float32x4_t; 2] {
+unsafe fn two_rows<const TWO: bool>(a: *const f32, strides: Strides) -> float32x4_t {
     // SAFETY: the caller's.
     unsafe {
-        if strides.row == 1 {
-            let words = vld1q_f32(at);
-            let next = if TWO { vld1q_f32(at.add(strides.next)) } else { vdupq_n_f32(0.0) };
-            return [vzip1q_f32(words, next), vzip2q_f32(words, next)];
+        if TWO && strides.row == 1 {
+            let (words, next) = (vld1_f32(a), vld1_f32(a.add(strides.next)));
+            return vcombine_f32(vzip1_f32(words, next), vzip2_f32(words, next));
         }
-        let row = |i: usize| {
-            let at = at.add(i * strides.row);
-            let word = vld1_lane_f32::<0>(at, vdup_n_f32(0.0));
-            if TWO { vld1_lane_f32::<1>(at.add(strides.next), word) } else { word }
+        let row = |a: *const f32| match TWO {
+            true if strides.next == 1 => vld1_f32(a),
+            true => vld1_lane_f32::<1>(a.add(strides.next), vld1_dup_f32(a)),
+            false => vld1_lane_f32::<0>(a, vdup_n_f32(0.0)),
         };
-        [0, 2].map(|i| vcombine_f32(row(i), row(i + 1)))
+        vcombine_f32(row(a), row(a.add(strides.row)))
     }
 }
 
@@ -249,14 +250,15 @@ unsafe fn four<const TWO: bool>(at: *const f32, strides: Strides) -> [float32x4_
 /// it.
 #[inline(always)]
 unsafe fn bfmmla(mut sum: float32x4_t, a: float32x4_t, b: float32x4_t) -> float32x4_t {
-    // SAFETY: computes with registers alone.
+    // SAFETY: computes with registers alone. Not `pure`, so that the order stays in which each pair of
+    // rows is needed once: the sums and the columns leave two registers.
     unsafe {
         asm!(
             "bfmmla {sum:v}.4s, {a:v}.8h, {b:v}.8h",
             sum = inout(vreg) sum,
             a = in(vreg) a,
             b = in(vreg) b,
-            options(pure, nomem, nostack, preserves_flags),
+            options(nomem, nostack, preserves_flags),
         )
     };
     sum
