@@ -7,6 +7,8 @@ use std::sync::OnceLock;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
     Portable,
+    /// NEON, which every 64-bit Arm processor has, with FMA
+    Neon,
     /// AVX2 and FMA
     Avx2,
     /// AVX-512 F, VL, BW, DQ
@@ -14,6 +16,13 @@ pub enum Level {
 }
 
 /// The best level that this processor has.
+#[cfg(target_arch = "aarch64")]
+pub const fn level() -> Level {
+    Level::Neon
+}
+
+/// The best level that this processor has.
+#[cfg(not(target_arch = "aarch64"))]
 pub fn level() -> Level {
     static LEVEL: OnceLock<Level> = OnceLock::new();
     *LEVEL.get_or_init(|| {
@@ -35,25 +44,29 @@ pub fn level() -> Level {
     })
 }
 
-/// Whether there are AVX-512's products of bf16 pairs as well.
+/// Whether there are AVX-512's or NEON's products of bf16 pairs as well.
 pub fn has_bf16() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    {
-        static FOUND: OnceLock<bool> = OnceLock::new();
-        *FOUND.get_or_init(|| level() == Level::Avx512 && is_x86_feature_detected!("avx512bf16"))
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    false
+    static FOUND: OnceLock<bool> = OnceLock::new();
+    *FOUND.get_or_init(|| {
+        #[cfg(target_arch = "x86_64")]
+        return level() == Level::Avx512 && is_x86_feature_detected!("avx512bf16");
+        #[cfg(target_arch = "aarch64")]
+        return std::arch::is_aarch64_feature_detected!("bf16");
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+        false
+    })
 }
 
 /// Each instruction set that kernels are written for, and whether this processor has it.
-pub fn instruction_sets() -> [(&'static str, bool); 5] {
+pub fn instruction_sets() -> [(&'static str, bool); 7] {
     [
-        ("portable", true),
+        ("portable", level() >= Level::Portable),
         ("AVX2", level() >= Level::Avx2),
         ("AVX-512", level() >= Level::Avx512),
-        ("AVX512-BF16", has_bf16()),
+        ("AVX512-BF16", level() >= Level::Avx512 && has_bf16()),
         ("AMX", has_amx()),
+        ("NEON", level() == Level::Neon),
+        ("NEON, BFMMLA", level() == Level::Neon && has_bf16()),
     ]
 }
 
@@ -64,28 +77,48 @@ pub const LINE: usize = 64;
 /// matrix lie on pages of their own, where the processor does not look ahead by itself.
 #[inline(always)]
 pub fn fetch<T>(x: &[T]) {
-    #[cfg(target_arch = "x86_64")]
-    prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }, T>(x);
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = x;
+    prefetch::<1, T>(x);
 }
 
 /// The same into the second-level cache.
 #[inline(always)]
 pub fn fetch_second<T>(x: &[T]) {
-    #[cfg(target_arch = "x86_64")]
-    prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }, T>(x);
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = x;
+    prefetch::<2, T>(x);
 }
 
-#[cfg(target_arch = "x86_64")]
 #[inline(always)]
-fn prefetch<const HINT: i32, T>(x: &[T]) {
+fn prefetch<const CACHE: u8, T>(x: &[T]) {
     for line in x.chunks(LINE / size_of::<T>()) {
-        // SAFETY: a hint.
-        unsafe { std::arch::x86_64::_mm_prefetch::<HINT>(line.as_ptr().cast()) };
+        prefetch_line::<CACHE>(line.as_ptr().cast());
     }
+}
+
+/// Asks for the cache line of an address, any address, to be brought into the first-level or the
+/// second-level cache.
+#[inline(always)]
+pub fn prefetch_line<const CACHE: u8>(at: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
+        // SAFETY: a hint.
+        unsafe {
+            match CACHE {
+                1 => _mm_prefetch::<_MM_HINT_T0>(at.cast()),
+                _ => _mm_prefetch::<_MM_HINT_T1>(at.cast()),
+            }
+        }
+    }
+    // The intrinsic is not stable.
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: a hint.
+    unsafe {
+        match CACHE {
+            1 => std::arch::asm!("prfm pldl1keep, [{}]", in(reg) at, options(nostack, preserves_flags)),
+            _ => std::arch::asm!("prfm pldl2keep, [{}]", in(reg) at, options(nostack, preserves_flags)),
+        }
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let _ = at;
 }
 
 /// Whether there is Intel's matrix unit with its products of bf16 (AMX-TILE and AMX-BF16), and the
@@ -161,10 +194,11 @@ macro_rules! vectorised {
                     // SAFETY: the level says that the processor has the features.
                     $crate::cpu::Level::Avx512 => return unsafe { avx512($($arg),*) },
                     $crate::cpu::Level::Avx2 => return unsafe { avx2($($arg),*) },
-                    $crate::cpu::Level::Portable => {}
+                    _ => {}
                 }
             }
-            body::<false>($($arg),*)
+            // NEON's multiply-add is there without being asked for.
+            body::<{ cfg!(target_arch = "aarch64") }>($($arg),*)
         }
     };
 }

@@ -64,10 +64,6 @@ pub trait Lanes: Copy {
         self.load(&std::array::from_fn(|i| from_bf16(u16::from_le_bytes(x[i]))))
     }
 
-    /// Asks for the cache line of an address, any address, to be brought near.
-    #[inline(always)]
-    fn prefetch(self, _: *const u8) {}
-
     /// The sum of the lanes: halves are added to halves.
     #[inline(always)]
     fn sum(self, x: Self::F) -> f32 {
@@ -96,8 +92,10 @@ pub trait Lanes: Copy {
 
 /// Whatever the compiler makes of it.
 #[derive(Clone, Copy)]
+#[cfg(any(test, not(target_arch = "aarch64")))]
 pub struct Portable;
 
+#[cfg(any(test, not(target_arch = "aarch64")))]
 impl Lanes for Portable {
     type F = [f32; LANES];
     type I = [i32; LANES];
@@ -163,6 +161,24 @@ impl Lanes for Portable {
     }
 }
 
+/// Operations whose only demand is the instructions (and, where memory is read or written, the
+/// array that they are given).
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+macro_rules! operations {
+    ($(fn $name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)? { $body:expr })*) => {
+        $(
+            #[inline(always)]
+            fn $name(self, $($arg: $ty),*) $(-> $ret)? {
+                // SAFETY: whoever made the token promised the instructions; pointers are to
+                // arrays of this size.
+                unsafe { $body }
+            }
+        )*
+    };
+}
+
+#[cfg(target_arch = "aarch64")]
+pub use neon::Neon;
 #[cfg(target_arch = "x86_64")]
 pub use x86::{Avx2, Avx512};
 
@@ -196,21 +212,6 @@ mod x86 {
         pub unsafe fn new() -> Self {
             Avx2(())
         }
-    }
-
-    /// Operations whose only demand is the instructions (and, where memory is read or written, the
-    /// array that they are given).
-    macro_rules! operations {
-        ($(fn $name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)? { $body:expr })*) => {
-            $(
-                #[inline(always)]
-                fn $name(self, $($arg: $ty),*) $(-> $ret)? {
-                    // SAFETY: whoever made the token promised the instructions; pointers are to
-                    // arrays of this size.
-                    unsafe { $body }
-                }
-            )*
-        };
     }
 
     /// The sum of eight lanes, halves added to halves.
@@ -271,7 +272,6 @@ mod x86 {
                     _mm512_permutexvar_ps(place, table)
                 }
             }
-            fn prefetch(at: *const u8) { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
             fn sum(x: __m512) -> f32 {
                 sum_8(_mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps::<1>(x)))
             }
@@ -341,7 +341,6 @@ mod x86 {
                     ]
                 }
             }
-            fn prefetch(at: *const u8) { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
             fn sum(x: [__m256; 2]) -> f32 { sum_8(_mm256_add_ps(x[0], x[1])) }
             fn lookup(table: [__m256; 2], x: &[u8; LANES], shift: usize) -> [__m256; 2] {
                 {
@@ -361,6 +360,107 @@ mod x86 {
                     }
                     found
                 }
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+mod neon {
+    use std::arch::aarch64::*;
+    use std::array::from_fn;
+
+    use super::{LANES, Lanes};
+
+    /// A token that every processor of the architecture may hold.
+    #[derive(Clone, Copy)]
+    pub struct Neon;
+
+    /// # Safety
+    /// NEON.
+    #[inline(always)]
+    unsafe fn widen(x: uint8x16_t) -> [int32x4_t; 4] {
+        // SAFETY: the caller's.
+        unsafe {
+            let halves = [vmovl_u8(vget_low_u8(x)), vmovl_high_u8(x)];
+            let quarters = halves.map(|x| [vmovl_u16(vget_low_u16(x)), vmovl_high_u16(x)]);
+            from_fn(|i| vreinterpretq_s32_u32(quarters[i / 2][i % 2]))
+        }
+    }
+
+    impl Lanes for Neon {
+        type F = [float32x4_t; 4];
+        type I = [int32x4_t; 4];
+
+        operations! {
+            fn splat(x: f32) -> [float32x4_t; 4] { [vdupq_n_f32(x); 4] }
+            fn load(x: &[f32; LANES]) -> [float32x4_t; 4] { from_fn(|i| vld1q_f32(x.as_ptr().add(4 * i))) }
+            fn store(x: [float32x4_t; 4], out: &mut [f32; LANES]) {
+                for (i, x) in x.into_iter().enumerate() {
+                    vst1q_f32(out.as_mut_ptr().add(4 * i), x);
+                }
+            }
+            fn add(a: [float32x4_t; 4], b: [float32x4_t; 4]) -> [float32x4_t; 4] {
+                from_fn(|i| vaddq_f32(a[i], b[i]))
+            }
+            fn sub(a: [float32x4_t; 4], b: [float32x4_t; 4]) -> [float32x4_t; 4] {
+                from_fn(|i| vsubq_f32(a[i], b[i]))
+            }
+            fn mul(a: [float32x4_t; 4], b: [float32x4_t; 4]) -> [float32x4_t; 4] {
+                from_fn(|i| vmulq_f32(a[i], b[i]))
+            }
+            fn mul_add(a: [float32x4_t; 4], b: [float32x4_t; 4], c: [float32x4_t; 4]) -> [float32x4_t; 4] {
+                from_fn(|i| vfmaq_f32(c[i], a[i], b[i]))
+            }
+            fn float(x: [int32x4_t; 4]) -> [float32x4_t; 4] { from_fn(|i| vcvtq_f32_s32(x[i])) }
+            fn signed(x: &[u8; LANES]) -> [int32x4_t; 4] {
+                {
+                    let x = vld1q_s8(x.as_ptr().cast());
+                    let halves = [vmovl_s8(vget_low_s8(x)), vmovl_high_s8(x)];
+                    let quarters = halves.map(|x| [vmovl_s16(vget_low_s16(x)), vmovl_high_s16(x)]);
+                    from_fn(|i| quarters[i / 2][i % 2])
+                }
+            }
+            fn field(x: &[u8; LANES], shift: usize, mask: i32) -> [int32x4_t; 4] {
+                {
+                    // A shift by less than nothing goes down.
+                    let down = vshlq_u8(vld1q_u8(x.as_ptr()), vdupq_n_s8(-(shift as i8)));
+                    widen(vandq_u8(down, vdupq_n_u8(mask as u8)))
+                }
+            }
+            fn bits(word: u16) -> [int32x4_t; 4] {
+                from_fn(|i| {
+                    let down = vld1q_s32([0, -1, -2, -3].map(|place| place - 4 * i as i32).as_ptr());
+                    vandq_s32(vshlq_s32(vdupq_n_s32(word.into()), down), vdupq_n_s32(1))
+                })
+            }
+            fn lookup(table: [float32x4_t; 4], x: &[u8; LANES], shift: usize) -> [float32x4_t; 4] {
+                {
+                    let [t0, t1, t2, t3] = table.map(|x| vreinterpretq_u8_f32(x));
+                    let table = uint8x16x4_t(t0, t1, t2, t3);
+                    let lanes = Lanes::field(Neon, x, shift, 15);
+                    from_fn(|i| {
+                        // The four bytes of a lane of the table.
+                        let first = vmulq_n_s32(lanes[i], 0x0404_0404);
+                        let bytes = vaddq_s32(first, vdupq_n_s32(0x0302_0100));
+                        vreinterpretq_f32_u8(vqtbl4q_u8(table, vreinterpretq_u8_s32(bytes)))
+                    })
+                }
+            }
+            fn sum(x: [float32x4_t; 4]) -> f32 {
+                {
+                    let four = vaddq_f32(vaddq_f32(x[0], x[2]), vaddq_f32(x[1], x[3]));
+                    vpadds_f32(vadd_f32(vget_low_f32(four), vget_high_f32(four)))
+                }
+            }
+            fn f32s(x: &[u8; 4 * LANES]) -> [float32x4_t; 4] {
+                from_fn(|i| vreinterpretq_f32_u8(vld1q_u8(x.as_ptr().add(16 * i))))
+            }
+            fn bf16s(x: &[u8; 2 * LANES]) -> [float32x4_t; 4] {
+                from_fn(|i| {
+                    let halves = vreinterpret_u16_u8(vld1_u8(x.as_ptr().add(8 * i)));
+                    vreinterpretq_f32_u32(vshll_n_u16::<16>(halves))
+                })
             }
         }
     }
@@ -391,9 +491,12 @@ macro_rules! for_each_level {
                     // SAFETY: the level says that the processor has the features.
                     $crate::cpu::Level::Avx512 => return unsafe { avx512($($arg),*) },
                     $crate::cpu::Level::Avx2 => return unsafe { avx2($($arg),*) },
-                    $crate::cpu::Level::Portable => {}
+                    _ => {}
                 }
             }
+            #[cfg(target_arch = "aarch64")]
+            $kernel($crate::lanes::Neon, $($arg),*);
+            #[cfg(not(target_arch = "aarch64"))]
             $kernel($crate::lanes::Portable, $($arg),*)
         }
     };

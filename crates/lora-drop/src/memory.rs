@@ -3,12 +3,17 @@
 /// Peak bytes of this process in main memory, mapped files included; None if the system does not
 /// say (Linux does).
 pub fn peak_rss_bytes() -> Option<u64> {
-    parse(&std::fs::read_to_string("/proc/self/status").ok()?, "VmHWM:")
+    parse(&status()?, "VmHWM:")
 }
 
 /// Bytes of this process that are in main memory now; None if the system does not say.
 pub fn rss_bytes() -> Option<u64> {
-    parse(&std::fs::read_to_string("/proc/self/status").ok()?, "VmRSS:")
+    parse(&status()?, "VmRSS:")
+}
+
+/// Of this process. On other systems the path may be that of another one, as on Wine.
+fn status() -> Option<String> {
+    if cfg!(target_os = "linux") { std::fs::read_to_string("/proc/self/status").ok() } else { None }
 }
 
 /// The bytes of a line such as `VmHWM:   1234 kB`.

@@ -15,7 +15,10 @@ use std::ffi::{CStr, c_char, c_int, c_void};
 use std::path::Path;
 use std::ptr;
 
+#[cfg(unix)]
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
+#[cfg(windows)]
+use libloading::os::windows::Library;
 
 use crate::{Error, Result};
 
@@ -104,8 +107,14 @@ struct Constants<H> {
 /// tried; or what is wrong with it.
 pub fn start(path: &Path) -> std::result::Result<Box<dyn Calls>, std::result::Result<String, Error>> {
     // SAFETY: the libraries' initialisers are those of an MPI that the user installed or named.
-    // Open MPI's and MPICH's plugins look for symbols of the library among the global ones.
-    let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_GLOBAL) };
+    let library = unsafe {
+        // Open MPI's and MPICH's plugins look for symbols of the library among the global ones.
+        #[cfg(unix)]
+        let library = Library::open(Some(path), RTLD_NOW | RTLD_GLOBAL);
+        #[cfg(windows)]
+        let library = Library::new(path);
+        library
+    };
     let library = library.map_err(|error| Ok(format!("{}: {}", path.display(), reason(&error))))?;
     let name = path.display().to_string();
     functions(library, name).map_err(Err)

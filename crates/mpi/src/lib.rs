@@ -14,7 +14,6 @@
 //! # }
 //! ```
 
-#[cfg(unix)]
 mod calls;
 mod launch;
 mod library;

@@ -105,7 +105,10 @@ impl Program {
     /// `Error::Io` if the system does not say it.
     pub fn own() -> lora_drop::Result<Self> {
         let running = PathBuf::from("/proc/self/exe");
-        let found = if running.exists() { Ok(running) } else { std::env::current_exe() };
+        let found = match cfg!(target_os = "linux") && running.exists() {
+            true => Ok(running),
+            false => std::env::current_exe(),
+        };
         let file = found.map_err(|e| Error::io(Path::new("the program's own file"), e))?;
         Ok(Program { file, first: Vec::new() })
     }

@@ -156,7 +156,9 @@ fn tiles(record: &RunRecord) -> Markup {
                 (tile("Tokens per second", &format::rate(s.train_tokens_per_second), None, &[tokens]))
             }
             (tile("Time", &format::duration(s.total_seconds), None, &times))
-            (tile("Peak memory", &format::bytes(s.peak_rss_bytes), None, &["resident, whole process".to_string()]))
+            @if s.peak_rss_bytes > 0 {
+                (tile("Peak memory", &format::bytes(s.peak_rss_bytes), None, &["resident, whole process".to_string()]))
+            }
         }
     }
 }

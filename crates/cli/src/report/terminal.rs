@@ -334,7 +334,9 @@ pub fn result(s: &Summary, style: Style) -> String {
     parts.push(format!("evaluation {}", format::duration(s.evaluate_seconds)));
     rows.push(("time".into(), format!("{} ({})", format::duration(s.total_seconds), parts.join(", "))));
     rows.push(("speed".into(), format!("{} tokens/s", format::rate(s.train_tokens_per_second))));
-    rows.push(("peak memory".into(), format::bytes(s.peak_rss_bytes)));
+    if s.peak_rss_bytes > 0 {
+        rows.push(("peak memory".into(), format::bytes(s.peak_rss_bytes)));
+    }
     if let Some(error) = &s.error {
         rows.push(("ended by".into(), as_options(error)));
     }

@@ -1,6 +1,9 @@
 //! The program and the library from outside: the real binary in temporary folders, and the
 //! library's own interfaces. One test binary, so that everything is linked once.
 
+// Tests that send signals are for Unix.
+#![cfg_attr(not(unix), allow(unused_imports))]
+
 #[path = "../common/mod.rs"]
 mod common;
 

@@ -195,6 +195,7 @@ fn an_event_file_is_complete_whenever_a_run_has_it() {
 }
 
 /// The commands, and what they say.
+#[cfg(unix)]
 #[test]
 fn an_interrupted_run_says_how_it_is_resumed() {
     let fixture = Fixture::new();

@@ -216,6 +216,7 @@ fn decoders_have_heads_for_tokens_and_sets_too() {
     fixture.run(&format!("{refused} no --task token-classification")).fails(2, &told);
 }
 
+#[cfg(unix)]
 #[test]
 fn threads_recomputing_and_resuming_change_no_bit() {
     let fixture = fixture();

@@ -11,6 +11,7 @@ use std::ops::Range;
 
 use super::BlockType;
 use super::layout::{F32, Layout, with_layout};
+use crate::cpu::prefetch_line;
 use crate::lanes::{LANES, Lanes, for_each_level};
 
 /// The most vectors.
@@ -197,7 +198,7 @@ fn some_columns<L: Layout, S: Lanes, const M: usize, const R: usize>(
             for ahead in ahead {
                 // Short rows end before the processor has seen where they lead.
                 for line in (0..L::BYTES).step_by(64) {
-                    s.prefetch(ahead.wrapping_add(at + line));
+                    prefetch_line::<1>(ahead.wrapping_add(at + line));
                 }
             }
             let x_sums = if L::OFFSETS { &x_sums[(block - blocks.start) * M..] } else { &[] };

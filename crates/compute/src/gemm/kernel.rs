@@ -6,6 +6,8 @@
 
 #[cfg(target_arch = "x86_64")]
 use super::amx;
+#[cfg(target_arch = "aarch64")]
+use super::neon;
 use super::pack::Format;
 use super::{Operand, Precision, Start};
 #[cfg(target_arch = "x86_64")]
@@ -24,6 +26,7 @@ pub struct Tile<'a> {
     pub cols: usize,
     pub start: Start<'a>,
     /// The operand of which the next tile reads another panel, while the other one's is read again.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "for AMX"))]
     pub passing: Option<Operand>,
 }
 
@@ -116,6 +119,10 @@ impl PanelKernel {
             (Level::Avx512, _) => avx512::f32_strided,
             #[cfg(target_arch = "x86_64")]
             (Level::Avx2, _) => avx2::strided,
+            #[cfg(target_arch = "aarch64")]
+            (Level::Neon, Format::Pairs) => neon::bf16_strided,
+            #[cfg(target_arch = "aarch64")]
+            (Level::Neon, _) => neon::f32_strided,
             _ => portable_strided,
         };
         PanelKernel { run, ..PanelKernel::portable(format) }
@@ -146,12 +153,19 @@ impl PanelKernel {
                 all.push(amx::PANELS);
             }
         }
+        #[cfg(target_arch = "aarch64")]
+        {
+            all.push(PanelKernel::strided(Format::F32));
+            if has_bf16() {
+                all.push(PanelKernel::strided(Format::Pairs));
+            }
+        }
         all
     }
 }
 
 /// Panics unless A has all words of these rows.
-fn check_strided(depth: usize, a: &[f32], strides: Strides, b: &[f32]) {
+pub fn check_strided(depth: usize, a: &[f32], strides: Strides, b: &[f32]) {
     let [rows, cols] = STRIDED;
     assert!(depth > 0 && (rows - 1) * strides.row + (depth - 1) * strides.next < a.len());
     assert!(b.len() >= depth * cols);

@@ -19,6 +19,8 @@ mod choose;
 mod few;
 mod kernel;
 mod mat;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod pack;
 mod packed;
 pub(crate) mod panels;

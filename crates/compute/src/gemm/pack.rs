@@ -16,7 +16,9 @@ use crate::aligned::AlignedBuffer;
 #[cfg(target_arch = "x86_64")]
 use crate::blocks::BlockType;
 use crate::blocks::half::{from_bf16, to_bf16};
-use crate::cpu::{Level, level, vectorised};
+use crate::cpu::vectorised;
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::{Level, level};
 
 thread_local! {
     static WIDE_SCRATCH: Cell<AlignedBuffer> = const { Cell::new(AlignedBuffer::EMPTY) };
@@ -41,8 +43,7 @@ pub enum Format {
     F32,
     /// f32, rounded to the nearest bf16.
     Rounded,
-    /// Two bf16: the lower half is that of the smaller k. For processors that multiply them, with
-    /// AVX-512.
+    /// Two bf16: the lower half is that of the smaller k. For processors that multiply them.
     Pairs,
     /// Pairs of which 16, those of 32 values of k, lie together row by row: what AMX loads as tiles
     /// of A.
@@ -203,7 +204,7 @@ pub fn to_words(x: &[f32], format: Format, out: &mut [f32]) {
         // values.
         Format::Pairs | Format::Rows => unsafe { avx512::pairs(x, out) },
         #[cfg(not(target_arch = "x86_64"))]
-        Format::Pairs | Format::Rows => unreachable!("pairs are for AVX-512"),
+        Format::Pairs | Format::Rows => pairs(x, out),
         Format::F32 => out.copy_from_slice(x),
         Format::Rounded => {
             out.copy_from_slice(x);
@@ -221,6 +222,7 @@ struct Strip {
     /// How many bytes after a value lies one that is needed soon, to be asked for early: rows lie
     /// far apart, on pages of their own, where the processor does not look ahead by itself. 0 for
     /// values that are near already.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "for AVX-512"))]
     next: usize,
 }
 
@@ -239,6 +241,9 @@ impl Strip {
                 }
             }
             return self.round(out);
+        }
+        if self.format.per_word() == 2 {
+            return self.pack_pairs(|i, j| data[i * stride + j], depth, out);
         }
         for (j, out) in out.chunks_exact_mut(self.height).enumerate() {
             for (i, o) in out.iter_mut().enumerate() {
@@ -262,6 +267,9 @@ impl Strip {
             }
             return self.round(out);
         }
+        if self.format.per_word() == 2 {
+            return self.pack_pairs(|i, j| data[j * stride + i], depth, out);
+        }
         for (j, out) in out.chunks_exact_mut(self.height).enumerate() {
             for (o, &x) in out.iter_mut().zip(&data[j * stride..][..self.rows]) {
                 *o = self.scale * x;
@@ -271,9 +279,41 @@ impl Strip {
         self.round(out);
     }
 
+    /// Of `depth` columns of values (row, column).
+    fn pack_pairs(&self, value: impl Fn(usize, usize) -> f32, depth: usize, out: &mut [f32]) {
+        for (j, out) in (0..depth).step_by(2).zip(out.chunks_exact_mut(self.height)) {
+            let (out, behind) = out.split_at_mut(self.rows);
+            for (i, o) in out.iter_mut().enumerate() {
+                let next = if j + 1 < depth { self.scale * value(i, j + 1) } else { 0.0 };
+                *o = pair(self.scale * value(i, j), next);
+            }
+            behind.fill(0.0);
+        }
+    }
+
     fn round(&self, out: &mut [f32]) {
         if self.format == Format::Rounded {
             round_to_bf16(out);
+        }
+    }
+}
+
+/// A word of two values rounded to bf16.
+#[inline(always)]
+fn pair(low: f32, high: f32) -> f32 {
+    f32::from_bits(u32::from(to_bf16(low)) | u32::from(to_bf16(high)) << 16)
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+vectorised! {
+    /// The words of two values each; the last one's upper half is zero where their number is odd.
+    fn pairs(x: &[f32], out: &mut [f32]) {
+        let (whole, last) = x.as_chunks();
+        for (out, &[low, high]) in out.iter_mut().zip(whole) {
+            *out = pair(low, high);
+        }
+        if let (Some(out), &[x]) = (out.get_mut(whole.len()), last) {
+            *out = pair(x, 0.0);
         }
     }
 }
@@ -338,7 +378,13 @@ mod tests {
             (Format::Rows, 32, 16),
             (Format::Rows, 16, 16),
         ];
-        let formats = formats.into_iter().filter(|f| f.0.per_word() == 1 || has_bf16());
+        // Tiles' rows are for AMX, whose packing needs AVX-512.
+        let is_there = |format: Format| match format {
+            Format::F32 | Format::Rounded => true,
+            Format::Pairs => has_bf16(),
+            Format::Rows => has_bf16() && cfg!(target_arch = "x86_64"),
+        };
+        let formats = formats.into_iter().filter(|f| is_there(f.0));
         for ((format, height, step), mat) in formats.flat_map(|f| stored.map(|mat| (f, mat))) {
             // Of blocks, k that ends in the middle of one is that of the transposed ones.
             for (mat, rows, k) in [
