@@ -3,8 +3,8 @@
 process of its own. A model is a folder, for a decoder with a GGUF file too, which transformers widens to f32.
 
 Prints one JSON object. The configuration is the fastest found for PEFT on a CPU: one thread a core, for bf16 autocast
-(the weights stay f32), sdpa attention where transformers has it, no padding where the shape is fixed, and else batches of similar length padded to
-their longest row.
+(frozen weights have the type of --weights), sdpa attention where transformers has it, no padding where the shape is
+fixed, and else batches of similar length padded to their longest row.
 """
 
 import argparse

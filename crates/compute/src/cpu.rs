@@ -60,7 +60,7 @@ pub fn has_bf16() -> bool {
 /// Each instruction set that kernels are written for, and whether this processor has it.
 pub fn instruction_sets() -> [(&'static str, bool); 7] {
     [
-        ("portable", level() >= Level::Portable),
+        ("portable", true),
         ("AVX2", level() >= Level::Avx2),
         ("AVX-512", level() >= Level::Avx512),
         ("AVX512-BF16", level() >= Level::Avx512 && has_bf16()),

@@ -24,7 +24,7 @@ const NEAR: usize = 6 << 10;
 pub struct Vectors {
     /// (runs, vectors, 16)
     values: Vec<[f32; LANES]>,
-    /// The sum of each run, (sixteens of runs, vectors, 16)
+    /// The sum of each run, (sixteens of runs, vectors, 16); empty for types without offsets
     run_sums: Vec<[f32; LANES]>,
     /// 1, 2, 4 or 8
     count: usize,
@@ -35,8 +35,16 @@ impl Vectors {
         Vectors { values: Vec::new(), run_sums: Vec::new(), count: 1 }
     }
 
-    /// Takes `count` vectors of `length` values that start `stride` apart.
-    pub fn fill(&mut self, data: &[f32], count: usize, length: usize, stride: usize) {
+    /// Takes `count` vectors of `length` values that start `stride` apart, for products with rows of
+    /// `kind` (None: f32).
+    pub fn fill(
+        &mut self,
+        kind: Option<BlockType>,
+        data: &[f32],
+        count: usize,
+        length: usize,
+        stride: usize,
+    ) {
         assert!((1..=MOST).contains(&count), "{count} vectors");
         self.count = count.next_power_of_two();
         self.values.clear();
@@ -52,6 +60,9 @@ impl Vectors {
             }
         }
         self.run_sums.clear();
+        if !kind.is_some_and(|kind| with_layout!(kind, L => L::OFFSETS)) {
+            return;
+        }
         for runs in self.values.chunks(LANES * self.count) {
             let sum = |vector: usize, run: usize| {
                 let values = runs.get(run * self.count + vector)?;
@@ -172,7 +183,7 @@ fn some_columns<L: Layout, S: Lanes, const M: usize, const R: usize>(
     let whole = blocks.start..(stored.row_bytes / L::BYTES).min(blocks.end);
     let rest = blocks.end > whole.end;
     // Of types with offsets, a block has the sixteen runs that are summed together.
-    let x_sums = &x.run_sums[if L::OFFSETS { blocks.start * M } else { 0 }..];
+    let x_sums = if L::OFFSETS { &x.run_sums[blocks.start * M..] } else { &[] };
     let x = &x.values[blocks.start * runs * M..];
     let last = blocks.end * L::BYTES >= stored.row_bytes;
     let mut out = out.as_chunks_mut::<M>().0.chunks_mut(R);
@@ -319,7 +330,7 @@ mod tests {
             let data: Vec<f32> = (0..5 * 256).map(|i| ((i * 7) % 11) as f32 - 5.0).collect();
             for count in [1, 2, 3, 5] {
                 let mut x = Vectors::new();
-                x.fill(&data, count, 256, 256);
+                x.fill(kind, &data, count, 256, 256);
                 let with = |f: fn(StoredRows, Range<usize>, &Vectors, &mut [f32])| {
                     let mut out = vec![0.0; 7 * x.count()];
                     f(stored, 0..7, &x, &mut out);
@@ -346,14 +357,14 @@ mod tests {
     fn a_vector_s_products_do_not_depend_on_the_others() {
         // Long rows are multiplied in parts, which are shorter the more vectors there are.
         let (cols, rows) = (2 * NEAR + 256, 5);
-        for kind in [Some(BlockType::Q4_1), Some(BlockType::Q6K), Some(BlockType::F16), None] {
+        for kind in [Some(BlockType::Q4_1), Some(BlockType::Q4K), Some(BlockType::F16), None] {
             let row_bytes = kind.map_or(4 * cols, |kind| BlockMatrix::size(kind, 1, cols).unwrap());
             let bytes: Vec<u8> = (0..rows * row_bytes).map(|i| (i * 37 % 251) as u8 & 63).collect();
             let stored = StoredRows { kind, bytes: &bytes, stride: row_bytes, row_bytes };
             let data: Vec<f32> = (0..MOST * cols).map(|i| ((i * 7) % 11) as f32 - 5.0).collect();
             let products = |data: &[f32], count: usize| {
                 let mut x = Vectors::new();
-                x.fill(data, count, cols, cols);
+                x.fill(kind, data, count, cols, cols);
                 let mut out = vec![0.0; rows * count];
                 dot(stored, 0..rows, &x, &mut out);
                 out

@@ -105,7 +105,7 @@ fn few(c: MatMut, start: Start, wide: Term, thin: Option<Term>, parallel: bool) 
     };
     // Taken, not borrowed: while it waits for the others this thread may be given another product.
     let mut vectors = X_SCRATCH.take();
-    vectors.fill(x, m, k, x_stride);
+    vectors.fill(stored.kind, x, m, k, x_stride);
     if tasks > 1 {
         (0..tasks).into_par_iter().with_max_len(1).for_each(|i| task(i, &vectors));
     } else {

@@ -199,8 +199,8 @@ unsafe fn pair_runs<L: Layout>(s: Avx512, block: &[u8], scales: &L::Scales<Avx51
     unsafe { std::mem::transmute::<__m512bh, __m512>(_mm512_cvtne2ps_pbh(upper, x)) }
 }
 
-/// The columns of the panels, rows `k`. Panels are whole, side by side and as wide as `BLOCK`; their
-/// scale is 1.
+/// The columns of neighbouring panels, rows `k`. Panels are whole and as wide as `BLOCK`; their scale
+/// is 1.
 ///
 /// # Safety
 /// As of `pair_blocks`, for each panel.
