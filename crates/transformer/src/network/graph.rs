@@ -117,7 +117,7 @@ pub struct Drop {
     pub by_row: bool,
 }
 
-/// Kind of dropout rate, of those that a pass has.
+/// Which of a pass's dropout rates applies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rate {
     Hidden,
@@ -303,7 +303,7 @@ pub struct Segment {
 }
 
 impl Segment {
-    /// Returns the table of word embeddings; for the segment of embeddings.
+    /// Returns the table of word embeddings; only for the segment of embeddings.
     pub fn words(&self) -> WeightId {
         match &self.ops[0] {
             Op::Embed { tables, .. } => tables[0].0,

@@ -50,8 +50,8 @@ pub struct Shape {
     pub every: bool,
 }
 
-/// Maximum number of token logits (floats) that exist at once: 128 MiB, or more for
-/// `LEAST_LOGIT_ROWS` rows.
+/// Maximum floats of token logits that exist at once: 128 MiB, unless `LEAST_LOGIT_ROWS` rows need
+/// more.
 const MOST_LOGITS: usize = 1 << 25;
 /// Minimum rows of token logits that exist at once: half of a decoder's micro-batch. Each chunk of
 /// rows widens the weights of the output layer again, which are many for a large vocabulary.
@@ -87,10 +87,10 @@ impl<D: Device> Network<D> {
         self.layers.iter().filter(|layer| layer.in_block())
     }
 
-    /// Returns the last block and the head: if possible, those that compute first tokens only. A
-    /// score is a sum over all tokens, even those whose output nothing reads. First tokens are
-    /// enough for it if all adapters of the last block read the block's input, without dropout: z
-    /// of all tokens is then computed separately.
+    /// Returns the last block and the head, in the variants for first tokens if these are enough. A
+    /// score is a sum over all tokens, even those whose output nothing reads. The variants serve
+    /// for it if only query, key and value of the last block have adapters, without dropout:
+    /// `Walk::score` then computes z of all tokens from the block's input.
     fn tail(&self, table: &LoraTable, shape: &Shape) -> [&Segment; 2] {
         let layer = self.graph.blocks.len() - 1;
         let inside = |kind| {
@@ -166,9 +166,9 @@ impl Network {
         }
     }
 
-    /// Returns the form of a layer if the blocks have this one. An output layer that is the table
-    /// of embeddings stays as it is, because embeddings are f32; other output layers are rounded
-    /// rather than packed.
+    /// Returns the form of a layer if the blocks have this one. Heads for labels stay as they are,
+    /// and so does an output layer that is the table of embeddings, which must be f32. Other output
+    /// layers are rounded rather than packed.
     fn form_of(&self, layer: &LinearWeights, form: FrozenForm) -> FrozenForm {
         match form {
             _ if layer.in_block() => form,

@@ -93,7 +93,7 @@ impl<D: Device> Walk<'_, '_, D> {
         }
     }
 
-    /// Takes memory for what is saved.
+    /// Allocates memory for what is saved.
     pub fn save(&mut self, needs: &Needs) -> Saved {
         let values = (0..needs.kept.len()).map(|value| {
             let rounded = match needs.kept[value] {
@@ -112,7 +112,7 @@ impl<D: Device> Walk<'_, '_, D> {
         Saved { values, beside }
     }
 
-    /// Takes memory for what an operation saves beside values: statistics of rows, and what
+    /// Allocates memory for what an operation saves beside values: statistics of rows, and what
     /// adapters save.
     pub(super) fn beside(&mut self, op: usize) -> Vec<Piece> {
         let sizes = match &self.segment.ops[op] {

@@ -446,7 +446,7 @@ impl<'p, 'a, D: Device> Pass<'p, 'a, D> {
         net.tail(self.table, &self.shape)[1]
     }
 
-    /// Takes memory for the head's outputs.
+    /// Allocates memory for the head's outputs.
     fn logits(&mut self) -> Piece {
         let head = self.head();
         self.space.take(self.shape.chosen * head.values[head.output].width)

@@ -40,7 +40,7 @@ pub struct Saved {
 }
 
 impl Saved {
-    /// Returns its memory to `space`.
+    /// Frees its memory.
     pub fn release(self, space: &mut Space) {
         self.values.into_iter().flatten().for_each(|kept| space.give(kept.piece));
         self.beside.into_iter().flatten().for_each(|piece| space.give(piece));

@@ -21,7 +21,7 @@ impl Space {
         self.most
     }
 
-    /// Takes a piece of `len` values, with undefined contents.
+    /// Allocates a piece of `len` values, with undefined contents.
     pub fn take(&mut self, len: usize) -> Piece {
         let room = Space::room(len);
         if room == 0 {
@@ -46,7 +46,7 @@ impl Space {
         Piece::new(start, len)
     }
 
-    /// Returns a piece that `take` gave.
+    /// Frees a piece that `take` returned.
     pub fn give(&mut self, piece: Piece) {
         let room = Space::room(piece.len);
         if room == 0 {

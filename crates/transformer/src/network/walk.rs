@@ -34,7 +34,7 @@ pub struct Walk<'w, 'a, D: Device> {
 /// Memory of the values in the forward pass.
 struct Places {
     at: Vec<Piece>,
-    /// By value: whether the walk must give the memory back.
+    /// By value: whether the walk must free the memory.
     own: Vec<bool>,
     output: Piece,
 }
@@ -43,7 +43,7 @@ struct Places {
 #[derive(Clone, Copy)]
 struct Gradient {
     piece: Piece,
-    /// Whether the walk must give the memory back.
+    /// Whether the walk must free the memory.
     own: bool,
 }
 
@@ -141,7 +141,7 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
         piece
     }
 
-    /// Computes the output from the input. With `saved`, computes what is saved in its memory.
+    /// Computes the output from the input. What `saved` has memory for is computed there.
     pub fn forward(&mut self, input: Piece, output: Piece, saved: Option<&Saved>) -> Result<()> {
         let segment = self.segment;
         let values = segment.values.len();
@@ -153,7 +153,7 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
             let kept = saved.map(|saved| &saved.beside[i]).filter(|kept| !kept.is_empty());
             let beside = match (kept, op) {
                 (Some(kept), _) => kept.clone(),
-                // `linear` takes memory for one layer after the other.
+                // `adapter_memory` allocates it for one layer after the other.
                 (None, Op::Linear { .. }) => Vec::new(),
                 (None, _) => self.beside(i),
             };
@@ -269,8 +269,8 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
         Extent { rows, input, output, dropout: self.shape.lora_dropout, kept }
     }
 
-    /// Takes memory of a layer's adapter for one pass. `saved` is memory for what it saves, if that
-    /// is kept.
+    /// Allocates memory of a layer's adapter for one pass. `saved` is memory for what it saves for
+    /// the backward pass, if there is one.
     fn adapter_memory(
         &mut self,
         layer: LayerId,
@@ -288,8 +288,8 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
         }
     }
 
-    /// Computes y of one of the layers that read x. `saved` is memory for what its adapter saves,
-    /// if that is kept.
+    /// Computes y of one of the layers that read x. `saved` is memory for what its adapter saves
+    /// for the backward pass, if there is one.
     fn linear(
         &mut self,
         layer: LayerId,
@@ -389,7 +389,7 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
     }
 
     /// Returns a value that is saved, or recomputes it from saved values; also whether its memory
-    /// must be given back.
+    /// must be freed.
     fn again(&mut self, value: ValueId, input: Piece, saved: &Saved) -> Result<(Piece, bool)> {
         if Some(value) == self.segment.input {
             return Ok((input, false));
