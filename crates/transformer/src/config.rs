@@ -93,7 +93,7 @@ pub struct ModelConfig {
     pub labels: Vec<String>,
     /// The checkpoint's task: `single_label_classification`, `regression`; None without it.
     pub problem_type: Option<String>,
-    /// What is wrong in the file and not needed, for the user.
+    /// Problems in the file that affect no computation, for the user.
     pub warnings: Vec<String>,
     /// The whole file, with transformers' defaults for keys that it leaves out, if it is a
     /// decoder's.

@@ -54,7 +54,7 @@ pub enum Keep {
 }
 
 impl Keep {
-    /// What a training pass saves.
+    /// Returns what a training pass saves.
     pub fn of_training(recompute: bool) -> Self {
         if recompute { Keep::Inputs } else { Keep::All }
     }

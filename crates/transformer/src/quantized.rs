@@ -84,8 +84,8 @@ fn is_plain_name(name: &str) -> bool {
     parts.len() == 2 && parts.iter().all(plain) && !TAGS.iter().any(|tag| lower.contains(tag))
 }
 
-/// Returns the quantization method that the names of a checkpoint's tensors reveal, and such a
-/// tensor.
+/// Returns the quantization method that the names of a checkpoint's tensors reveal, and the name of
+/// a tensor that shows it.
 pub fn by_tensors<'a>(names: impl Iterator<Item = &'a str>) -> Option<(&'static str, &'a str)> {
     let found = names.filter_map(|name| {
         let place = TENSORS.iter().position(|(end, _)| name.ends_with(end))?;

@@ -81,7 +81,7 @@ pub struct Weights<'a> {
 pub enum HeadTensor {
     Found(Tensor),
     Missing,
-    /// It was made for another task, such as another number of classes: its shape.
+    /// It has another shape, because the head was made for another number of classes, for example.
     Misshapen {
         seen: Vec<usize>,
     },

@@ -478,7 +478,7 @@ fn gradients_of_full_fine_tuning_are_slopes() {
         for parameter in case.parameters.list() {
             let range = parameter.range.clone();
             let largest = gradients[range.clone()].iter().fold(0.0f32, |most, g| most.max(g.abs()));
-            // Where the gradient is largest: in a table of embeddings, that is a row that is read.
+            // The largest gradient: in a table of embeddings, it is in a row that is read.
             let at = range.clone().find(|&i| gradients[i].abs() == largest).unwrap();
             for at in [at, range.start + range.len() / 2, range.end - 1] {
                 let step = 2e-3;

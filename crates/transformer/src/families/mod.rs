@@ -113,8 +113,7 @@ impl Architecture {
         self.family().head
     }
 
-    /// Full name of the linear layer of a head for tokens; None where transformers has no such
-    /// model.
+    /// Full name of the linear layer of a head for tokens; None if transformers has no such model.
     pub fn token_head(self) -> Option<&'static str> {
         self.family().token_head
     }

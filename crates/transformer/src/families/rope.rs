@@ -137,8 +137,8 @@ pub fn of_layers(
     Ok(own)
 }
 
-/// Llama 3.1's rule: frequencies of long waves are divided by the factor, those of short waves
-/// stay, and those in between are blended.
+/// Llama 3.1's rule: divides frequencies of long waves by the factor, keeps those of short waves,
+/// and blends in between.
 fn llama3(frequency: f32, factor: f32, low: f32, high: f32, length: f32) -> f32 {
     let wave = 2.0 * std::f32::consts::PI / frequency;
     if wave > length / low {
