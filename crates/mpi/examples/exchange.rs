@@ -1,6 +1,7 @@
-//! Joins the job that a launcher has begun, and exchanges values as a training step does: each rank
-//! has gradients of some parts, gets a slice of all parts, adds it in the order of the parts, and
-//! gathers the sums. Prints one line a rank: all have the same sum, whatever their number.
+//! Joins the launcher's job and exchanges values as a training step does: each rank has the
+//! gradients of some parts of a batch, receives its slice of all parts' gradients, sums the slices
+//! in the order of the parts, and gathers the sums. Each rank prints a hash of the sums, which is
+//! the same for any number of ranks.
 //!
 //!     mpirun -n 4 cargo run --release -p lora-drop-mpi --example exchange
 
@@ -11,12 +12,12 @@ use lora_drop_mpi::{Error, Launch, World};
 const PARTS: usize = 7;
 const VALUES: usize = 10_001;
 
-/// A part's gradient: values whose sum depends on the order.
+/// Returns a part's gradient: values whose sum over the parts depends on the order.
 fn gradient(part: usize) -> Vec<f32> {
     (0..VALUES).map(|i| ((i * 7919 + part * 104_729) % 1000) as f32 * 0.001 - 0.37 * part as f32).collect()
 }
 
-/// Where each of `ranks` slices of `length` values ends.
+/// Returns the lengths of `ranks` slices of `length` values; they differ by at most 1.
 fn slices(length: usize, ranks: usize) -> Vec<usize> {
     (0..ranks).map(|rank| length * (rank + 1) / ranks - length * rank / ranks).collect()
 }

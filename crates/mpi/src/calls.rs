@@ -1,15 +1,15 @@
-//! The functions of an MPI library, by the three binary interfaces that there are.
+//! Calls into an MPI library through one of the three binary interfaces (ABIs) of MPI.
 //!
-//! Functions have the same names and arguments everywhere; what differs is what a handle is:
+//! Functions have the same names and arguments in all three; handles differ:
 //!
-//! | interface | handles | found by |
+//! | interface | handles | recognised by |
 //! |---|---|---|
 //! | MPI 5.0's standard | pointers with small constants | MPI_Abi_get_version gives 1 |
-//! | MPICH's family | C integers | the rest |
+//! | MPICH's family | C integers | neither of the other two |
 //! | Open MPI's | addresses of exported objects | the object `ompi_mpi_comm_world` |
 //!
-//! Values are only moved: sums are made by the caller, in its own order. Counts are C integers, so
-//! values travel as MPI_FLOAT, of which four times as many bytes fit.
+//! MPI only moves values; the caller sums them, in its own order. Counts are C integers, so f32
+//! values are sent as MPI_FLOAT: one call can then carry four times as many bytes as with MPI_BYTE.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::path::Path;
@@ -22,10 +22,11 @@ use libloading::os::windows::Library;
 
 use crate::{Error, Result};
 
-/// The longest text that an implementation has for an error (MPI_MAX_ERROR_STRING of the standard).
+/// Maximum length of an error text in bytes, in any implementation (the standard's
+/// MPI_MAX_ERROR_STRING).
 const ERROR_TEXT: usize = 512;
 
-/// What is sent.
+/// Element type of a message.
 #[derive(Clone, Copy, Debug)]
 pub enum Unit {
     Byte,
@@ -41,15 +42,16 @@ impl Unit {
     }
 }
 
-/// What the processes do together. Each call is made by all ranks, in the same order. Lengths are
-/// in units and add up to those of the slices.
+/// Operations on the processes of a job. All ranks make the same collective calls in the same
+/// order. Lengths count units; their sum is the length of the buffer that they divide.
 pub trait Calls {
-    /// This process's rank, and the number of processes.
+    /// Returns this process's rank and the number of processes.
     fn place(&self) -> Result<(usize, usize)>;
-    /// Puts what each rank sends into all ranks' `received`, in the order of ranks.
+    /// Gathers `sent` of every rank into `received` on all ranks, in rank order.
     fn all_gather(&self, unit: Unit, sent: &[u8], received: &mut [u8], lengths: &[c_int]) -> Result<()>;
-    /// Sends the first `sent_lengths[0]` units to rank 0, the next ones to rank 1, and so on; puts
-    /// what each rank has sent here into `received`, in the order of ranks.
+    /// Sends the first `sent_lengths[0]` units to rank 0, the next `sent_lengths[1]` to rank 1, and
+    /// so on. Puts the `lengths[r]` units that each rank r sends to this one into `received`, in
+    /// rank order.
     fn all_to_all(
         &self,
         unit: Unit,
@@ -78,7 +80,7 @@ type Exchange<H> = unsafe extern "C" fn(
 type Gather<H> =
     unsafe extern "C" fn(*const c_void, c_int, H, *mut c_void, *const c_int, *const c_int, H, H) -> c_int;
 
-/// The functions, with handles of type `H`.
+/// Functions and handles of a loaded library, with handles of type `H`.
 struct Functions<H> {
     world: H,
     units: [H; 2],
@@ -91,24 +93,27 @@ struct Functions<H> {
     error_text: unsafe extern "C" fn(c_int, *mut c_char, *mut c_int) -> c_int,
 }
 
-/// The handles that are used, and MPI_THREAD_FUNNELED.
+/// Constants of an interface: the handles used here, and the value of MPI_THREAD_FUNNELED.
 struct Constants<H> {
     world: H,
-    /// Of bytes and of floats.
+    /// MPI_BYTE and MPI_FLOAT, indexed by [`Unit`].
     units: [H; 2],
     return_errors: H,
     funneled: c_int,
 }
 
-/// Loads a library and starts MPI on the calling thread, which alone may make calls from then on.
+/// Loads a library and initialises MPI on the calling thread, the only one that may call MPI from
+/// then on.
 ///
 /// # Errors
-/// The reason for which it could not be loaded, as `Err(Ok(reason))`, after which another may be
-/// tried; or what is wrong with it.
+/// `Err(Ok(reason))` if the library cannot be loaded, after which another may be tried;
+/// `Err(Err(error))` if it was loaded but cannot be used.
 pub fn start(path: &Path) -> std::result::Result<Box<dyn Calls>, std::result::Result<String, Error>> {
-    // SAFETY: the libraries' initialisers are those of an MPI that the user installed or named.
+    // SAFETY: loading runs the library's initialisers; it is an MPI library that the user installed
+    // or named.
     let library = unsafe {
-        // Open MPI's and MPICH's plugins look for symbols of the library among the global ones.
+        // RTLD_GLOBAL: plugins of Open MPI and MPICH resolve the library's symbols in the global
+        // scope.
         #[cfg(unix)]
         let library = Library::open(Some(path), RTLD_NOW | RTLD_GLOBAL);
         #[cfg(windows)]
@@ -120,7 +125,7 @@ pub fn start(path: &Path) -> std::result::Result<Box<dyn Calls>, std::result::Re
     functions(library, name).map_err(Err)
 }
 
-/// The loader's own words, without the path that they begin with.
+/// Returns the dynamic loader's message without the path that it begins with.
 fn reason(error: &libloading::Error) -> String {
     let text = match error {
         libloading::Error::DlOpen { source, .. } => source.to_string(),
@@ -130,12 +135,13 @@ fn reason(error: &libloading::Error) -> String {
 }
 
 fn functions(library: Library, name: String) -> Result<Box<dyn Calls>> {
-    // An MPI that was started cannot be unloaded.
+    // Leaked because a library that has initialised MPI cannot be unloaded.
     let library: &'static Library = Box::leak(Box::new(library));
     type Version = unsafe extern "C" fn(*mut c_int, *mut c_int) -> c_int;
     let standard = symbol::<Version>(library, &name, "MPI_Abi_get_version").is_ok_and(|version| {
         let (mut major, mut minor) = (0, 0);
-        // SAFETY: the function has this type in MPI 5.0, and may be called before MPI is started.
+        // SAFETY: the function has this type in MPI 5.0 and may be called before MPI is
+        // initialised.
         unsafe { version(&mut major, &mut minor) };
         major >= 1
     });
@@ -167,18 +173,18 @@ fn functions(library: Library, name: String) -> Result<Box<dyn Calls>> {
     Ok(Box::new(Functions::started(library, &name, constants)?))
 }
 
-/// A function of the library. `T` has to be its type.
+/// Looks up a function of the library; `T` must be the function's type.
 fn symbol<T: Copy>(library: &Library, name: &str, function: &str) -> Result<T> {
-    // SAFETY: the callers name the types that the standard gives to these functions.
+    // SAFETY: all callers name the type that the MPI standard gives the function.
     let found = unsafe { library.get::<T>(function.as_bytes()) };
     found
         .map(|found| *found)
         .map_err(|_| Error::Symbol { library: name.to_string(), problem: format!("it has no {function}") })
 }
 
-/// The address of an object of the library: a handle of Open MPI.
+/// Returns the address of an exported object, which is a handle of Open MPI.
 fn object(library: &Library, name: &str, object: &str) -> Result<*mut c_void> {
-    // SAFETY: only its address is used.
+    // SAFETY: only the symbol's address is used; nothing is read through it.
     let found = unsafe { library.get::<*mut c_void>(object.as_bytes()) };
     found
         .map(|found| found.as_raw_ptr())
@@ -186,7 +192,8 @@ fn object(library: &Library, name: &str, object: &str) -> Result<*mut c_void> {
 }
 
 impl<H: Copy + 'static> Functions<H> {
-    /// Starts MPI, for calls of this thread, with errors returned instead of ending the process.
+    /// Initialises MPI for calls from this thread, with errors returned instead of ending the
+    /// process.
     fn started(library: &'static Library, name: &str, constants: Constants<H>) -> Result<Self> {
         let Constants { world, units, return_errors, funneled } = constants;
         let functions = Functions {
@@ -204,7 +211,7 @@ impl<H: Copy + 'static> Functions<H> {
         type SetHandler<H> = unsafe extern "C" fn(H, H) -> c_int;
         let set_handler: SetHandler<H> = symbol(library, name, "MPI_Comm_set_errhandler")?;
         let mut provided = 0;
-        // SAFETY: MPI takes null for the program's arguments; nobody has started it before.
+        // SAFETY: MPI accepts null for argc and argv, and has not been initialised before.
         let code = unsafe { init(ptr::null_mut(), ptr::null_mut(), funneled, &mut provided) };
         functions.check("MPI_Init_thread", code)?;
         if provided < funneled {
@@ -213,7 +220,7 @@ impl<H: Copy + 'static> Functions<H> {
                 problem: "it does not support programs with threads (MPI_THREAD_FUNNELED)".to_string(),
             });
         }
-        // SAFETY: handles of this library, after the start.
+        // SAFETY: both handles are this library's, and MPI is initialised.
         let code = unsafe { set_handler(world, return_errors) };
         functions.check("MPI_Comm_set_errhandler", code)?;
         Ok(functions)
@@ -225,36 +232,38 @@ impl<H: Copy + 'static> Functions<H> {
         }
         let mut text: [c_char; ERROR_TEXT + 1] = [0; ERROR_TEXT + 1];
         let mut length = 0;
-        // SAFETY: the text has room for the longest of any implementation, and a 0 at its end.
+        // SAFETY: `text` has room for the longest error text of any implementation and its final
+        // NUL.
         let known = unsafe { (self.error_text)(code, text.as_mut_ptr(), &mut length) } == 0;
-        // SAFETY: as above.
+        // SAFETY: `text` is one byte longer than any error text and was zeroed, so it ends in NUL.
         let text = unsafe { CStr::from_ptr(text.as_ptr()) }.to_string_lossy().into_owned();
         Err(Error::Call { function, message: if known { text } else { format!("error {code}") } })
     }
 }
 
-/// Where each rank's bytes begin.
+/// Returns the offset of each rank's part, in units.
 fn starts(lengths: &[c_int]) -> Vec<c_int> {
     lengths.iter().scan(0, |end, &length| Some(std::mem::replace(end, *end + length))).collect()
 }
 
-/// Addresses for empty buffers. Rust's own are small numbers, and so is MPI_IN_PLACE of Open MPI
-/// and the standard.
+/// Addresses passed for empty buffers, one for sending and one for receiving. Rust's pointers of
+/// empty slices are small integers, and so is MPI_IN_PLACE in Open MPI and the standard.
 static EMPTY: [u64; 2] = [0; 2];
 
-/// Where a buffer lies that is sent.
+/// Returns the address of a send buffer.
 fn start_of(buffer: &[u8]) -> *const c_void {
     if buffer.is_empty() { (&raw const EMPTY[0]).cast() } else { buffer.as_ptr().cast() }
 }
 
-/// Where a buffer lies that is received.
+/// Returns the address of a receive buffer.
 fn start_of_mut(buffer: &mut [u8]) -> *mut c_void {
     if buffer.is_empty() { (&raw const EMPTY[1]).cast_mut().cast() } else { buffer.as_mut_ptr().cast() }
 }
 
-// SAFETY, for all calls below: handles are those of the library that the function is of; pointers
-// are of slices whose lengths the caller (world.rs) has made to fit the counts, which are checked
-// to fit a C integer; all calls are made by the thread that started MPI, and none keeps a pointer.
+// SAFETY, for all calls below: handles and functions belong to the same library; pointers are those
+// of slices whose lengths the caller (world.rs) has matched to the counts, which it has checked to
+// fit a C integer; all calls are made by the thread that initialised MPI; and no call keeps a
+// pointer after it returns.
 impl<H: Copy + 'static> Calls for Functions<H> {
     fn place(&self) -> Result<(usize, usize)> {
         let (mut rank, mut size) = (0, 0);

@@ -1,11 +1,11 @@
-//! What a launcher (mpirun, mpiexec, srun) says of a process, in its environment.
+//! Rank and size of a job, from the environment that a launcher (mpirun, mpiexec, srun) sets.
 
 use std::env;
 use std::fmt;
 
 use crate::{Error, Result};
 
-/// The variables of a launcher.
+/// Names of the environment variables that a launcher sets.
 #[derive(Debug)]
 struct Variables {
     name: &'static str,
@@ -14,10 +14,11 @@ struct Variables {
     local_size: &'static str,
 }
 
-/// In the order in which they are looked for: srun sets its own as well when it speaks PMI.
+/// Launchers in the order in which they are looked for: srun with PMI sets PMI's variables and its
+/// own.
 ///
-/// Slurm's size is that of the step: SLURM_NTASKS is also set in a batch script, whose single
-/// process is not one of several.
+/// For Slurm the size is that of the job step: SLURM_NTASKS is also set in a batch script, whose
+/// single process is not one of several.
 const LAUNCHERS: [Variables; 3] = [
     Variables {
         name: "Open MPI's launcher",
@@ -34,12 +35,12 @@ const LAUNCHERS: [Variables; 3] = [
     },
 ];
 
-/// Which launcher started the process; its text is a name for messages.
+/// Launcher that started the process. `Display` writes its name for messages.
 #[derive(Clone, Copy, Debug)]
 pub struct Launcher(&'static Variables);
 
 impl Launcher {
-    /// Whether the launcher is Open MPI's, which starts no other library's processes.
+    /// Whether the launcher is Open MPI's, which cannot start processes of another MPI library.
     pub(crate) fn is_open_mpi(self) -> bool {
         self.0.rank.starts_with("OMPI_")
     }
@@ -51,22 +52,23 @@ impl fmt::Display for Launcher {
     }
 }
 
-/// A process's place among those that a launcher started.
+/// Rank of a process, and size of the job that a launcher started.
 #[derive(Clone, Copy, Debug)]
 pub struct Launch {
     pub launcher: Launcher,
-    /// From 0.
+    /// Number of this process, from 0.
     pub rank: usize,
     pub size: usize,
-    /// Processes of the job on this machine, where the launcher says so.
+    /// Number of the job's processes on this machine, if the launcher gives it.
     pub local_size: Option<usize>,
 }
 
 impl Launch {
-    /// The process's place, or none where it was started without a launcher or alone.
+    /// Reads the launcher's variables; None if the process was started without a launcher or alone.
     ///
     /// # Errors
-    /// [`Error::Variable`] where the launcher's variables are no numbers, or lack one another.
+    /// [`Error::Variable`] if a variable is missing or not a number, or the rank is not below the
+    /// size.
     pub fn from_environment() -> Result<Option<Launch>> {
         Launch::from_variables(|name| env::var_os(name).map(|value| value.to_string_lossy().into_owned()))
     }
@@ -92,7 +94,7 @@ impl Launch {
             return Ok(None);
         }
         let rank = number(found.rank, size)?;
-        // Slurm writes "2(x3)" for two on each of three machines.
+        // Slurm writes "2(x3)" for two processes on each of three machines; this is left out.
         let local_size = variable(found.local_size).and_then(|value| value.parse().ok());
         Ok(Some(Launch { launcher: Launcher(found), rank, size, local_size }))
     }

@@ -1,6 +1,6 @@
-//! The processes ("ranks") of one job, and the few collective operations that data-parallel
-//! training needs, through an MPI library that is loaded at run time: there is no MPI at build
-//! time, and a program that was started without a launcher loads none.
+//! Processes ("ranks") of a job, and the few collective operations that data-parallel training
+//! needs. The MPI library is loaded at run time: building needs no MPI, and a program that was
+//! started without a launcher loads none.
 //!
 //! ```no_run
 //! # fn main() -> Result<(), lora_drop_mpi::Error> {
@@ -22,10 +22,10 @@ mod world;
 pub use launch::{Launch, Launcher};
 pub use world::{Pending, World};
 
-/// Why the processes of a job could not work together.
+/// Errors of joining a job and of its collective operations.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The launcher's variables do not go together.
+    /// A variable of the launcher is missing or has an invalid value.
     #[error("{name} is {value:?}, expected {expected}; {launcher} sets it for each process")]
     Variable { name: &'static str, value: String, expected: String, launcher: Launcher },
     /// No MPI library could be loaded.
@@ -34,10 +34,10 @@ pub enum Error {
          Intel MPI, or name its libmpi in {}", tried.join("; "), library::VARIABLE
     )]
     NotFound { launcher: Launcher, size: usize, tried: Vec<String> },
-    /// The library has no function of this name.
+    /// The library lacks a function or an object, or does not support MPI_THREAD_FUNNELED.
     #[error("{library}: not an MPI library that can be used: {problem}")]
     Symbol { library: String, problem: String },
-    /// The library and the launcher disagree about the job.
+    /// The library and the launcher disagree about the rank or the number of processes.
     #[error(
         "{launcher} says that this is process {rank} of {size}, and {library} says {seen_rank} of {seen_size}; \
          start the job with the launcher of this library, or name the launcher's library in {}",
@@ -51,13 +51,13 @@ pub enum Error {
         seen_rank: usize,
         seen_size: usize,
     },
-    /// Bytes did not arrive as they were sent.
+    /// Bytes or floats did not arrive as they were sent.
     #[error("{library}: {problem}; name another MPI library in {}", library::VARIABLE)]
     Garbled { library: String, problem: String },
     /// A function of the library failed.
     #[error("{function} failed: {message}")]
     Call { function: &'static str, message: String },
-    /// Buffers that are not what the operation expects.
+    /// A buffer does not have the expected length, or a call has too many values for MPI.
     #[error("{0}")]
     Sizes(String),
 }

@@ -1,18 +1,19 @@
-//! Which MPI library is loaded: one that is named, the launcher's own, or the system's.
+//! Choice of the MPI library: the one that the user names, the launcher's, or the system's.
 
 use std::env;
 use std::path::PathBuf;
 
 use crate::launch::Launch;
 
-/// Names the library to be loaded, and wins over all others.
+/// Environment variable that names the library to load; if it is set, no other library is tried.
 pub const VARIABLE: &str = "LORA_DROP_MPI";
 
-/// The ABI of MPI 5.0 (MPICH 5, Intel MPI, Open MPI 6), MPICH's family, Open MPI 4 and 5.
+/// Library names of MPI 5.0's ABI (MPICH 5, Intel MPI, Open MPI 6), MPICH's family, and Open MPI 4
+/// and 5.
 const NAMES: [&str; 3] = ["libmpi_abi.so.1", "libmpi.so.12", "libmpi.so.40"];
 
-/// The libraries to be tried, in this order. A library works only with the launcher of its family,
-/// so those that lie beside the launcher come before the system's.
+/// Returns the libraries to try, in order. A library works only with the launcher of its family, so
+/// libraries installed beside the launcher come before the system's.
 pub fn candidates(launch: &Launch) -> Vec<PathBuf> {
     if let Some(named) = env::var_os(VARIABLE).filter(|named| !named.is_empty()) {
         return vec![named.into()];
@@ -27,7 +28,8 @@ pub fn candidates(launch: &Launch) -> Vec<PathBuf> {
     beside.chain(names.iter().map(PathBuf::from)).collect()
 }
 
-/// The library folders of the program that started this one: an Open MPI daemon, MPICH's proxy.
+/// Returns the library folders beside the program that started this one: Open MPI's daemon or
+/// MPICH's proxy.
 fn launcher_folders() -> Vec<PathBuf> {
     #[cfg(target_os = "linux")]
     {

@@ -1,5 +1,5 @@
-//! All processes of a job. MPI lives on a thread of its own, which alone calls it
-//! (MPI_THREAD_FUNNELED), so whoever computes may go on while values travel.
+//! Processes of a job. A thread of its own makes all calls to MPI (MPI_THREAD_FUNNELED), so
+//! computation continues while values are in transit.
 
 use std::ffi::c_int;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -9,12 +9,13 @@ use crate::calls::{self, Calls, Unit};
 use crate::launch::Launch;
 use crate::{Error, Result, library};
 
-/// How long a process that aborts waits for MPI to end it: it may be within another call.
+/// How long an aborting process waits for MPI to end it: MPI's thread may be blocked in another
+/// call.
 const ABORT_WAIT: Duration = Duration::from_secs(2);
 
 type Job = Box<dyn FnOnce(&dyn Calls) + Send>;
 
-/// The processes of the job that this one belongs to. Every rank calls the same functions in the
+/// Processes of the job that this one belongs to. All ranks must call the same functions in the
 /// same order.
 pub struct World {
     rank: usize,
@@ -23,27 +24,28 @@ pub struct World {
     jobs: Sender<Job>,
 }
 
-/// Values on their way.
+/// Result of an operation that is in progress.
 #[must_use = "the values are there when it has been waited for"]
 pub struct Pending<T>(Receiver<Result<T>>);
 
 impl<T> Pending<T> {
-    /// Waits for the values.
+    /// Waits for the operation to end and returns its result.
     ///
     /// # Errors
-    /// [`Error::Call`] where MPI failed.
+    /// [`Error::Call`] if MPI fails, and the errors of the operation.
     pub fn wait(self) -> Result<T> {
         self.0.recv().unwrap_or_else(|_| Err(gone()))
     }
 }
 
 impl World {
-    /// Loads an MPI library, joins the job that the launcher has begun, and checks with all ranks
-    /// that bytes and floats arrive as they are sent.
+    /// Loads an MPI library, joins the launcher's job, and checks with all ranks that bytes and
+    /// floats arrive as they are sent.
     ///
     /// # Errors
-    /// [`Error::NotFound`] where no library can be loaded, [`Error::OtherJob`] where it knows
-    /// another rank or size than the launcher, and what its functions say.
+    /// [`Error::NotFound`] if no library can be loaded, [`Error::Symbol`] if one cannot be used,
+    /// [`Error::OtherJob`] if its rank or size is not the launcher's, [`Error::Garbled`] if the
+    /// check fails, and [`Error::Call`] if MPI does.
     pub fn join(launch: &Launch) -> Result<World> {
         let (jobs, received) = channel::<Job>();
         let (ready, started) = channel();
@@ -87,25 +89,26 @@ impl World {
         Ok(world)
     }
 
-    /// This process's number, from 0.
+    /// Returns this process's number, from 0.
     pub fn rank(&self) -> usize {
         self.rank
     }
 
-    /// The number of processes.
+    /// Returns the number of processes.
     pub fn size(&self) -> usize {
         self.size
     }
 
-    /// The library's path or name, for messages.
+    /// Returns the library's path or name, for messages.
     pub fn library(&self) -> &str {
         &self.library
     }
 
-    /// Returns what each rank gives, in the order of ranks.
+    /// Gathers the bytes of all ranks; returns them in rank order.
     ///
     /// # Errors
-    /// [`Error::Call`]; [`Error::Sizes`] where all of it is 2 GiB or more.
+    /// [`Error::Call`] if MPI fails; [`Error::Sizes`] if the bytes of all ranks add up to 2 GiB or
+    /// more.
     pub fn all_gather(&self, mine: Vec<u8>) -> Result<Vec<Vec<u8>>> {
         let size = self.size;
         let gathered = self.begin(move |calls| {
@@ -124,11 +127,11 @@ impl World {
         gathered.wait()
     }
 
-    /// Gives all ranks the values of each, `lengths` of them, in the order of ranks.
+    /// Gathers the values of all ranks on all ranks, in rank order; rank r has `lengths[r]` values.
     ///
     /// # Errors
-    /// By [`Pending::wait`]: [`Error::Call`]; [`Error::Sizes`] for 2^31 values or more, and where
-    /// this rank has not as many as `lengths` says.
+    /// From [`Pending::wait`]: [`Error::Call`] if MPI fails; [`Error::Sizes`] for 2^31 values or
+    /// more, or if `mine` is not as long as `lengths` says.
     pub fn gather_values(&self, mine: Vec<f32>, lengths: Vec<usize>) -> Pending<Vec<f32>> {
         let rank = self.rank;
         self.begin(move |calls| {
@@ -139,11 +142,13 @@ impl World {
         })
     }
 
-    /// Sends each rank its part of `sent`, the first `sent_lengths[0]` values to rank 0, and so on.
-    /// Returns the parts that the ranks have sent here, in their order, `lengths` of each.
+    /// Sends each rank its part of `sent`: the first `sent_lengths[0]` values to rank 0, and so on.
+    /// Returns the parts that the ranks send to this one, in rank order: `lengths[r]` values of
+    /// rank r.
     ///
     /// # Errors
-    /// As of [`World::gather_values`].
+    /// From [`Pending::wait`]: [`Error::Call`] if MPI fails; [`Error::Sizes`] for 2^31 values or
+    /// more, or if the sum of `sent_lengths` is not the length of `sent`.
     pub fn exchange_values(
         &self,
         sent: Vec<f32>,
@@ -167,22 +172,22 @@ impl World {
             calls.abort(code);
             drop(sender);
         }));
-        // MPI ends the process; where its thread waits for other ranks, the launcher ends them when
-        // this one is gone.
+        // MPI ends the process. If MPI's thread is blocked in a call that waits for other ranks,
+        // the launcher ends these once this process is gone.
         let _: std::result::Result<(), RecvTimeoutError> = ended.recv_timeout(ABORT_WAIT);
         std::process::exit(code)
     }
 
-    /// Leaves the job, when all ranks do.
+    /// Leaves the job (MPI_Finalize), which all ranks must do.
     ///
     /// # Errors
-    /// [`Error::Call`].
+    /// [`Error::Call`] if MPI fails.
     pub fn finish(&self) -> Result<()> {
         self.begin(|calls| calls.finish()).wait()
     }
 
-    /// Checks that bytes and floats arrive where and as they are sent, so that a library whose
-    /// constants are others is found before anything is computed with it.
+    /// Checks that bytes and floats arrive unchanged at the right rank, so that a library with
+    /// other constants than expected is detected before anything is computed with it.
     fn check(&self) -> Result<()> {
         let garbled =
             |problem: &str| Error::Garbled { library: self.library.clone(), problem: problem.into() };
@@ -205,13 +210,14 @@ impl World {
         Ok(())
     }
 
-    /// Begins something on MPI's thread.
+    /// Queues an operation for MPI's thread.
     fn begin<T: Send + 'static>(
         &self,
         work: impl FnOnce(&dyn Calls) -> Result<T> + Send + 'static,
     ) -> Pending<T> {
         let (sender, receiver) = channel();
-        // Where the thread has ended, the receiver hears of it.
+        // If the thread has ended, the operation and its sender are dropped, and the receiver
+        // returns an error.
         let _ = self.jobs.send(Box::new(move |calls| {
             let _ = sender.send(work(calls));
         }));
@@ -230,8 +236,7 @@ fn fits(what: &str, seen: usize, expected: usize) -> Result<()> {
     }
 }
 
-/// Lengths as MPI has them. All of them together have to fit a C integer, for the places of values
-/// do.
+/// Converts lengths to MPI's counts. Their sum must fit a C integer because MPI's offsets do.
 fn counts(lengths: &[usize]) -> Result<Vec<c_int>> {
     let all: usize = lengths.iter().sum();
     if c_int::try_from(all).is_err() {
@@ -241,11 +246,12 @@ fn counts(lengths: &[usize]) -> Result<Vec<c_int>> {
 }
 
 fn bytes(values: &[f32]) -> &[u8] {
-    // SAFETY: the same memory; bytes need no alignment, and every pattern of bits is one.
+    // SAFETY: the slice covers the same memory; u8 needs no alignment and every bit pattern is a
+    // valid u8.
     unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
 }
 
 fn bytes_mut(values: &mut [f32]) -> &mut [u8] {
-    // SAFETY: as above; every pattern of bits is a float too.
+    // SAFETY: as in `bytes`; and every bit pattern written through the slice is a valid f32.
     unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), size_of_val(values)) }
 }

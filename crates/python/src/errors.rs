@@ -1,10 +1,10 @@
-//! The library's errors as the exceptions of `lora_drop.errors`.
+//! Conversion of the library's errors to the exceptions of `lora_drop.errors`.
 
 use lora_drop::Error;
 use pyo3::prelude::*;
 use pyo3::types::PyType;
 
-/// The exception for an error. In messages settings have their names in Python already.
+/// Returns the exception for an error. Messages already name settings as Python does.
 pub fn exception(py: Python<'_>, error: Error) -> PyErr {
     let name = match &error {
         Error::Usage(_) => "UsageError",

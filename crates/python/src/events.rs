@@ -1,10 +1,9 @@
-//! Events as a kind and an object of JSON.
+//! Events as a kind and a JSON object.
 
 use lora_drop::events::{Event, GenerationProgress};
 use serde_json::{Value, json};
 
-/// The event's kind and its values. Whoever listens can do without the `transient` ones, which only
-/// say how far something is.
+/// Kind and values of an event. `transient` events only report progress and may be dropped.
 pub struct EventRecord {
     pub kind: &'static str,
     pub values: Value,

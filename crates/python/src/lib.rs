@@ -1,7 +1,9 @@
-//! `lora_drop._native`: runs, models and the program, for the Python package in `python`.
+//! `lora_drop._native`: runs, models and the command-line program, for the Python package in
+//! `python`.
 //!
-//! Settings, rows and results pass as JSON, whose Python form the package makes; logits pass as
-//! bytes. Work runs on a thread of its own without Python's lock (`work`).
+//! Settings, rows and results cross the boundary as JSON, which the package converts to and from
+//! Python objects; logits cross as bytes. Work runs on a thread of its own without Python's lock
+//! (`work`).
 
 mod errors;
 mod events;

@@ -1,4 +1,4 @@
-//! Models in use: predicting, evaluating, writing text, merging.
+//! Use of models: prediction, evaluation, generation and merging.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -25,13 +25,13 @@ use crate::events::EventRecord;
 use crate::runs::table;
 use crate::work::{Cancel, EventSender, run};
 
-/// The model of a call is used by one call at a time.
+/// Locks a model so that one call at a time uses it; a panic in an earlier call is ignored.
 fn locked<T>(model: &Mutex<T>) -> MutexGuard<'_, T> {
     model.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Opens a model with the settings of the adapter's run, which the given ones override, and reports
-/// its notes.
+/// Opens a model with the settings of the adapter's training run, overridden by the given ones, and
+/// reports the model's notes.
 fn open<T: Send>(
     py: Python<'_>,
     (settings, adapter): (&str, Option<PathBuf>),
@@ -48,7 +48,7 @@ fn open<T: Send>(
     })
 }
 
-/// Where a split's rows are.
+/// Returns the path of `data`, which is downloaded if it names a data set on the hub.
 fn find(
     source: &UseSettings,
     data: &Path,
@@ -58,14 +58,15 @@ fn find(
     source.locate(data, cancel, &mut |part| events.downloading(&part))
 }
 
-/// A model that measures and predicts.
+/// Model that predicts and evaluates.
 #[pyclass(frozen, module = "lora_drop._native")]
 pub struct Predictor {
     model: Mutex<lora_drop::evaluate::Predictor>,
     source: UseSettings,
 }
 
-/// Predictions: objects as JSON, all logits one after the other as f32, and how many each has.
+/// Predictions: a JSON array of objects, the logits of all rows one after the other as
+/// native-endian f32, and the number of logits of each row.
 type Predicted<'py> = (String, Bound<'py, PyBytes>, Vec<usize>);
 
 #[pymethods]
@@ -89,7 +90,7 @@ impl Predictor {
         Ok(Predictor { model: Mutex::new(model), source })
     }
 
-    /// What the model is: an object as JSON.
+    /// Describes the model; returns a JSON object.
     fn about(&self) -> String {
         let model = locked(&self.model);
         let task = model.labels().map_or(lora_drop::settings::Task::Text, Labels::task);
@@ -102,7 +103,8 @@ impl Predictor {
         .to_string()
     }
 
-    /// `rows` is a JSON array: texts, {"pair": [first, second]}, {"words": [...]}, {"row": {...}}.
+    /// Predicts `rows`, a JSON array of texts, {"pair": [first, second]}, {"words": [...]} and
+    /// {"row": {...}}.
     fn predict<'py>(
         &self,
         py: Python<'py>,
@@ -132,8 +134,9 @@ impl Predictor {
         Ok((Value::Array(objects).to_string(), bytes, counts))
     }
 
-    /// Evaluates a split by the task's metrics, and with `generation`, an object with metrics, limit
-    /// and options of decoding, by the texts that a decoder writes. Returns an object as JSON.
+    /// Evaluates a split by the task's metrics. With `generation`, a JSON object with metrics,
+    /// limit and decoding options, also evaluates the texts that a decoder generates. Returns a
+    /// JSON object.
     fn evaluate(
         &self,
         py: Python<'_>,
@@ -169,7 +172,7 @@ impl Predictor {
 }
 
 impl Predictor {
-    /// The rows of `predict`.
+    /// Parses the rows of `predict`.
     fn texts(&self, rows: &str, task: Option<lora_drop::settings::Task>) -> Result<Vec<RowText>> {
         let mut reader = TextReader::new(Path::new("rows"), task, &self.source.reading);
         let read = |(number, value): (usize, Value)| -> Result<RowText> {
@@ -202,7 +205,7 @@ fn values(rows: &str) -> Result<Vec<Value>> {
     serde_json::from_str(rows).map_err(|e| Error::Usage(format!("rows: {e}")))
 }
 
-/// Options of decoding by name; null stands for one that is not given.
+/// Parses decoding options by name; a null option counts as not given.
 fn decoding(mut given: Value) -> Result<GenerateOptions> {
     if let Some(given) = given.as_object_mut() {
         given.retain(|_, value| !value.is_null());
@@ -230,7 +233,7 @@ fn generation_options(given: &str) -> Result<GenerationOptions> {
     Ok(GenerationOptions { metrics, limit, decoding: decoding(given)? })
 }
 
-/// A decoder that writes text.
+/// Decoder that generates text.
 #[pyclass(frozen, module = "lora_drop._native")]
 pub struct Generator {
     model: Mutex<lora_drop::generate::Generator>,
@@ -257,9 +260,9 @@ impl Generator {
         Ok(Generator { model: Mutex::new(model) })
     }
 
-    /// Continues prompts: a JSON array of texts and of conversations, which are arrays of objects
-    /// with role and content. Events of the kind `text` have the row and its next piece of text.
-    /// Returns an array of objects.
+    /// Continues prompts, a JSON array of texts and conversations; a conversation is an array of
+    /// objects with role and content. Events of the kind `text` have the row and its next piece of
+    /// text. Returns a JSON array of objects.
     fn generate(
         &self,
         py: Python<'_>,
@@ -286,7 +289,7 @@ impl Generator {
     }
 }
 
-/// A prompt, or a conversation's turns.
+/// Parses a prompt or the turns of a conversation.
 fn row(prompt: Value) -> std::result::Result<TextRow, String> {
     let turns = match prompt {
         Value::String(prompt) => return Ok(TextRow::prompt(prompt)),
@@ -305,8 +308,8 @@ fn row(prompt: Value) -> std::result::Result<TextRow, String> {
     Ok(TextRow::conversation(turns.iter().map(message).collect::<std::result::Result<_, _>>()?))
 }
 
-/// Merges an adapter into its model and writes a checkpoint, or with `gguf` a GGUF file. Returns an
-/// object as JSON.
+/// Merges an adapter into its model and writes a checkpoint, or with `gguf` a GGUF file. Returns a
+/// JSON object.
 #[pyfunction]
 #[expect(clippy::too_many_arguments, reason = "Python gives them by name")]
 pub fn merge(

@@ -1,4 +1,4 @@
-//! Training and scoring on files, and the program.
+//! Training and scoring on files, and the command-line program.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use toml::Table;
 use crate::errors::exception;
 use crate::work::{Cancel, EventSender, run};
 
-/// Settings by name, from a JSON object; null stands for a setting that is not given.
+/// Parses settings by name from a JSON object; a null setting counts as not given.
 pub fn table(settings: &str) -> Result<Table> {
     let wrong = |problem: String| Error::Usage(format!("settings: {problem}"));
     let mut given: Value = serde_json::from_str(settings).map_err(|e| wrong(e.to_string()))?;
@@ -25,7 +25,7 @@ pub fn table(settings: &str) -> Result<Table> {
     serde_json::from_value(given).map_err(|e| wrong(e.to_string()))
 }
 
-/// The settings of a run; what does not apply of the recipe is a note.
+/// Returns the settings of a run; reports the recipe's settings that do not apply as a note.
 fn settings_of(
     recipe: Option<&Path>,
     given: Table,
@@ -37,7 +37,7 @@ fn settings_of(
     Ok(settings)
 }
 
-/// Finds data on the hub.
+/// Resolves names of data sets on the hub to files, downloading them if necessary.
 fn locate(settings: &mut RunSettings, cancel: &lora_drop::Cancel, events: &EventSender) -> Result<()> {
     let Place { data, data_config, .. } = &mut settings.place;
     data.locate_all(data_config.as_deref(), cancel, &mut |part| events.downloading(&part))
@@ -75,8 +75,8 @@ pub fn train(
     })
 }
 
-/// Trains briefly on the sample and scores, or scores an adapter; writes importance.json into the
-/// output folder.
+/// Scores modules after a short training on a sample, or scores an adapter. Writes importance.json
+/// into the output folder.
 #[pyfunction]
 pub fn score(
     py: Python<'_>,
@@ -96,7 +96,8 @@ pub fn score(
     })
 }
 
-/// All settings of a run: a list of objects with name, help, default, and names in other trainers.
+/// Returns all settings of a run: a JSON array of objects with name, help, default, and aliases,
+/// which are the names in other trainers.
 #[pyfunction]
 pub fn settings() -> String {
     let defaults = RunSettings::default().to_table();
@@ -111,7 +112,8 @@ pub fn settings() -> String {
     Value::from(all.collect::<Vec<_>>()).to_string()
 }
 
-/// Runs the program with these arguments; `command` is what starts it again. Returns the exit code.
+/// Runs the program with these arguments; `command` is the command that starts it again. Returns
+/// the exit code.
 #[pyfunction]
 pub fn program(py: Python<'_>, command: Vec<String>, arguments: Vec<OsString>) -> u8 {
     let mut first = command.into_iter();

@@ -1,5 +1,5 @@
-//! Work on a thread of its own, so that Python's other threads run, and the calling one looks for
-//! Ctrl-C and calls the listener.
+//! Work on a thread of its own, so that other Python threads keep running while the calling thread
+//! checks for Ctrl-C and calls the listener.
 
 use std::panic::resume_unwind;
 use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
@@ -14,12 +14,12 @@ use pyo3::prelude::*;
 use crate::errors::exception;
 use crate::events::EventRecord;
 
-/// The longest time that Ctrl-C waits for a look.
+/// Maximum time between two checks for Ctrl-C.
 const LOOK: Duration = Duration::from_millis(50);
-/// The most events that wait for the listener; then the work waits for it.
+/// Maximum number of events that wait for the listener; when it is reached, the work waits too.
 const AHEAD: usize = 64;
 
-/// Ends work when it is raised, from any thread. An evaluated epoch is kept.
+/// Cancels work, from any thread. Epochs that were already evaluated are kept.
 #[pyclass(frozen, module = "lora_drop._native")]
 pub struct Cancel(pub lora_drop::Cancel);
 
@@ -35,12 +35,13 @@ impl Cancel {
     }
 }
 
-/// Where the work's events go.
+/// Sends the events of the work to the calling thread.
 pub struct EventSender(SyncSender<EventRecord>);
 
 impl EventSender {
     pub fn send(&self, record: EventRecord) {
-        // The receiver is gone only at the end; transient records are dropped when it is behind.
+        // Sending fails only at the end, when the receiver is gone. Transient records are dropped
+        // if the queue is full.
         if record.transient {
             _ = self.0.try_send(record);
         } else {
@@ -57,11 +58,11 @@ impl EventSender {
     }
 }
 
-/// Runs `work` and returns its result. `listen` is None or called with each event's kind and JSON;
-/// when it returns False, or raises an exception, the work is cancelled.
+/// Runs `work` and returns its result. `listen` is None or a function of each event's kind and
+/// JSON; if it returns False or raises an exception, the work is cancelled.
 ///
 /// # Errors
-/// The exception of the work's error, of the listener, or of a signal.
+/// The exception of the work's error, of the listener, or of a signal handler.
 pub fn run<T: Send>(
     py: Python<'_>,
     listen: &Bound<'_, PyAny>,

@@ -1,4 +1,4 @@
-//! Runs python/tests/test_package.py on the module that was built with this test.
+//! Runs python/tests/test_package.py against the module that was built with this test.
 
 use std::path::Path;
 use std::process::Command;
@@ -11,7 +11,7 @@ fn the_python_package() {
         return;
     }
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    // Beside this test, in target/PROFILE/deps.
+    // Cargo puts the module beside this test, in target/PROFILE/deps.
     let built = std::env::current_exe().unwrap().parent().unwrap().to_path_buf();
     let native = ["lib_native.so", "lib_native.dylib", "_native.dll"].map(|name| built.join(name));
     let native = native.iter().find(|file| file.exists()).expect("the module was built with the test");

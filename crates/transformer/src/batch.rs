@@ -31,7 +31,7 @@ pub struct Texts<'a> {
 }
 
 impl<'a> Texts<'a> {
-    /// The rows that predict a learned token, and these tokens.
+    /// Returns the rows that predict a target, and the targets' token numbers.
     pub(crate) fn targets(&self) -> (Vec<usize>, Vec<u32>) {
         let learned = |ends: &[usize]| (ends[0] + 1..ends[1]).filter(|&i| self.learn[i]).collect::<Vec<_>>();
         let tokens = self.offsets.windows(2).flat_map(learned);
@@ -76,7 +76,7 @@ impl DropoutRates {
     /// No dropout.
     pub const NONE: DropoutRates = DropoutRates { hidden: 0.0, attention: 0.0, head: 0.0, lora: 0.0 };
 
-    /// In a pass over sequences with these keys.
+    /// Returns the dropout of a pass over sequences with these keys.
     pub(crate) fn drops<'a>(&self, keys: &'a [Key], offsets: &[usize]) -> DropoutPlan<'a> {
         assert_eq!(keys.len() + 1, offsets.len());
         let [hidden, attention, head, lora] =
@@ -95,7 +95,7 @@ pub struct TrainPart<'a> {
     pub weights: &'a [f64],
     /// Share of the target probability that is spread over all classes.
     pub label_smoothing: f64,
-    /// What the sum of the losses is divided by, of the whole step.
+    /// Divisor of the sum of the losses, which all micro-batches of a step share.
     pub total: f64,
     pub dropout: DropoutRates,
     /// A key for each sequence, from the seed, the step and the sequence's place in the step.
@@ -122,7 +122,7 @@ impl TrainPart<'_> {
 #[derive(Clone, Copy)]
 pub struct TextPart<'a> {
     pub texts: Texts<'a>,
-    /// Targets of the whole step, over which the loss is the mean.
+    /// Number of targets of the whole step, over which the loss is the mean.
     pub total: usize,
     pub dropout: DropoutRates,
     /// A key for each text, from the seed, the step and the text's place in the step.
@@ -133,7 +133,7 @@ pub struct TextPart<'a> {
     pub below: Option<PrefixOutput<'a>>,
 }
 
-/// The output of the lowest blocks for the sequences of a pass, where nothing in them trains or has
+/// Output of the lowest blocks for the sequences of a pass. Nothing in these blocks trains or has
 /// dropout.
 #[derive(Clone, Copy)]
 pub struct PrefixOutput<'a> {

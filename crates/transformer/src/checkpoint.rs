@@ -23,7 +23,7 @@ use crate::error::{Error, Result};
 use crate::json;
 use crate::quantized;
 
-/// The format's own limit on its header.
+/// Limit of the safetensors format on the length of its header.
 const MOST_HEADER_BYTES: u64 = 100_000_000;
 const MOST_INDEX_BYTES: u64 = 100 << 20;
 /// The header's length, a little-endian u64, at the start of the file.
@@ -44,14 +44,14 @@ struct WeightFile {
     map: Arc<MappedFile>,
 }
 
-/// Where a tensor lies; `open` checked that the range is inside the file and as long as type and
-/// shape need.
+/// Type, shape and place of a tensor. Opening checks that the range is inside the file and has the
+/// length that type and shape need.
 #[derive(Clone)]
 struct Entry {
     file: usize,
     dtype: Dtype,
     shape: Vec<usize>,
-    /// Bytes of the file.
+    /// Range of bytes in the file.
     start: usize,
     end: usize,
 }
@@ -152,15 +152,15 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    /// Maps a file and takes over its header.
+    /// Maps a file and adds its tensors and metadata.
     fn add(&mut self, path: &Path) -> Result<()> {
         let file = File::open(path).map_err(|e| Error::io(path, e))?;
         let metadata = file.metadata().map_err(|e| Error::io(path, e))?;
         if !metadata.is_file() {
             return Err(Error::checkpoint(path, "not a regular file"));
         }
-        // An empty file cannot be mapped everywhere, and is its own kind of damage (an aborted
-        // download).
+        // Some systems cannot map an empty file, and a file this short (an aborted download)
+        // deserves a message of its own.
         if metadata.len() < LENGTH_BYTES as u64 {
             let problem = format!(
                 "{} bytes long, which is too short for a safetensors file; download it again",
@@ -259,7 +259,7 @@ impl Checkpoint {
         Ok(Tensor::new(entry.shape.clone(), values))
     }
 
-    /// How a tensor of f16 or bf16 is stored; None for anything else.
+    /// Block type of a tensor of f16 or bf16; None for any other type.
     pub(crate) fn half_type(&self, name: &str) -> Option<BlockType> {
         match self.entries.get(name)?.dtype {
             Dtype::F16 => Some(BlockType::F16),
@@ -273,7 +273,7 @@ impl Checkpoint {
         self.entries.values().map(|entry| entry.dtype.to_string())
     }
 
-    /// A matrix of f16 or bf16 as in the file; None for anything else.
+    /// Returns a matrix of f16 or bf16 as in the file; None for anything else.
     pub fn half_matrix(&self, name: &str) -> Option<BlockMatrix> {
         let (kind, entry) = (self.half_type(name)?, self.entries.get(name)?);
         let &[rows, cols] = &entry.shape[..] else { return None };
@@ -287,14 +287,15 @@ impl fmt::Debug for Checkpoint {
     }
 }
 
-/// `bytes` is a whole number of elements: the header's check compared it with the shape.
+/// Converts little-endian elements to f32. `bytes` has a whole number of elements because the
+/// header's check compared its length with the shape.
 fn widen<const N: usize>(bytes: &[u8], read: impl Fn([u8; N]) -> f32 + Sync) -> Vec<f32> {
     let (elements, _) = bytes.as_chunks::<N>();
     elements.par_iter().map(|b| read(*b)).collect()
 }
 
-/// Checks a safetensors header against its file. The entries' ranges are from the file's start;
-/// `file` is left 0.
+/// Parses a safetensors header and checks it against its file. The entries' ranges are from the
+/// start of the file, and their `file` is 0.
 fn read_header(file: &[u8]) -> std::result::Result<(Entries, BTreeMap<String, String>), String> {
     let Some((length, rest)) = file.split_first_chunk::<LENGTH_BYTES>() else {
         return Err("shorter than the 8 bytes of a header's length".into());
@@ -317,7 +318,7 @@ fn read_header(file: &[u8]) -> std::result::Result<(Entries, BTreeMap<String, St
     let Header { mut tensors, metadata } =
         serde_json::from_str(header).map_err(|e| format!("its header is not valid: {e}"))?;
 
-    // Without overlap and without a gap, as the format wants it: then every byte belongs to one
+    // The format requires ranges without overlaps and gaps, so that every byte belongs to one
     // tensor.
     tensors.sort_by_key(|(_, info)| info.data_offsets);
     let data_start = file.len() - data.len();
@@ -362,7 +363,8 @@ fn read_header(file: &[u8]) -> std::result::Result<(Entries, BTreeMap<String, St
     }
 }
 
-/// The header's JSON object as a list, because a map would hide a name that occurs twice.
+/// The header's JSON object. It has its own `Deserialize` because a derived map hides a name that
+/// occurs twice.
 struct Header {
     tensors: Vec<(String, TensorInfo)>,
     metadata: BTreeMap<String, String>,
@@ -399,7 +401,7 @@ impl<'de> Deserialize<'de> for Header {
     }
 }
 
-/// What to say of a folder without safetensors weights.
+/// Explains why a folder has no safetensors weights and what to do.
 fn no_weights(folder: &Path) -> String {
     let has = |name: &str| folder.join(name).exists();
     if !folder.exists() {
@@ -407,7 +409,7 @@ fn no_weights(folder: &Path) -> String {
     } else if !folder.is_dir() {
         "not a folder; a model is a folder with config.json and model.safetensors".into()
     } else if has("pytorch_model.bin") {
-        // clone: tensors that share memory (tied embeddings) become two, which safetensors wants.
+        // clone() because safetensors refuses tensors that share memory (tied embeddings).
         "only pytorch_model.bin is here, a pickle, which can run code; convert it once, in this folder: python -c \
          \"import torch, safetensors.torch as s; s.save_file({k: v.clone().contiguous() for k, v in \
          torch.load('pytorch_model.bin', weights_only=True).items()}, 'model.safetensors', {'format': 'pt'})\""

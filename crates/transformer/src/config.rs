@@ -1,5 +1,4 @@
-//! `config.json`: the sizes and choices of a model, checked so that no later code meets an
-//! impossible one.
+//! `config.json`: the sizes and options of a model, checked so that later code can rely on them.
 
 use std::fs::File;
 use std::io::Read;
@@ -94,26 +93,27 @@ pub struct ModelConfig {
     pub labels: Vec<String>,
     /// The checkpoint's task: `single_label_classification`, `regression`; None without it.
     pub problem_type: Option<String>,
-    /// What is wrong in the file and not needed, for the user.
+    /// Problems in the file that affect no computation, for the user.
     pub warnings: Vec<String>,
     /// The whole file, with transformers' defaults for keys that it leaves out, if it is a
     /// decoder's.
     pub raw: Map<String, Value>,
 }
 
-/// No size of a real model comes near it, and a product of two such sizes and of the layers fits
-/// u64.
+/// Limit of all sizes. No real model comes near it, and the product of two sizes and the number of
+/// layers fits u64.
 pub(crate) const LARGEST: usize = 1 << 24;
 pub(crate) const MOST_LAYERS: usize = 1 << 12;
-/// Classes that a checkpoint counts without naming them.
+/// Limit of `num_labels` in a checkpoint that does not name its classes.
 const MOST_UNNAMED_LABELS: usize = 1 << 16;
-/// 4 TB of f32.
+/// Limit of a model's weights: 4 TiB of f32.
 const MOST_WEIGHTS: usize = 1 << 40;
-/// config.json has some KB; with thousands of labels, some hundred.
+/// Limit of config.json's length. Real ones have a few KB, or some hundred KB with thousands of
+/// labels.
 const MOST_BYTES: u64 = 64 << 20;
 
 impl ModelConfig {
-    /// What all architectures read alike, with none of what only some have.
+    /// Reads the keys that all architectures share; what only some have is left off.
     pub(crate) fn common(keys: &Keys, architecture: Architecture, model_type: &str) -> Result<Self> {
         let size = |key| keys.size(key, LARGEST);
         let (hidden_size, heads) = (size("hidden_size")?, size("num_attention_heads")?);
@@ -155,13 +155,14 @@ impl ModelConfig {
         })
     }
 
-    /// Most tokens of a sequence, special tokens included. RoBERTa and MPNet number positions from
-    /// after the padding token's, so the first rows of their table are not used.
+    /// Returns the maximum number of tokens in a sequence, special tokens included. RoBERTa and
+    /// MPNet number positions from after the padding token's, so the first rows of their table are
+    /// not used.
     pub fn max_tokens(&self) -> usize {
         self.max_positions.saturating_sub(self.first_position)
     }
 
-    /// (out, in) of a linear layer that can have an adapter.
+    /// Returns the shape (out, in) of a linear layer that can have an adapter.
     pub fn linear_shape(&self, kind: ModuleKind) -> (usize, usize) {
         let (queries, pairs) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
         match kind {
@@ -174,7 +175,7 @@ impl ModelConfig {
         }
     }
 
-    /// What single keys cannot show: sizes that do not go together.
+    /// Checks that the sizes go together, which the checks of single keys cannot do.
     pub(crate) fn check(&self) -> std::result::Result<(), String> {
         if self.max_tokens() == 0 {
             return Err(format!(
@@ -188,7 +189,7 @@ impl ModelConfig {
         }
     }
 
-    /// At least the matrices' elements; None on overflow.
+    /// Returns an upper bound on the number of elements in all matrices; None on overflow.
     fn bound(&self) -> Option<usize> {
         let rows = 2 * self.vocab_size + self.max_positions + self.token_types.unwrap_or(0);
         let wide = self.heads.checked_mul(self.head_dim)?;
@@ -199,7 +200,7 @@ impl ModelConfig {
     }
 }
 
-/// The object with its path, so that every message names the file and the key.
+/// JSON object of a configuration, and its path, so that every message names the file and the key.
 pub struct Keys<'a> {
     pub map: &'a Map<String, Value>,
     pub path: &'a Path,
@@ -218,12 +219,14 @@ impl<'a> Keys<'a> {
         self.error(format!("{key} is {seen}, expected {expected}"))
     }
 
-    /// A value under which another model would be computed than the one that is.
+    /// Returns the error for a value that makes the model compute something that is not
+    /// implemented.
     pub fn unsupported(&self, key: &str, seen: impl std::fmt::Display, only: &str) -> Error {
         self.error(format!("{key} is {seen}, which is not supported (only {only})"))
     }
 
-    /// The key's value; `null` counts as absent, as transformers writes it.
+    /// Returns a key's value; `null`, which transformers writes for a missing value, counts as
+    /// absent.
     pub fn get(&self, key: &str) -> Option<&'a Value> {
         self.map.get(key).filter(|v| !v.is_null())
     }
@@ -258,9 +261,9 @@ impl<'a> Keys<'a> {
         Ok(self.bounded(key, LARGEST)?.unwrap_or(default))
     }
 
-    /// A number from 0 to below 1: a dropout, or the norm's epsilon.
+    /// Reads a number from 0 to below 1: a dropout probability, or the norm's epsilon.
     pub fn fraction(&self, key: &str) -> Result<Option<f64>> {
-        // Below 1 in f32 as well: that is what it may be computed in.
+        // Below 1 after rounding to f32 as well, because it may be computed in f32.
         let read = |v: &Value| v.as_f64().filter(|x| (0.0..1.0).contains(x) && (*x as f32) < 1.0);
         self.get(key)
             .map(|v| read(v).ok_or_else(|| self.wrong(key, v, "a number from 0 to below 1")))
@@ -271,21 +274,22 @@ impl<'a> Keys<'a> {
         self.fraction(key)?.ok_or_else(|| self.missing(key))
     }
 
-    /// Standard deviation of newly initialised weights, 0.02 where the file does not name one.
+    /// Reads the standard deviation of newly initialised weights; 0.02 if the file does not give
+    /// it.
     pub fn initializer_range(&self) -> Result<f64> {
         let Some(value) = self.get("initializer_range") else { return Ok(0.02) };
         let number = value.as_f64().filter(|range| *range >= 0.0 && (*range as f32).is_finite());
         number.ok_or_else(|| self.wrong("initializer_range", value, "a number from 0 up"))
     }
 
-    /// Whether a key is true; absent, it is false.
+    /// Reads a flag; an absent key is false.
     pub fn flag(&self, key: &str) -> Result<bool> {
         let Some(value) = self.get(key) else { return Ok(false) };
         value.as_bool().ok_or_else(|| self.wrong(key, value, "true or false"))
     }
 
-    /// Class names from id2label, or as many made-up ones (as transformers makes them) as
-    /// num_labels says.
+    /// Reads the class names from id2label. Without it, returns `num_labels` names LABEL_0,
+    /// LABEL_1, ..., as transformers makes them.
     pub fn labels(&self) -> Result<Vec<String>> {
         let Some(value) = self.get("id2label") else {
             let count = self.bounded("num_labels", MOST_UNNAMED_LABELS)?.unwrap_or(0);
@@ -296,7 +300,7 @@ impl<'a> Keys<'a> {
         let mut labels = vec![None; map.len()];
         for (number, name) in map {
             let slot = number.parse::<usize>().ok().and_then(|i| labels.get_mut(i));
-            // Some have numbers for names.
+            // Some files have numbers or booleans as names.
             let name = match name {
                 Value::String(name) => Some(name.clone()),
                 Value::Number(_) | Value::Bool(_) => Some(name.to_string()),
@@ -321,7 +325,7 @@ pub(crate) fn parse_object(text: &str, path: &Path) -> Result<Map<String, Value>
     Err(Error::Config { path: path.into(), problem })
 }
 
-/// Reads `folder/config.json`; also its path.
+/// Reads `folder/config.json`; returns its object and its path.
 ///
 /// # Errors
 /// The folder or the file is missing, cannot be read, or is no JSON object.

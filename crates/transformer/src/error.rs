@@ -83,7 +83,7 @@ impl fmt::Display for WeightProblem {
     }
 }
 
-/// Problems that one message lists before it only counts them.
+/// Maximum number of problems that a message lists; it counts the rest.
 const LISTED: usize = 10;
 
 fn weights_text(problems: &[WeightProblem]) -> String {

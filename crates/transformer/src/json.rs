@@ -1,14 +1,14 @@
-//! Parsing of JSON from other programs, in memory of at most about ten times the text.
+//! Parsing of JSON from other programs with a limit on memory: at most about ten times the text.
 //!
 //! `0,` is two bytes of text and a hundred of memory, so values are counted before parsing.
 
 use serde::de::{DeserializeOwned, Error as _};
 
-/// Values that a text may have whatever its length. A configuration with names for 20,000 classes
-/// has 40,000.
+/// Number of values that a text of any length may have. A configuration with names for 20,000
+/// classes has 40,000.
 const FREE_VALUES: usize = 1 << 16;
-/// Bytes of text for each value, where there are more. A value takes at most some 240 bytes of
-/// memory.
+/// Bytes of text that each value needs in a text with more values. A value takes at most about 240
+/// bytes of memory.
 const BYTES_PER_VALUE: usize = 24;
 
 /// Parses a text.
@@ -34,7 +34,7 @@ pub fn from_slice<T: DeserializeOwned>(text: &[u8]) -> serde_json::Result<T> {
 /// # Errors
 /// A message with their number, if there are too many for the length of the text.
 pub fn check(text: &[u8]) -> Result<(), String> {
-    // Each value takes a byte at least.
+    // Each value takes at least one byte of text, so a short text cannot have too many.
     if text.len() < FREE_VALUES || !matches!(text.trim_ascii_start().first(), Some(b'[' | b'{')) {
         return Ok(());
     }
@@ -66,7 +66,8 @@ pub fn check(text: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
-/// The place of the quote that ends the string which begins at `start`, or the end of the text.
+/// Returns the index of the quote that ends the string which begins at `start`, or the length of
+/// the text.
 fn string_end(text: &[u8], start: usize) -> usize {
     let mut at = start + 1;
     while at < text.len() {

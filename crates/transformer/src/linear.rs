@@ -12,12 +12,12 @@ use crate::parameters::{ParamId, Parameter};
 #[derive(Clone, Debug)]
 pub enum Weight<D: Device = Cpu> {
     Frozen(D::Weight),
-    /// It trains: a tensor of the parameters.
+    /// Index of a trained tensor in the parameters.
     Trained(ParamId),
 }
 
 impl<D: Device> Weight<D> {
-    /// Where its values are; `list` describes what trains.
+    /// Returns the place of its values; `list` describes what trains.
     pub fn at<'a>(&'a self, list: &[Parameter]) -> At<'a, D> {
         match self {
             Weight::Frozen(weight) => At::Frozen(weight),
@@ -25,7 +25,7 @@ impl<D: Device> Weight<D> {
         }
     }
 
-    /// Where its gradient is, if it trains.
+    /// Returns the place of its gradient, if it trains.
     pub fn gradient(&self, list: &[Parameter]) -> Option<Piece> {
         match self {
             Weight::Frozen(_) => None,
@@ -112,23 +112,23 @@ pub struct LayerPass<'a, 's, D: Device> {
 pub type Term<'a, D> = (Matrix<'a, D>, Matrix<'a, D>);
 
 impl<'a, D: Device> LayerPass<'a, '_, D> {
-    /// The weight, (out, in).
+    /// Returns the weight as a matrix, (out, in).
     pub fn weight(&self) -> Matrix<'a, D> {
         let weights = self.weights;
         Matrix::new(weights.weight.at(self.list), weights.output, weights.input)
     }
 
-    /// The bias as the start of a product; zeros without one.
+    /// Returns the bias as the start of a product; zeros if there is none.
     pub fn bias(&self) -> Start<'a, D> {
         self.weights.bias.as_ref().map_or(Start::Zero, |bias| Start::Bias(bias.at(self.list)))
     }
 
-    /// A matrix of the layer's input, (rows, in).
+    /// Returns the layer's input as a matrix, (rows, in).
     pub fn inputs(&self, x: Piece) -> Matrix<'a, D> {
         Matrix::of(x, self.rows, self.weights.input)
     }
 
-    /// A matrix of the layer's output, (rows, out).
+    /// Returns the layer's output as a matrix, (rows, out).
     pub fn outputs(&self, y: Piece) -> Matrix<'a, D> {
         Matrix::of(y, self.rows, self.weights.output)
     }
@@ -164,8 +164,8 @@ impl<'a, D: Device> LayerPass<'a, '_, D> {
         }))
     }
 
-    /// y = start + x Wᵀ + the joined product, so that y is written once. x: (rows, in), y: (rows,
-    /// out).
+    /// Computes y = start + x Wᵀ + `joined`, another product; joining them writes y once. x: (rows,
+    /// in), y: (rows, out).
     pub fn forward(&mut self, [x, y]: [Piece; 2], start: Start<D>, joined: Option<Term<D>>) -> Result<()> {
         let wide = (self.inputs(x), self.weight().t());
         let terms = [wide, joined.unwrap_or(wide)];
@@ -173,8 +173,7 @@ impl<'a, D: Device> LayerPass<'a, '_, D> {
         self.product("linear", to, start, 1.0, &terms[..1 + usize::from(joined.is_some())])
     }
 
-    /// dx = dy W + the joined product, added to what is in dx if `add`. dy: (rows, out), dx: (rows,
-    /// in).
+    /// Computes dx = dy W + `joined`, or adds this to dx if `add`. dy: (rows, out), dx: (rows, in).
     pub fn input_gradient(
         &mut self,
         dy: Piece,

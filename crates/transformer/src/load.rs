@@ -40,7 +40,7 @@ pub struct Loading {
     pub key: Key,
 }
 
-/// A weight that was found, with its name in `Parameters`.
+/// A weight found in the source; `full` is its name in `Parameters`.
 struct Found {
     spec: WeightSpec,
     full: String,
@@ -48,7 +48,7 @@ struct Found {
 }
 
 impl Found {
-    /// Among what trains from now on.
+    /// Adds the weight to the parameters that train.
     fn train(&self, group: Group, parameters: &mut Parameters) -> ParamId {
         let WeightSpec { name, shape, .. } = &self.spec;
         let decay = shape.len() > 1 && !name.contains("bias");
@@ -87,7 +87,8 @@ impl Model {
         let mut source = Weights::new(source, prefix);
         let of_pooler = |spec: &&WeightSpec| spec.place == Place::Pooler;
         let has_pooler = specs.iter().find(of_pooler).is_none_or(|spec| source.has(&spec.name));
-        // First everything is taken and checked: sizes are not to be trusted before.
+        // Everything is loaded and checked first: until then the configuration's sizes cannot be
+        // trusted.
         let (mut found, mut missing, mut head) = (Vec::new(), Vec::new(), Vec::new());
         for spec in specs {
             let whole = matches!(spec.place, Place::Head | Place::Output);
@@ -128,7 +129,7 @@ impl Model {
             weights.insert(found.spec.name, weight);
         }
         let initialise = |name: &str, shape: &[usize]| -> Vec<f32> {
-            // A decoder's head is one matrix, so its name is not folded in.
+            // A decoder's head is one matrix, so its key does not depend on the name.
             let key = if decoder { key } else { name.bytes().fold(key, |key, byte| key.fold(byte as u64)) };
             let spread = if name.ends_with("bias") { 0.0 } else { config.initializer_range };
             (0..shape.iter().product::<usize>() as u64).map(|i| (spread * key.normal(i)) as f32).collect()
@@ -145,7 +146,7 @@ impl Model {
             HeadTensor::Misshapen { seen } => HeadOrigin::OtherOutputs(seen.first().copied().unwrap_or(0)),
         });
         for (tensor, WeightSpec { name, shape, .. }) in head {
-            // Half of a head is no head: all of it is initialised then.
+            // If a tensor of the head is missing or misshapen, all of the head is initialised.
             let values = match tensor {
                 HeadTensor::Found(tensor) if origin == HeadOrigin::Checkpoint => tensor.to_vec(),
                 _ => initialise(&name, &shape),

@@ -54,7 +54,7 @@ pub enum Keep {
 }
 
 impl Keep {
-    /// What a training pass saves.
+    /// Returns what a training pass saves.
     pub fn of_training(recompute: bool) -> Self {
         if recompute { Keep::Inputs } else { Keep::All }
     }
@@ -81,8 +81,8 @@ pub struct PassSize {
 }
 
 impl PassSize {
-    /// Of a pass without a backward over sequences that begin at these offsets, for a model with a
-    /// head.
+    /// Returns the size of a pass without a backward pass over sequences that start at these
+    /// offsets, for a model with a head.
     pub(crate) fn of_forward(offsets: &[usize], scored: bool) -> Self {
         let sequences = offsets.len() - 1;
         let (keep, lora_dropout) = (Keep::One, false);
@@ -97,8 +97,8 @@ impl PassSize {
         }
     }
 
-    /// The size of a training pass over sequences that start at these offsets, for a model with a
-    /// head.
+    /// Returns the size of a training pass over sequences that start at these offsets, for a model
+    /// with a head.
     pub fn of_training(offsets: &[usize], recompute: bool, lora_dropout: bool, scored: bool) -> Self {
         let keep = Keep::of_training(recompute);
         PassSize { keep, lora_dropout, ..PassSize::of_forward(offsets, scored) }
@@ -114,15 +114,15 @@ pub struct WeightBytes {
     pub copied: usize,
 }
 
-/// Bytes of a mapped file that a fault makes resident around the one that was asked for: Linux's
-/// `fault_around_bytes`.
+/// Bytes of a mapped file that a page fault makes resident together: Linux's `fault_around_bytes`.
 const AROUND: usize = 64 << 10;
 
-/// Frozen weights, gathered to be counted.
+/// Counter of the bytes of frozen weights.
 #[derive(Default)]
 pub(crate) struct FrozenWeights {
-    /// The pieces of `AROUND` bytes that mapped ones touch. Where matrices are copies, the vectors
-    /// between them in the file are small and far apart, and each brings a piece.
+    /// Ranges of pieces of `AROUND` bytes that mapped weights touch. If the matrices are copies,
+    /// the vectors between them in the file are small and far apart, and each makes a whole piece
+    /// resident.
     pieces: Vec<Range<usize>>,
     copied: usize,
 }
@@ -137,7 +137,7 @@ impl FrozenWeights {
         }
     }
 
-    /// A layer whose matrix is kept in this form from now on.
+    /// Adds a layer whose matrix will be stored in this form.
     pub fn add_linear(&mut self, linear: &LinearWeights, form: FrozenForm) {
         match (form, linear.precision, &linear.weight) {
             (FrozenForm::Rounded, Precision::Bf16, Weight::Frozen(Storage::F32(tensor))) => {
@@ -166,8 +166,8 @@ impl FrozenWeights {
     }
 }
 
-/// Bytes of a table of embeddings that are resident once its `used` rows have been read: all of a
-/// copy, and of a mapped one the pages around them.
+/// Returns the bytes of a table of embeddings that are resident once its `used` rows have been
+/// read: all of a copy; of a mapped table, the pieces of `AROUND` bytes that contain the rows.
 pub(crate) fn embedding_bytes(table: &Weight, used: &[bool]) -> usize {
     let Some((bytes, mapped)) = place(table) else { return 0 };
     if !mapped || used.is_empty() {
@@ -182,7 +182,8 @@ pub(crate) fn embedding_bytes(table: &Weight, used: &[bool]) -> usize {
     bytes.len().min(touched.bytes().mapped)
 }
 
-/// The addresses of a frozen weight that lies by rows, and whether they are of a mapped file.
+/// Returns the addresses of a frozen weight that is stored by rows, and whether they are in a
+/// mapped file.
 fn place(weight: &Weight) -> Option<(Range<usize>, bool)> {
     let (start, bytes, mapped) = match weight {
         Weight::Frozen(Storage::F32(tensor)) => {

@@ -43,7 +43,8 @@ pub struct Parameter {
 }
 
 impl Parameter {
-    /// Where it lies in a buffer of all values, and its gradient in one of all gradients.
+    /// Returns its range in the buffer of all values, which is also that of its gradient in the
+    /// buffer of all gradients.
     pub(crate) fn piece(&self) -> Piece {
         Piece::new(self.range.start, self.range.len())
     }
@@ -52,12 +53,12 @@ impl Parameter {
 /// The trained tensors: descriptions, values, gradients; and constants after them.
 #[derive(Clone, Debug, Default)]
 pub struct Parameters {
-    /// Those that train, then constants.
+    /// Trained tensors, then constants.
     list: Vec<Parameter>,
     values: Vec<f32>,
-    /// As many as train once training has asked for them, empty until then.
+    /// One for each trained value; empty until `zero_gradients` is called.
     gradients: Vec<f32>,
-    /// Tensors that train.
+    /// Number of trained tensors.
     trained: usize,
 }
 

@@ -1,4 +1,4 @@
-//! Frozen matrices quantized as they are loaded.
+//! Quantization of frozen matrices while they are loaded.
 
 use std::ops::Range;
 
@@ -7,8 +7,8 @@ use lora_drop_compute::device::Storage;
 
 use crate::weights::Stored;
 
-/// A matrix in its file's storage, or quantized where it is f32 or half precision and its rows are
-/// whole blocks.
+/// Returns a matrix in its file's storage or, if it is f32 or half precision and its rows are whole
+/// blocks, quantized to `quantize`.
 pub fn quantized_where_asked(stored: Stored, quantize: Option<BlockType>) -> Storage {
     let quantized = quantize.and_then(|kind| match &stored {
         Stored::F32(tensor) => {
@@ -39,15 +39,15 @@ pub fn quantized_where_asked(stored: Stored, quantize: Option<BlockType>) -> Sto
     }
 }
 
-/// The matrix of the parts that `part` makes of its rows, some at a time: never is all of it there
-/// in f32.
+/// Quantizes a matrix in parts, so that it never exists in f32 as a whole. `part` quantizes a range
+/// of rows.
 fn quantized(
     kind: BlockType,
     rows: usize,
     cols: usize,
     mut part: impl FnMut(Range<usize>) -> Option<BlockMatrix>,
 ) -> Option<BlockMatrix> {
-    /// Values that are quantized at a time: 4 MiB of f32.
+    /// Number of values that are quantized at a time: 4 MiB of f32.
     const PIECE: usize = 1 << 20;
     let each = (PIECE / cols.max(1)).max(1);
     let mut bytes = Vec::with_capacity(BlockMatrix::size(kind, rows, cols)?);

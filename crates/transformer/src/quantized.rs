@@ -1,12 +1,12 @@
-//! Checkpoints that other programs have quantized. Their weights are not read, which config.json or
-//! the names of tensors tell before any shape is compared.
+//! Detection of checkpoints that other programs have quantized. Their weights are not read;
+//! config.json or the names of tensors reveal them before any shape is compared.
 
 use serde_json::Value;
 
 use crate::config::Keys;
 use crate::error::Result;
 
-/// `quant_method` and the name that people know it by, where that is another.
+/// Values of `quant_method`, and the name that people know.
 const TITLES: [(&str, &str); 6] = [
     ("gptq", "GPTQ"),
     ("awq", "AWQ"),
@@ -16,7 +16,7 @@ const TITLES: [(&str, &str); 6] = [
     ("hqq", "HQQ"),
 ];
 
-/// Ends of tensors' names, and what writes such tensors. The first that occurs counts.
+/// Ends of tensors' names, and the program or format that has them. The first that occurs counts.
 const TENSORS: [(&str, &str); 10] = [
     (".qweight", "GPTQ or AWQ"),
     (".qzeros", "GPTQ or AWQ"),
@@ -30,7 +30,7 @@ const TENSORS: [(&str, &str); 10] = [
     (".scales", "MLX"),
 ];
 
-/// Parts of names that say that a model is a quantized one itself.
+/// Parts of names of models that are themselves quantized.
 const TAGS: [&str; 10] = ["gptq", "awq", "bnb", "4bit", "8bit", "fp8", "int4", "int8", "mxfp4", "w4a16"];
 
 /// Refuses a configuration that says that the weights are quantized.
@@ -38,7 +38,7 @@ const TAGS: [&str; 10] = ["gptq", "awq", "bnb", "4bit", "8bit", "fp8", "int4", "
 /// # Errors
 /// `Error::Config` with the method and, if the file names it, the model that was quantized.
 pub fn check_config(keys: &Keys) -> Result<()> {
-    // A key, and the method where the object does not name one.
+    // A key, and the method if the object does not name one.
     let places = [
         ("quantization_config", "a method that it does not name"),
         ("compression_config", "compressed-tensors"),
@@ -50,7 +50,7 @@ pub fn check_config(keys: &Keys) -> Result<()> {
     };
     let is_on = |key: &str| object.get(key).and_then(Value::as_bool);
     let loads = ["load_in_4bit", "load_in_8bit"].map(is_on);
-    // bitsandbytes' settings with everything off.
+    // bitsandbytes' settings with everything off: the weights are not quantized.
     if object.is_empty() || loads.iter().any(Option::is_some) && !loads.contains(&Some(true)) {
         return Ok(());
     }
@@ -76,7 +76,7 @@ pub fn check_config(keys: &Keys) -> Result<()> {
     )))
 }
 
-/// `org/name` without a tag of a quantized model.
+/// Whether a name is `org/name` and has no tag of a quantized model.
 fn is_plain_name(name: &str) -> bool {
     let lower = name.to_ascii_lowercase();
     let parts: Vec<&str> = name.split('/').collect();
@@ -84,7 +84,8 @@ fn is_plain_name(name: &str) -> bool {
     parts.len() == 2 && parts.iter().all(plain) && !TAGS.iter().any(|tag| lower.contains(tag))
 }
 
-/// What the names of a checkpoint's tensors say of its quantization: the method, and the tensor.
+/// Returns the quantization method that the names of a checkpoint's tensors reveal, and the name of
+/// a tensor that shows it.
 pub fn by_tensors<'a>(names: impl Iterator<Item = &'a str>) -> Option<(&'static str, &'a str)> {
     let found = names.filter_map(|name| {
         let place = TENSORS.iter().position(|(end, _)| name.ends_with(end))?;

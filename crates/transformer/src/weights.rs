@@ -71,7 +71,7 @@ impl Source for Checkpoint {
 /// problems at once.
 pub struct Weights<'a> {
     source: &'a dyn Source,
-    /// With its dot: `bert.`
+    /// Prefix with its dot: `bert.`
     prefix: String,
     problems: Vec<WeightProblem>,
 }
@@ -81,7 +81,7 @@ pub struct Weights<'a> {
 pub enum HeadTensor {
     Found(Tensor),
     Missing,
-    /// It was made for another task, such as another number of classes: its shape.
+    /// It has another shape, because the head was made for another number of classes, for example.
     Misshapen {
         seen: Vec<usize>,
     },
@@ -94,7 +94,7 @@ impl<'a> Weights<'a> {
         Weights { source, prefix: format!("{prefix}."), problems: Vec::new() }
     }
 
-    /// The name under which the checkpoint has the weight `name` (given without prefix).
+    /// Returns the name under which the checkpoint has the weight `name` (given without prefix).
     pub fn resolve(&self, name: &str) -> Option<String> {
         let mut spellings = vec![name.to_string()];
         // Checkpoints converted from TensorFlow have a norm's weight and bias under its symbols.
@@ -118,8 +118,8 @@ impl<'a> Weights<'a> {
         self.take_named(name, shape, false)
     }
 
-    /// A weight's name in messages, and in the checkpoint if it has it. A `whole` name never has
-    /// the prefix.
+    /// Returns a weight's name in messages and, if the checkpoint has it, its name there. A `whole`
+    /// name never has the prefix.
     fn names(&self, name: &str, whole: bool) -> (String, Option<String>) {
         match whole {
             true => (name.to_string(), self.source.contains(name).then(|| name.to_string())),
@@ -155,7 +155,7 @@ impl<'a> Weights<'a> {
         Err(Error::Weights { folder: self.source.place().to_path_buf(), problems: self.problems })
     }
 
-    /// `found` is in the checkpoint; `shown` is its name in messages.
+    /// Loads the tensor `found`, which is in the checkpoint; `shown` is its name in messages.
     fn load(&mut self, found: &str, shown: String, shape: &[usize]) -> Tensor {
         let seen = self.source.shape(found).unwrap_or_default();
         if seen != shape {
@@ -177,7 +177,8 @@ impl<'a> Weights<'a> {
         }
     }
 
-    /// As `take`, but a matrix keeps the storage of its file. A `whole` name has no prefix.
+    /// Loads a weight like `take`, but a matrix keeps the storage of its file. A `whole` name has
+    /// no prefix.
     pub(crate) fn take_stored(&mut self, name: &str, shape: &[usize], whole: bool) -> Stored {
         let (shown, found) = self.names(name, whole);
         if let Some(found) = found
@@ -186,8 +187,8 @@ impl<'a> Weights<'a> {
             && shape.len() == 2
         {
             let wrong = first_non_finite_in_blocks(&matrix);
-            // A run may read few rows of a table of embeddings, and a matrix that is to be
-            // quantized is read again.
+            // The pages are not needed now: a run may read few rows of a table of embeddings, and a
+            // matrix that is to be quantized is read again.
             matrix.release(0..matrix.rows());
             return match wrong {
                 None => Stored::Blocks(matrix),
@@ -201,19 +202,19 @@ impl<'a> Weights<'a> {
 
     fn fail(&mut self, name: String, fault: WeightFault) -> Tensor {
         self.problems.push(WeightProblem { name, fault });
-        // Empty and not of the wanted shape: a wrong config.json may want a terabyte.
+        // Empty, because the expected shape of a wrong config.json may need a terabyte.
         Tensor::new(vec![0], Vec::new())
     }
 }
 
-/// Row-major index and value of the first element that is NaN or infinite. Pages of a mapped tensor
-/// are released on the way: a run reads few rows of a table of embeddings.
+/// Returns row-major index and value of the first element that is NaN or infinite. Releases the
+/// pages of a mapped tensor as it goes, because a run reads few rows of a table of embeddings.
 fn first_non_finite(tensor: &Tensor) -> Option<(usize, f32)> {
     // Large enough that a piece is worth a task, small enough that few pages are resident at a
     // time.
     const PIECE: usize = 1 << 20;
     let index = tensor.par_chunks(PIECE).enumerate().find_map_first(|(number, piece)| {
-        // Without an early exit the compiler makes it a vector loop.
+        // Without an early exit, the compiler vectorises the loop.
         let wrong = piece.iter().fold(false, |wrong, v| wrong | !v.is_finite());
         let place = if wrong { piece.iter().position(|v| !v.is_finite()) } else { None };
         let start = number * PIECE;
@@ -223,7 +224,7 @@ fn first_non_finite(tensor: &Tensor) -> Option<(usize, f32)> {
     Some((index, tensor[index]))
 }
 
-/// The same of a matrix in blocks.
+/// Does the same for a matrix in blocks.
 fn first_non_finite_in_blocks(matrix: &BlockMatrix) -> Option<(usize, f32)> {
     let cols = matrix.cols();
     let wrong_in = |row: usize, values: &mut Vec<f32>| {

@@ -1,4 +1,4 @@
-//! Checkpoints, sound and damaged: what is read, and what each kind of damage is called.
+//! Valid and damaged checkpoints: what is read, and the message for each kind of damage.
 
 use std::path::Path;
 
@@ -6,12 +6,12 @@ use lora_drop_transformer::{Checkpoint, Error, HeadTensor, Weights};
 use lora_drop_transformer::{WeightFault, WeightProblem};
 use tempfile::TempDir;
 
-/// A safetensors file of this header and data.
+/// Returns a safetensors file with this header and data.
 fn raw(header: &[u8], data: &[u8]) -> Vec<u8> {
     [&(header.len() as u64).to_le_bytes(), header, data].concat()
 }
 
-/// A sound safetensors file of tensors (name, dtype, shape, bytes).
+/// Returns a valid safetensors file with these tensors (name, dtype, shape, bytes).
 fn sound(tensors: &[(&str, &str, &[usize], Vec<u8>)]) -> Vec<u8> {
     let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
     for (name, dtype, shape, bytes) in tensors {
@@ -39,13 +39,13 @@ fn error_of(files: &[(&str, &[u8])]) -> String {
     Checkpoint::open(folder(files).path()).unwrap_err().to_string()
 }
 
-/// The message for a model.safetensors of these bytes names the file; what follows is returned.
+/// Returns the message for a model.safetensors of these bytes, after the file's name.
 fn damage(bytes: &[u8]) -> String {
     let text = error_of(&[("model.safetensors", bytes)]);
     text.split_once("model.safetensors: ").unwrap_or_else(|| panic!("no file in {text}")).1.to_string()
 }
 
-/// The message for this header over 16 bytes of data.
+/// Returns the message for this header over 16 bytes of data.
 fn header_damage(header: &str) -> String {
     damage(&raw(header.as_bytes(), &[0; 16]))
 }
@@ -56,7 +56,7 @@ fn tensors_are_read_whatever_their_type_and_alignment() {
     let brain = |v: f32| half::bf16::from_f32(v).to_le_bytes().to_vec();
     let file = sound(&[
         ("f16", "F16", &[1, 1], half(0.5)),
-        // 2 bytes after an aligned place, so that it has to be copied.
+        // Starts 2 bytes after an aligned offset, so it must be copied.
         ("shifted", "F32", &[2], f32s(&[1.5, -2.5])),
         ("bf16", "BF16", &[2], [brain(3.0), brain(-4.0)].concat()),
         ("f64", "F64", &[1], 0.1f64.to_le_bytes().to_vec()),
@@ -159,8 +159,8 @@ fn damaged_entries_name_their_tensor() {
     assert!(text.starts_with("tensor w: F4 of shape [3] needs 2 bytes"), "{text}");
 }
 
-/// Whatever a byte is changed to, opening answers; it never panics and never reads outside of the
-/// file.
+/// Opening returns for every value of every byte of a header: it never panics and never reads
+/// outside of the file.
 #[test]
 fn no_changed_byte_of_a_header_panics() {
     let good = sound(&[("a", "F32", &[2], f32s(&[1.0, 2.0])), ("b", "F16", &[1, 2], vec![0; 4])]);
@@ -290,7 +290,7 @@ fn all_unusable_weights_are_reported_together() {
     let file = sound(&[
         ("bert.long", "F32", &[3_000_000], f32s(&long)),
         ("bert.half", "F16", &[2], [0u16, 0xfc00].iter().flat_map(|b| b.to_le_bytes()).collect()),
-        // Beyond f32.
+        // Too large for f32.
         ("bert.double", "F64", &[1], 1e300f64.to_le_bytes().to_vec()),
         ("bert.turned", "F32", &[1, 2], f32s(&[0.0; 2])),
         ("bert.ids", "I64", &[1], vec![0; 8]),

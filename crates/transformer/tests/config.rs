@@ -7,7 +7,7 @@ use lora_drop_compute::activation::Activation;
 use lora_drop_transformer::{Architecture, Head, ModelConfig};
 use serde_json::{Value, json};
 
-/// A small sound configuration of this model_type.
+/// Returns a small valid configuration of this model_type.
 fn sound(model_type: &str) -> Value {
     json!({
         "model_type": model_type, "hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 3,
@@ -19,7 +19,7 @@ fn parse(value: &Value) -> Result<ModelConfig, String> {
     ModelConfig::parse(&value.to_string(), Path::new("m/config.json")).map_err(|e| e.to_string())
 }
 
-/// The message for a BERT with this key set (or, for null, absent), after the file's name.
+/// Returns the message for a BERT with this key set (or, for null, absent), after the file's name.
 fn problem(key: &str, value: Value) -> String {
     let mut config = sound("bert");
     config[key] = value;
@@ -76,8 +76,8 @@ fn given_keys_are_read() {
     let read = parse(&config).unwrap();
     assert_eq!((read.activation, read.norm_eps, read.relative_buckets), (Activation::GeluTanh, 1e-5, 16));
     assert_eq!((read.hidden_dropout, read.attention_dropout), (0.0, 0.25));
-    // MPNet's head has the hidden dropout, whatever classifier_dropout says; the others' have
-    // theirs.
+    // MPNet's head has the hidden dropout, whatever classifier_dropout says; the heads of the
+    // others have classifier_dropout.
     assert_eq!(read.head_dropout, 0.0);
     config["model_type"] = json!("bert");
     assert_eq!(parse(&config).unwrap().head_dropout, 0.5);
@@ -170,7 +170,7 @@ fn impossible_numbers_and_names_are_refused() {
     {
         assert!(problem("id2label", bad).starts_with("id2label is "));
     }
-    // What is shown of a long value is cut.
+    // Messages cut long values.
     assert!(problem("id2label", json!("é".repeat(10_000))).len() < 300);
 }
 
@@ -217,8 +217,8 @@ fn files_that_are_not_json_objects_are_refused() {
     assert!(file.contains("not a folder"), "{file}");
 }
 
-/// Name and shape of every tensor, and the names of linear layers, as transformers' models for
-/// sequence classification have them with one layer of width 12, 3 classes.
+/// Compares names and shapes of all tensors, and the names of linear layers, with transformers'
+/// models for sequence classification with one layer of width 12 and 3 classes.
 #[test]
 fn names_and_shapes_are_those_of_transformers() {
     let bert_layer = "\
@@ -268,7 +268,7 @@ attention.LayerNorm 12, intermediate.dense 16x12, output.dense 12x16, output.Lay
             .collect();
         assert_eq!(seen.join(", "), head);
 
-        // A linear layer is a module with a matrix that is no table.
+        // A linear layer is an item with a matrix that is not a table of embeddings.
         let prefix = config.architecture.prefix();
         let encoder = expected.iter().map(|item| format!("{prefix}.{item}"));
         let linears: Vec<_> = encoder
@@ -283,7 +283,7 @@ attention.LayerNorm 12, intermediate.dense 16x12, output.dense 12x16, output.Lay
     }
 }
 
-/// A few bytes may not make gigabytes: names of classes, frequencies of a head, numbers in a list.
+/// A few bytes must not become gigabytes: names of classes, numbers in a list.
 #[test]
 fn sizes_that_no_model_has_are_refused() {
     let mut config = sound("bert");
@@ -295,7 +295,7 @@ fn sizes_that_no_model_has_are_refused() {
     assert!(problem.contains("not valid JSON: 700") && problem.contains("values in 140"), "{problem}");
 }
 
-/// A decoder's configuration of this model_type with the keys that are required.
+/// Returns a decoder's configuration of this model_type with the keys that are required.
 fn sound_decoder(model_type: &str) -> Value {
     json!({
         "model_type": model_type, "hidden_size": 256, "num_hidden_layers": 3, "num_attention_heads": 32,
@@ -308,7 +308,7 @@ fn parse_decoder(value: &Value) -> Result<ModelConfig, String> {
     ModelConfig::from_object(map, Path::new("m/config.json")).map_err(|e| e.to_string())
 }
 
-/// The message for a decoder with these keys.
+/// Returns the message for a decoder with these keys.
 fn decoder_problem(model_type: &str, keys: &[(&str, Value)]) -> String {
     let mut config = sound_decoder(model_type);
     keys.iter().for_each(|(key, value)| config[key] = value.clone());
@@ -316,8 +316,8 @@ fn decoder_problem(model_type: &str, keys: &[(&str, Value)]) -> String {
     text.strip_prefix("m/config.json: ").unwrap_or_else(|| panic!("no file in {text}")).to_string()
 }
 
-/// As `LlamaConfig()`, `MistralConfig()`, `Qwen2Config()` and `Qwen3Config()` of transformers 5.24
-/// have them.
+/// Compares with `LlamaConfig()`, `MistralConfig()`, `Qwen2Config()` and `Qwen3Config()` of
+/// transformers 5.24.
 #[test]
 fn absent_keys_of_decoders_have_their_own_defaults() {
     for (model_type, kv_heads, head_dim, positions, window) in [
@@ -335,7 +335,7 @@ fn absent_keys_of_decoders_have_their_own_defaults() {
         assert_eq!((read.tied, read.output_bias, read.mlp_bias), (false, false, false));
         assert_eq!((read.qkv_bias, read.qk_norm), (model_type == "qwen2", model_type == "qwen3"));
         assert_eq!((read.bos_token_id, read.eos_token_ids), (None, vec![]));
-        // What it was taken for stands in what is written, whatever a later reader's defaults are.
+        // The default that was used is in what is written, whatever a later reader's defaults are.
         assert_eq!(read.raw["max_position_embeddings"], positions);
     }
 }
@@ -391,7 +391,7 @@ fn nothing_of_a_decoder_is_read_leniently() {
     assert!(decoder_problem("llama", &range).starts_with("initializer_range is \"0.02\", expected "));
 }
 
-/// What no computation needs may be wrong.
+/// Token numbers that no computation needs may be wrong.
 #[test]
 fn special_tokens_outside_the_vocabulary_are_left_out() {
     let read = |model: &mut Value, key: &str, value: Value| {
@@ -415,7 +415,7 @@ fn special_tokens_outside_the_vocabulary_are_left_out() {
     sizes["eos_token_id"] = json!([2, -1, 3]);
     let config = parse_decoder(&sizes).unwrap();
     assert_eq!((config.eos_token_ids, config.warnings.len()), (vec![2, 3], 1));
-    // An encoder whose positions do not depend on it.
+    // BERT's positions do not depend on pad_token_id.
     for value in [json!(20), json!(-1)] {
         let config = read(&mut sound("bert"), "pad_token_id", value.clone());
         assert_eq!(
@@ -425,7 +425,7 @@ fn special_tokens_outside_the_vocabulary_are_left_out() {
     }
 }
 
-/// Published files have keys of their own for the two rotary bases and a pattern; transformers 5
+/// Published files have separate keys for the two rotary bases and the pattern; transformers 5
 /// writes objects and a list.
 #[test]
 fn both_forms_of_gemma_are_read_alike() {
@@ -461,7 +461,7 @@ fn both_forms_of_gemma_are_read_alike() {
         let problem = decoder_problem("gemma3_text", &[(key, value)]);
         assert!(problem.starts_with(key) && problem.contains("which is not supported (only "), "{problem}");
     }
-    // rope_scaling counts where both are there, and one object for all layers is none of Gemma's.
+    // rope_scaling counts if both are there; Gemma refuses one object for all layers.
     let both = read(json!({
         "rope_scaling": { "rope_type": "linear", "factor": 8.0 },
         "rope_parameters": { "full_attention": { "rope_type": "default", "rope_theta": 5e5 }, "sliding_attention": {} },

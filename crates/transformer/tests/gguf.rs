@@ -1,4 +1,4 @@
-//! GGUF files that this crate writes are read again: values, names, order of rows, configuration.
+//! GGUF files that this crate writes and reads again: values, names, order of rows, configuration.
 
 use std::io::Cursor;
 use std::path::PathBuf;
@@ -25,7 +25,7 @@ fn tensor(name: &str, shape: &[usize], kind: TensorType) -> NewTensor {
     NewTensor { name: name.into(), shape: shape.to_vec(), kind }
 }
 
-/// Metadata of a model of two heads of four, and one for keys and values.
+/// Returns metadata of a model with two heads of four values, and one head of keys and values.
 fn sizes(architecture: &str) -> Vec<(String, Value)> {
     let key = |name: &str| format!("{architecture}.{name}");
     vec![
@@ -41,7 +41,7 @@ fn sizes(architecture: &str) -> Vec<(String, Value)> {
     ]
 }
 
-/// Opens a file of `metadata` and F32 tensors that count from 0.
+/// Opens a file of `metadata` and F32 tensors whose values count from 0.
 fn open(metadata: &[(String, Value)], tensors: &[(&str, &[usize])]) -> Gguf {
     let list = tensors.iter().map(|(name, shape)| tensor(name, shape, TensorType::F32)).collect();
     let mut writer = Writer::new(Vec::new(), metadata, list).unwrap();
@@ -110,7 +110,7 @@ fn values_are_where_the_header_says() {
     let list = kinds.iter().map(|kind| tensor(kind.name(), &[2, 32], *kind)).collect();
     let mut writer = Writer::new(Cursor::new(Vec::new()), &[], list).unwrap();
     for kind in kinds {
-        // In pieces, as a stream has them.
+        // In pieces, as a stream of values arrives.
         writer.values(kind.name(), &values[..32]).unwrap();
         writer.values(kind.name(), &values[32..]).unwrap();
     }
@@ -131,7 +131,7 @@ fn values_are_where_the_header_says() {
     assert!(file.tensor("none").unwrap_err().to_string().contains("tensor none: not in the file"));
 }
 
-/// Numbers, blocks and values of the gguf package (tools/golden/blocks.py).
+/// Compares with numbers, blocks and values of the gguf package (tools/golden/blocks.py).
 #[test]
 fn every_type_of_blocks_is_read_by_its_number() {
     let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/blocks.safetensors");
@@ -294,7 +294,7 @@ fn a_model_is_written_and_read_again() {
                 assert_eq!(read.tensor(names[1]).unwrap()[..], values[1]);
             }
             Stored::Blocks(matrix) => {
-                // Of each row's first block the first value: its number times the block's scale.
+                // The first value of each row's first block: its integer times the block's scale.
                 let row = |i: usize| &matrix.bytes()[i * 68..];
                 let first = |i: usize| {
                     let scale = half::f16::from_le_bytes([row(i)[0], row(i)[1]]).to_f32();

@@ -1,9 +1,9 @@
-//! GGUF files that are damaged or that are no such thing: every one is refused, with what was seen
-//! and expected.
+//! Damaged GGUF files, and files that are not GGUF: all are refused, with what was seen and what
+//! was expected.
 
 use lora_drop_transformer::gguf::{Gguf, Header};
 
-/// Bytes of a file, piece by piece.
+/// Builds the bytes of a file, piece by piece.
 #[derive(Clone, Default)]
 struct Bytes(Vec<u8>);
 
@@ -33,12 +33,12 @@ impl Bytes {
         bytes
     }
 
-    /// A metadata entry without its value.
+    /// Appends a metadata entry without its value.
     fn key(self, key: &str, kind: u32) -> Self {
         self.text(key.as_bytes()).u32(kind)
     }
 
-    /// A tensor's entry; dimensions in the file's order.
+    /// Appends a tensor's entry; dimensions are in the file's order.
     fn tensor(self, name: &str, dimensions: &[u64], kind: u32, offset: u64) -> Self {
         let named = self.text(name.as_bytes()).u32(dimensions.len() as u32);
         dimensions.iter().fold(named, |bytes, d| bytes.u64(*d)).u32(kind).u64(offset)
@@ -54,7 +54,7 @@ const F32: u32 = 0;
 const Q8_0: u32 = 8;
 const MOST: u64 = u64::MAX;
 
-/// Name, file, parts of the message.
+/// Name of a case, its file, and parts of the message.
 type Case = (&'static str, Bytes, &'static [&'static str]);
 
 fn cases() -> Vec<Case> {

@@ -40,7 +40,7 @@ impl Input {
         }
     }
 
-    /// Sequences from..to as a batch of their own.
+    /// Returns the sequences from..to as a batch of their own.
     fn part(&self, from: usize, to: usize) -> (Vec<u32>, Vec<u32>, Vec<usize>) {
         let (start, end) = (self.offsets[from], self.offsets[to]);
         let offsets = self.offsets[from..=to].iter().map(|o| o - start).collect();
@@ -95,7 +95,8 @@ impl Case {
         }
     }
 
-    /// Gradients of the whole batch, passed in parts that end at `cuts`; returns the mean loss.
+    /// Computes the gradients of the whole batch, in parts that end at `cuts`; returns the mean
+    /// loss.
     fn train(
         &mut self,
         regression: bool,
@@ -192,8 +193,8 @@ fn lora_on_all_modules_on_some_and_shared() {
     }
 }
 
-/// A factor of 8 bits is off by up to 0.4 %. These small random models magnify it: by the length of
-/// the whole gradient it is 1 to 7 %.
+/// A factor in bf16, with 8 bits, is off by up to 0.4 %. These small random models magnify this:
+/// relative to the norm of the whole gradient, the error is 1 to 7 %.
 #[test]
 fn gradients_in_bf16_are_near_those_in_f32() {
     for architecture in ARCHITECTURES {
@@ -232,7 +233,7 @@ fn packing_frozen_weights_once_changes_no_bit() {
             let estimated = packed.encoder.net.weight_bytes(FrozenForm::Packed);
             packed.encoder.net.keep_frozen(FrozenForm::Packed);
             assert!(pass(&mut packed) == pass(&mut plain), "{architecture} {precision:?}");
-            // Panels of both directions, filled up to whole strips.
+            // Packed copies for both directions, padded to whole strips.
             let size = plain.encoder.net.frozen_bytes().expect("all matrices are frozen");
             let after = packed.encoder.net.weight_bytes(FrozenForm::AsIs);
             assert!(after == estimated && after.copied >= 2 * size, "{architecture} {precision:?}");
@@ -359,7 +360,7 @@ fn ten_optimiser_steps() {
 
 #[test]
 fn scores_from_moments_are_the_outputs_norms() {
-    // PyTorch has summed ‖s B A x‖² over the tokens; we form it from Σ z zᵀ and BᵀB.
+    // PyTorch has summed ‖s B A x‖² over the tokens; here it is computed from Σ z zᵀ and BᵀB.
     for architecture in ARCHITECTURES {
         let golden = Golden::open(architecture);
         let mut case = Case::load(architecture, &golden, 3, Trained::Head);
@@ -391,7 +392,8 @@ fn relative_buckets() {
     }
 }
 
-/// What a pass over all sequences with dropout leaves: its loss, the gradients, and the arena.
+/// Runs a training pass with dropout over all sequences; returns the loss, the gradients and the
+/// memory.
 fn dropped(
     architecture: &str,
     trained: Trained,
@@ -436,7 +438,7 @@ fn dropped(
     (loss, case.parameters.gradients().to_vec(), memory.floats().to_vec())
 }
 
-/// How much of an arena that was zero has been written to, of what was planned.
+/// Returns the share of the planned memory, initially zero, that has been written to.
 fn touched(floats: &[f32]) -> f64 {
     let end = floats.iter().rposition(|&x| x != 0.0).map_or(0, |last| last + 1);
     end as f64 / floats.len() as f64
@@ -457,7 +459,7 @@ fn what_is_formed_again_has_the_same_bits_in_less_memory() {
                 if head_alone { again.2.len() == kept.len() } else { again.2.len() < kept.len() },
                 "{what}"
             );
-            // The plan is no larger than what a pass takes.
+            // The plan is at most 2 % larger than what a pass uses.
             for arena in [kept, again.2] {
                 assert!(touched(&arena) > 0.98, "{what}: {} of {}", touched(&arena), arena.len());
             }
@@ -501,7 +503,7 @@ fn gradients_under_dropout() {
         run(&mut case);
         let start = case.parameters.values().to_vec();
         let gradients = case.parameters.gradients().to_vec();
-        // Along a random direction of each parameter tensor.
+        // In a random direction of each parameter tensor.
         for p in case.parameters.list().to_vec() {
             let key = Key::new(9).fold(p.range.start as u64);
             let direction: Vec<f32> = (0..p.range.len() as u64).map(|i| key.normal(i) as f32).collect();

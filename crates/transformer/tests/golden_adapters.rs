@@ -1,4 +1,4 @@
-//! Pairs with shared halves, and with vectors of each module's own, on BERT and Llama against
+//! Pairs with shared matrices, and pairs with vectors for each module, on BERT and Llama against
 //! PyTorch and PEFT: Tied-LoRA, ShareLoRA, VeRA and AdaLoRA's products
 //! (tests/golden/*/adapters.safetensors, written by tools/golden/golden_adapters.py).
 
@@ -14,7 +14,7 @@ const MODELS: [&str; 2] = ["bert", "llama"];
 const CASES: [&str; 4] = ["tied", "share", "vera", "adalora"];
 const RANK: usize = 4;
 
-/// The golden numbers of a model, and its pairs and vectors.
+/// Golden numbers of a model, and golden pairs and vectors of its adapters.
 struct Files {
     golden: Golden,
     own: Golden,
@@ -25,13 +25,13 @@ impl Files {
         Files { golden: Golden::open(name), own: Golden::file(name, "adapters.safetensors") }
     }
 
-    /// A (rank, in) and Bᵀ (rank, out).
+    /// Returns A (rank, in) and Bᵀ (rank, out).
     fn pair(&self, layer: usize, kind: &str, output: usize) -> [Vec<f32>; 2] {
         let half = |half: &str| self.golden.get(&format!("lora.layers.{layer}.{kind}.lora_{half}"));
         [half("A"), transposed(&half("B"), output)]
     }
 
-    /// The first columns of PEFT's A, and the first rows of its B, transposed.
+    /// Returns the first columns of PEFT's A, and the first rows of its B, transposed.
     fn projections(&self, input: usize, output: usize) -> [Vec<f32>; 2] {
         let (a, b) = (self.own.get("vera.vera_A"), self.own.get("vera.vera_B"));
         let a = a.chunks(a.len() / RANK).flat_map(|row| row[..input].to_vec()).collect();
@@ -44,7 +44,7 @@ fn trained(parameters: &mut Parameters, name: &str, shape: &[usize], values: &[f
     known.unwrap_or_else(|| parameters.add(name, shape, Group::Lora, true, values))
 }
 
-/// Adapters on every module.
+/// Loads the golden model with the case's adapter on every module.
 fn with(name: &str, case: &str, weights: Trained) -> Adapted {
     let files = Files::open(name);
     let mut adapted = Adapted::load(name, weights);
@@ -54,7 +54,7 @@ fn with(name: &str, case: &str, weights: Trained) -> Adapted {
         let kinds = config.architecture.kinds();
         kinds.flat_map(move |kind| (0..layers).map(move |layer| ModuleId { layer, kind }))
     };
-    // Vectors first, for all that trains stands before constants.
+    // Vectors first, because trained tensors must precede constants.
     let vector = |parameters: &mut Parameters, id: ModuleId, which: &str, len: usize| {
         let name = format!("layers.{}.{}.{which}", id.layer, id.kind.name());
         trained(parameters, &name, &[len], &files.own.get(&format!("vectors.{name}")))
@@ -143,14 +143,14 @@ fn constants_have_neither_gradients_nor_a_place_among_what_trains() {
     let mut adapted = with("bert", "vera", Trained::Head);
     adapted.train(WHOLE, DropoutRates::NONE, false);
     let parameters = &adapted.parameters;
-    // Four values of d for each of six kinds, and b as long as their outputs; the head's three rows
-    // and biases.
+    // In each of 3 layers, 4 values of d for each of 6 kinds, and b as long as their outputs; the
+    // head's 3 rows and 3 biases.
     let count = 3 * (6 * 4 + 5 * 32 + 64) + 3 * 32 + 3;
     assert_eq!(
         (parameters.count(), parameters.gradients().len(), parameters.values().len()),
         (count, count, count)
     );
-    // A and B of each kind: five have 32 inputs and one 64, and so with outputs.
+    // A and B of each kind, of rank 4: 5 kinds have 32 inputs and one 64, and likewise outputs.
     assert_eq!(parameters.constants(), 2 * 4 * (5 * 32 + 64));
     assert!(parameters.list().iter().all(|p| !p.name.contains("lora_")));
     let id = parameters.find("shared.query.lora_A").unwrap();

@@ -103,7 +103,7 @@ impl Case {
         MODELS.into_iter().flat_map(|model| TASKS.map(|task| (Case::load(model, task), task)))
     }
 
-    /// The logits of the sequences from `from` to `to`.
+    /// Returns the logits of the sequences from `from` to `to`.
     fn logits(&mut self, from: usize, to: usize, moments: Option<&mut Observations>) -> Vec<f32> {
         let start = self.offsets[from];
         let offsets: Vec<usize> = self.offsets[from..=to].iter().map(|o| o - start).collect();
@@ -118,8 +118,8 @@ impl Case {
         self.model.net.outputs(Context { observing, ..context }, sequences).unwrap()
     }
 
-    /// Gradients of the whole batch, passed in parts that end at these sequences; returns the mean
-    /// loss.
+    /// Computes the gradients of the whole batch, in parts that end at these sequences; returns the
+    /// mean loss.
     fn train(&mut self, cuts: &[usize], recompute: bool, moments: Option<&mut Observations>) -> f64 {
         let total = self.offsets.len() - 1;
         self.parameters.zero_gradients();
@@ -252,7 +252,7 @@ fn recomputing_changes_no_bit() {
     }
 }
 
-/// Training's own passes count all tokens of every module, as a pass for the scores alone does.
+/// Training passes observe all tokens of every module, as a pass without training does.
 #[test]
 fn moments_are_those_of_the_tokens() {
     for (mut case, _) in Case::all() {
@@ -294,7 +294,7 @@ fn a_quantized_base_is_near() {
     let exact = case.logits(0, 6, None);
     let (mut parameters, q8_0) = (Parameters::new(), Some(BlockType::Q8_0));
     let model = Model::load(&checkpoint, &config, loading(3, q8_0), &mut parameters).unwrap();
-    // The same places in the same order, so that the golden pairs serve.
+    // Both have the same parameters in the same order, so the golden pairs fit.
     let values = case.parameters.values()[..parameters.count()].to_vec();
     parameters.set_values(&values);
     case.table = LoraTable::empty(config.layers);

@@ -92,7 +92,7 @@ impl Case {
         }
     }
 
-    /// −log p of the learned tokens.
+    /// Returns −log p of the targets.
     fn losses(&mut self) -> Vec<f32> {
         let texts = Texts { ids: &self.ids, offsets: &self.offsets, learn: &self.learn };
         let context = Context::new(self.parameters.read(), &self.table, &mut self.memory, &GO);
@@ -103,8 +103,8 @@ impl Case {
         losses
     }
 
-    /// Gradients of the whole batch, passed in parts that end at these texts; returns the mean
-    /// loss.
+    /// Computes the gradients of the whole batch, in parts that end at these texts; returns the
+    /// mean loss.
     fn train(&mut self, cuts: &[usize], recompute: bool, moments: Option<&mut Observations>) -> f64 {
         let whole = Texts { ids: &self.ids, offsets: &self.offsets, learn: &self.learn };
         let total = whole.learned();
@@ -140,8 +140,8 @@ impl Case {
         sum / total as f64
     }
 
-    /// The logits after every token of text `text`, token by token through a cache, the first
-    /// `prompt` at once.
+    /// Returns the logits after every token of text `text`, computed with a cache: the first
+    /// `prompt` tokens at once, then token by token.
     fn cached_logits(&mut self, text: usize, prompt: usize) -> Vec<f32> {
         let ids = &self.ids[self.offsets[text]..self.offsets[text + 1]];
         let mut cache = self.decoder.new_cache();
@@ -157,7 +157,7 @@ impl Case {
         logits
     }
 
-    /// Ten steps of AdamW are those of the golden case `name`.
+    /// Checks ten steps of AdamW against the golden case `name`.
     fn check_ten_steps(&mut self, golden: &Golden, name: &str) {
         let n = self.parameters.count();
         let (mut first, mut second) = (vec![0.0; n], vec![0.0; n]);
@@ -209,7 +209,7 @@ fn base_losses() {
 #[test]
 fn a_memory_may_serve_one_model_after_another() {
     let mut memory = Memory::default();
-    // Llama's and Mistral's heads have one width and other frequencies.
+    // Llama's and Mistral's heads have the same width and different frequencies.
     for model in MODELS {
         let golden = Golden::open(model);
         let mut case = Case::load(model, &golden);
@@ -242,8 +242,8 @@ fn lora_on_all_modules_on_some_and_shared() {
     }
 }
 
-/// A factor of 8 bits is off by up to 0.4 %. These small random models magnify it: by the length of
-/// the whole gradient it is 1 to 7 %.
+/// A factor in bf16, with 8 bits, is off by up to 0.4 %. These small random models magnify this:
+/// relative to the norm of the whole gradient, the error is 1 to 7 %.
 #[test]
 fn gradients_in_bf16_are_near_those_in_f32() {
     for model in MODELS {
@@ -343,7 +343,7 @@ fn passes_take_the_memory_that_is_foreseen() {
             let floats = case.memory.floats();
             let planned = case.decoder.net.floats(&case.table, &size);
             assert_eq!(floats.len(), planned, "{model} {keep:?}");
-            // The arena was zero, and is no larger than what is written to.
+            // The memory was zero, and is at most 2 % larger than what is written to.
             let end = floats.iter().rposition(|&x| x != 0.0).map_or(0, |last| last + 1);
             assert!(end as f64 > 0.98 * planned as f64, "{model} {keep:?}: {end} of {planned}");
         }
@@ -420,7 +420,7 @@ fn cached_decoding_is_the_full_pass() {
     }
 }
 
-/// From a file as llama.cpp's converter writes it, which leaves half of what Gemma 3 is to its
+/// Reads a file of llama.cpp's converter, which leaves half of Gemma 3's configuration to its
 /// readers.
 #[test]
 fn gemma_from_a_gguf_file() {
@@ -435,8 +435,8 @@ fn gemma_from_a_gguf_file() {
     }
 }
 
-/// Gradients of every weight, embeddings and norms included. Where embeddings are the output layer
-/// too, theirs is the sum of both.
+/// Checks gradients of every weight, embeddings and norms included. If the table of embeddings is
+/// also the output layer, its gradient is the sum of both.
 #[test]
 fn every_weight_of_full_fine_tuning() {
     for model in MODELS {
@@ -450,7 +450,7 @@ fn every_weight_of_full_fine_tuning() {
     }
 }
 
-/// Gradients of every weight as differences of the loss say, which needs no golden number.
+/// Compares gradients of every weight with finite differences of the loss, without golden numbers.
 #[test]
 fn gradients_of_full_fine_tuning_are_slopes() {
     for model in MODELS {
@@ -478,7 +478,7 @@ fn gradients_of_full_fine_tuning_are_slopes() {
         for parameter in case.parameters.list() {
             let range = parameter.range.clone();
             let largest = gradients[range.clone()].iter().fold(0.0f32, |most, g| most.max(g.abs()));
-            // Where it is largest, so that rows of embeddings are met that are read.
+            // The largest gradient: in a table of embeddings, it is in a row that is read.
             let at = range.clone().find(|&i| gradients[i].abs() == largest).unwrap();
             for at in [at, range.start + range.len() / 2, range.end - 1] {
                 let step = 2e-3;

@@ -1,6 +1,6 @@
 //! DoRA on BERT and Llama against PyTorch and PEFT: logits, losses and the gradients of A, B and m
-//! (tests/golden/*/dora.safetensors, written by tools/golden/golden_dora.py); and what any adapter
-//! has to keep.
+//! (tests/golden/*/dora.safetensors, written by tools/golden/golden_dora.py); and what holds for
+//! every adapter.
 
 mod adapted;
 mod golden_file;
@@ -15,8 +15,8 @@ use lora_drop_transformer::{Adapter, Group, LoraPair, LoraTable, ModuleId, Modul
 const MODELS: [&str; 2] = ["bert", "llama"];
 const BOTH: [ModuleKind; 2] = [ModuleKind::Query, ModuleKind::Value];
 
-/// The golden adapters of every module; with `shared` query and value with layer 0's pair, but
-/// magnitudes of their own.
+/// Loads the golden model with golden adapters on every module; with `shared`, on query and value,
+/// with layer 0's pair and magnitudes of their own.
 fn with_dora(name: &str, shared: bool, trained: Trained) -> Adapted {
     let (golden, dora) = (Golden::open(name), Golden::file(name, "dora.safetensors"));
     let mut adapted = Adapted::load(name, trained);
@@ -48,7 +48,7 @@ fn with_dora(name: &str, shared: bool, trained: Trained) -> Adapted {
     adapted
 }
 
-/// Every module's adapter with its norms as constants.
+/// Makes the norms of every module's adapter constants.
 fn fix(dora: &mut Adapted) {
     for (module, weights) in dora.model.linears() {
         if let Some(Adapter::Dora(of)) = dora.table.get(module) {
@@ -84,7 +84,7 @@ fn a_new_adapter_leaves_the_base_as_it_is() {
             dora.model.net.multiply_in(precision);
             for (module, weights) in dora.model.linears() {
                 let Some(Adapter::Dora(of)) = dora.table.get(module) else { panic!("{module:?}") };
-                // Before the weights take their form, as a run does.
+                // Before the weights are converted, as in a training run.
                 let norms = weight_norms(weights, None, dora.parameters.read()).unwrap();
                 dora.parameters.value_mut(of.magnitude).copy_from_slice(&norms);
                 dora.parameters.value_mut(of.pair.b).fill(0.0);
@@ -92,14 +92,15 @@ fn a_new_adapter_leaves_the_base_as_it_is() {
             dora.model.net.keep_frozen(form);
             let adapted = dora.outputs();
             dora.table = LoraTable::empty(dora.model.layers());
-            // A bias is added after the product instead of before it.
+            // With DoRA, the bias is added after the product instead of before it.
             let off = distance(&adapted, &dora.outputs());
             assert!(off < 1e-6, "{name} {precision:?} {form:?}: {off}");
         }
     }
 }
 
-/// For frozen weights and for trained ones. The norm counts as a constant, so it is held here.
+/// For frozen and for trained weights. The gradient treats the norm as a constant, so it is one
+/// here too.
 #[test]
 fn gradients_under_dropout() {
     for (name, trained) in [("bert", Trained::Head), ("llama", Trained::Head), ("bert", Trained::Everything)]

@@ -1,4 +1,4 @@
-//! Heads for tokens and for several classes a row, and weighted classes, against PyTorch: logits,
+//! Heads for tokens and for several classes per row, and weighted classes, against PyTorch: logits,
 //! losses, every gradient (tests/golden, written by tools/golden/golden_heads.py).
 
 mod golden_file;
@@ -98,7 +98,8 @@ impl Case {
             .flat_map(|model| ["multi_label", "token"].map(|task| (Case::load(model, task), task)))
     }
 
-    /// The numbers of the labelled tokens of the sequences from `from` to `to`, and of the first.
+    /// Returns the labelled tokens of the sequences from `from` to `to`, numbered from the first of
+    /// these sequences, and the index of the first one in `labelled`.
     fn labelled(&self, from: usize, to: usize) -> (Vec<usize>, usize) {
         let (start, end) = (self.offsets[from], self.offsets[to]);
         let inside = self.labelled.iter().filter(|&&token| (start..end).contains(&token));
@@ -116,7 +117,8 @@ impl Case {
         self.model.net.outputs(context, sequences).unwrap()
     }
 
-    /// Gradients of the whole batch, passed in parts that end at these sequences; returns the loss.
+    /// Computes the gradients of the whole batch, in parts that end at these sequences; returns the
+    /// loss.
     fn train(&mut self, cuts: &[usize], weights: &[f64], recompute: bool) -> f64 {
         self.parameters.zero_gradients();
         let of_tokens = !self.labelled.is_empty();
@@ -192,7 +194,8 @@ fn packed_sequences_do_not_see_each_other() {
     }
 }
 
-/// Dropout's keys are those of a token's place in its sequence, whatever else is in its part.
+/// Dropout's keys depend on a token's position in its sequence, and not on the other sequences of
+/// its part.
 #[test]
 fn neither_recomputing_nor_other_rows_change_dropout() {
     for (mut case, _) in Case::all() {

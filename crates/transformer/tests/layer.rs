@@ -14,7 +14,7 @@ use lora_drop_transformer::{Adapter, Group, LoraPair, Parameters};
 
 const RANK: usize = 4;
 
-/// A layer, its pair, and what it is run on.
+/// A layer, its pair, its input x and its output's gradient dy.
 struct Layer {
     weights: LinearWeights,
     parameters: Parameters,
@@ -23,7 +23,7 @@ struct Layer {
     dy: Vec<f32>,
 }
 
-/// What a layer gives, forward and back.
+/// Results of a layer's forward and backward pass.
 struct Given {
     y: Vec<f32>,
     z: Vec<f32>,
@@ -32,7 +32,8 @@ struct Given {
 }
 
 impl Layer {
-    /// A frozen weight in this storage, A (rank, in) and Bᵀ (rank, out), and a bias that trains.
+    /// Returns a layer with a frozen weight in this storage, A (rank, in) and Bᵀ (rank, out), and a
+    /// bias that trains.
     fn new(storage: Storage, [a, b, bias]: [&[f32]; 3], scale: f32, [x, dy]: [Vec<f32>; 2]) -> Self {
         Layer::of(|_| Weight::Frozen(storage), [a, b, bias], scale, [x, dy])
     }
@@ -83,7 +84,7 @@ impl Layer {
             None => layer.forward([x, y], layer.bias(), None).unwrap(),
             Some(adapter) => adapter.forward(&mut layer, [x, y], memory_of_adapter).unwrap(),
         }
-        // Few rows have no backward.
+        // There is no backward pass for few rows.
         if let Some(adapter) = adapter.filter(|_| !few) {
             adapter.backward(&mut layer, [x, dy], Some((dx, false)), memory_of_adapter).unwrap();
         }
@@ -97,7 +98,7 @@ fn numbers(count: usize, seed: u64) -> Vec<f32> {
     (0..count as u64).map(|i| key.normal(i) as f32).collect()
 }
 
-/// A matrix of this kind, and its values.
+/// Returns a matrix in blocks of this type, and the same values as f32.
 fn blocks(kind: BlockType, output: usize, input: usize) -> (Storage, Storage) {
     let matrix = BlockMatrix::quantize(kind, output, input, &numbers(output * input, 3)).unwrap();
     let mut values = vec![0.0; output * input];
@@ -107,7 +108,7 @@ fn blocks(kind: BlockType, output: usize, input: usize) -> (Storage, Storage) {
     (Storage::Blocks(matrix), Storage::F32(Tensor::new(vec![output, input], values)))
 }
 
-/// A layer with this weight on random rows.
+/// Returns a layer with this weight, on random rows.
 fn layer(storage: Storage, rows: usize, output: usize, input: usize) -> Layer {
     let (a, b, bias) = (numbers(RANK * input, 4), numbers(RANK * output, 5), numbers(output, 6));
     let rows = [numbers(rows * input, 1), numbers(rows * output, 2)];

@@ -2,8 +2,8 @@
 //! and, for each row of the weight, g = m / ‖W + scale · B A‖.
 //!
 //! The backward pass treats the norm as a constant, as the paper does (section 4.3). With dropout,
-//! as in PEFT, m scales what the dropped input gives: y = x Wᵀ + b + z Bᵀ + (g − 1) ⊙ u with u = x̃
-//! Wᵀ + z Bᵀ and z computed from x̃ = dropout(x).
+//! as in PEFT, the factor g − 1 applies to the output u for the dropped input: y = x Wᵀ + b + z Bᵀ
+//! + (g − 1) ⊙ u with u = x̃ Wᵀ + z Bᵀ and z computed from x̃ = dropout(x).
 
 use lora_drop_compute::device::{
     At, Cpu, Device, LowRank, Magnitude, Matrix, Operation, Piece, Result, Start, Store,
@@ -21,27 +21,32 @@ pub struct Dora {
     pub pair: LoraPair,
     /// m, (out).
     pub magnitude: ParamId,
-    /// ‖W + scale · B A‖ by row, (out), if nothing trains; otherwise each pass computes it.
+    /// Norms of the rows of W + scale · B A, (out), if nothing trains; None if each pass computes
+    /// them.
     pub norms: Option<ParamId>,
 }
 
 impl Dora {
-    /// z, the norms, and u for the backward pass.
+    /// Lengths of what is saved: z (rows, rank), the norms (out), and u (rows, out) if a backward
+    /// pass follows.
     fn of_saved(&self, of: Extent) -> [usize; 3] {
         [of.rows * self.pair.rank, of.output, if of.kept { of.rows * of.output } else { 0 }]
     }
 
-    /// The dropped input, and u if it is neither saved nor in the memory of y.
+    /// Lengths of the forward pass's scratch: the dropped input (rows, in), and u (rows, out) if it
+    /// is neither saved nor computed in y's memory.
     fn of_forward(&self, of: Extent) -> [usize; 2] {
         [of.dropped(), if of.kept || !of.dropout { 0 } else { of.rows * of.output }]
     }
 
-    /// dz, the gradient after m, and the dropped input.
+    /// Lengths of the backward pass's scratch: dz (rows, rank), du (rows, out) and the dropped
+    /// input (rows, in).
     fn of_backward(&self, of: Extent) -> [usize; 3] {
         [of.rows * self.pair.rank, of.rows * of.output, of.dropped()]
     }
 
-    /// m and the norms, which are parameters or in memory.
+    /// Returns the factor g − less as operands: m is a parameter; the norms are one, or in memory
+    /// at `norms`.
     fn factors<'a, D: Device>(
         &self,
         layer: &LayerPass<'a, '_, D>,
@@ -53,7 +58,7 @@ impl Dora {
     }
 }
 
-/// Computes ‖row of W‖, or with a pair ‖row of W + scale · B A‖.
+/// Computes the norms of the rows of W, or of W + scale · B A with a `pair`, into `norms`, (out).
 fn row_norms<D: Device>(layer: &mut LayerPass<D>, pair: Option<LoraPair>, norms: Piece) -> Result<()> {
     let plus = pair.map(|pair| {
         let [a, b] = pair.matrices(layer);
@@ -139,7 +144,7 @@ impl<D: Device> Method<D> for Dora {
             layer.weight_gradient(x, du)?;
             return dx.map_or(Ok(()), |dx| layer.input_gradient(du, dx, thin));
         }
-        // The part of u alone, which m scales in addition to what LoRA gives.
+        // (g − 1) ⊙ dy, the gradient of x̃ Wᵀ; the gradient of x Wᵀ is dy.
         let by = self.factors(layer, norms, 1.0);
         layer.compute(Operation::Magnitude { by, u: dy, start: Start::Zero, y: du })?;
         layer.weight_gradient(x, dy)?;

@@ -1,6 +1,6 @@
 //! LoRA on a linear layer: y = x Wᵀ + b + z Bᵀ with z = scale · x Aᵀ (LoRA, Hu et al. 2022, eq. 3).
 //!
-//! Its product joins the layer's, so y and dx are written once.
+//! The low-rank product is a second term of the layer's product, so y and dx are written once.
 
 use lora_drop_compute::device::{Device, Matrix, Piece, Result, Start, To};
 
@@ -10,8 +10,8 @@ use crate::parameters::ParamId;
 
 /// A LoRA pair, y += scale · B A x (Hu et al. 2021).
 ///
-/// `b` is stored transposed, (rank, out), so that every product of a step has its long side last: y
-/// += (x Aᵀ) Bᵀ, and dBᵀ = zᵀ dy. Adapter files contain (out, rank).
+/// `b` is stored transposed, (rank, out), so that in every product of a step the long dimension is
+/// the contiguous one: y += (x Aᵀ) Bᵀ, and dBᵀ = zᵀ dy. Adapter files contain (out, rank).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LoraPair {
     /// A, (rank, in).
@@ -23,7 +23,8 @@ pub struct LoraPair {
     pub scale: f32,
 }
 
-/// A (rank, in) and Bᵀ (rank, out) as a layer multiplies them, and where their gradients go.
+/// Operands A (rank, in) and Bᵀ (rank, out) of a layer's products, and the destinations of their
+/// gradients.
 pub(super) struct Halves<'a, D: Device> {
     pub a: Matrix<'a, D>,
     pub b: Matrix<'a, D>,
@@ -37,20 +38,20 @@ const LORA: &str = "LoRA";
 const BACKWARD: &str = "LoRA backward";
 
 impl LoraPair {
-    /// A (rank, in) and Bᵀ (rank, out).
+    /// Returns A (rank, in) and Bᵀ (rank, out) as operands.
     pub(super) fn matrices<'a, D: Device>(&self, layer: &LayerPass<'a, '_, D>) -> [Matrix<'a, D>; 2] {
         let [a, b] = [self.a, self.b].map(|id| layer.parameter(id));
         [Matrix::new(a, self.rank, layer.weights.input), Matrix::new(b, self.rank, layer.weights.output)]
     }
 
-    /// Both halves, which train.
+    /// Returns the operands for a pair whose A and B both train.
     pub(super) fn halves<'a, D: Device>(&self, layer: &LayerPass<'a, '_, D>) -> Halves<'a, D> {
         let [a, b] = self.matrices(layer);
         let [gradient_a, gradient_b] = [self.a, self.b].map(|id| To::Gradient(layer.piece(id)));
         Halves { a, b, gradient_a: Some(gradient_a), gradient_b }
     }
 
-    /// dz = scale · dy B, where `dy` is the gradient of the sum that z Bᵀ is part of.
+    /// Computes dz = scale · dy B, where `dy` is the gradient of the sum that includes z Bᵀ.
     pub(super) fn z_gradient<D: Device>(
         &self,
         layer: &mut LayerPass<D>,
@@ -79,15 +80,15 @@ impl LoraPair {
         layer.product(BACKWARD, to, Start::Keep, 1.0, &terms_a)
     }
 
-    /// z = scale · x Aᵀ, without dropout.
+    /// Computes z = scale · x Aᵀ; x is used as it is, without dropout.
     pub fn project<D: Device>(&self, layer: &mut LayerPass<D>, x: Piece, z: Piece) -> Result<()> {
         let [a, _] = self.matrices(layer);
         let terms = [(layer.inputs(x), a.t())];
         layer.product(LORA, (To::Memory(z), layer.rows, self.rank), Start::Zero, self.scale, &terms)
     }
 
-    /// Computes y of the layer and the pair, with this Bᵀ, and z for the backward pass. `dropped`
-    /// is memory for the dropped input.
+    /// Computes y of the layer with the pair, with `b` as Bᵀ, and z for the backward pass.
+    /// `dropped` is memory for the dropped input.
     pub(super) fn forward_with<D: Device>(
         &self,
         layer: &mut LayerPass<D>,
@@ -133,12 +134,13 @@ impl LoraPair {
 }
 
 impl<D: Device> Method<D> for LoraPair {
-    /// z, (rows, rank), which the score reads too.
+    /// Number of values of z, (rows, rank), which the score reads too.
     fn saved(&self, of: Extent) -> usize {
         of.rows * self.rank
     }
 
-    /// dz, (rows, rank), in the backward pass; the dropped input, (rows, in), with dropout.
+    /// Number of values of dz, (rows, rank), in the backward pass and of the dropped input, (rows,
+    /// in), with dropout.
     fn scratch(&self, of: Extent, back: bool) -> usize {
         of.dropped() + if back { of.rows * self.rank } else { 0 }
     }

@@ -17,7 +17,7 @@ use crate::linear::{LayerPass, LinearWeights};
 use crate::module::{ModuleId, ModuleKind};
 use crate::parameters::ParamId;
 
-/// What the adapters of a model compute.
+/// Adapter method of a model.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AdapterMethod {
     /// LoRA: W + s B A.
@@ -85,7 +85,7 @@ impl Adapter {
     }
 }
 
-/// The computation of a method, and the memory that it needs.
+/// Passes of a method through a linear layer, and the memory that they need.
 ///
 /// # Errors
 /// Passes fail if the device does.
@@ -97,8 +97,8 @@ pub trait Method<D: Device> {
     /// runs.
     fn scratch(&self, of: Extent, back: bool) -> usize;
 
-    /// The pair that computes z = s·A x, (rows, rank), from which the module is scored; z is at the
-    /// start of what is saved.
+    /// Returns the pair. Its z = s·A x, (rows, rank), is at the start of what is saved; the module
+    /// is scored from it.
     fn pair(&self) -> &LoraPair;
 
     /// Computes y, (rows, out), of the layer with its adapter from x, (rows, in).
@@ -129,7 +129,7 @@ pub struct Extent {
 }
 
 impl Extent {
-    /// Floats of the dropped input, (rows, in), where there is dropout.
+    /// Returns the length of the dropped input, (rows, in); 0 without dropout.
     fn dropped(self) -> usize {
         if self.dropout { self.rows * self.input } else { 0 }
     }
@@ -150,7 +150,7 @@ impl<'a, D: Device> LayerPass<'a, '_, D> {
         Extent { rows: self.rows, input, output, dropout: self.dropout.is_some(), kept }
     }
 
-    /// Where a parameter's values are, and its gradient.
+    /// Returns the range of a parameter among the values, which is also that of its gradient.
     fn piece(&self, id: ParamId) -> Piece {
         self.list[id.index()].piece()
     }
@@ -159,7 +159,7 @@ impl<'a, D: Device> LayerPass<'a, '_, D> {
         At::Trained(self.piece(id))
     }
 
-    /// The adapter's input: x, or dropout(x), which is computed into `dropped`.
+    /// Returns the adapter's input: x, or dropout(x), which is computed into `dropped`.
     fn adapter_input(&mut self, x: Piece, dropped: Piece) -> Result<Piece> {
         let Some((dropout, keys)) = self.dropout else { return Ok(x) };
         self.compute(Operation::Copy { from: x, to: dropped })?;
@@ -167,7 +167,8 @@ impl<'a, D: Device> LayerPass<'a, '_, D> {
         Ok(dropped)
     }
 
-    /// Adds the gradient of the dropped input, which is in `dropped`, to dx.
+    /// Adds to dx the gradient that passes through the dropout. `dropped` holds the gradient of the
+    /// dropped input and is overwritten.
     fn add_dropped(&mut self, dropped: Piece, dx: Piece) -> Result<()> {
         if let Some((dropout, keys)) = self.dropout {
             self.compute(Operation::Dropout { x: dropped, dropout, keys })?;

@@ -7,10 +7,10 @@
 //! | VeRA (Kopiczko et al. 2024, eq. 2) | d | b | random constants, one pair for all layers |
 //! | AdaLoRA (Zhang et al. 2023, eq. 3) | E | none | train, each module's own |
 //!
-//! The vectors are folded into B: B' = diag(v) B diag(u) joins the layer's product as LoRA's B
-//! does, so they cost passes over (rank, out) and none over the rows. With dB' = dyᵀ z, the
-//! gradients are dB = diag(v) dB' diag(u), du = Σ over out of v · B ⊙ dB', and dv = Σ over the rank
-//! of u · B ⊙ dB'.
+//! The vectors are folded into B: B' = diag(v) B diag(u) takes the place of LoRA's B in the layer's
+//! product, so the vectors cost passes over (rank, out) values, but none over the rows of x. With
+//! dB' = dyᵀ z, the gradients are dB = diag(v) dB' diag(u), du = Σ over out of v · B ⊙ dB', and dv
+//! = Σ over the rank of u · B ⊙ dB'.
 
 use lora_drop_compute::device::{self, Device, Matrix, Operation, Piece, Result, To};
 
@@ -33,18 +33,19 @@ pub struct Scaled {
 }
 
 impl Scaled {
-    /// B'; the dropped input.
+    /// Lengths of the forward pass's scratch: B' (rank, out) and the dropped input (rows, in).
     fn of_forward(&self, of: Extent) -> [usize; 2] {
         [self.pair.rank * of.output, of.dropped()]
     }
 
-    /// B' and its gradient; dz; the dropped input.
+    /// Lengths of the backward pass's scratch: B' and dB' (rank, out), dz (rows, rank), the dropped
+    /// input (rows, in).
     fn of_backward(&self, of: Extent) -> [usize; 4] {
         let [folded, dropped] = self.of_forward(of);
         [folded, folded, of.rows * self.pair.rank, dropped]
     }
 
-    /// B with the vectors.
+    /// Returns Bᵀ with the vectors that scale its rows (u) and columns (v).
     fn of_b<'a, D: Device>(&self, layer: &LayerPass<'a, '_, D>) -> device::Scaled<'a, D> {
         let [matrix, rows] = [self.pair.b, self.inner].map(|id| layer.parameter(id));
         let columns = self.outer.map(|id| layer.parameter(id));
@@ -60,7 +61,7 @@ impl Scaled {
 }
 
 impl<D: Device> Method<D> for Scaled {
-    /// z, (rows, rank).
+    /// Number of values of z, (rows, rank).
     fn saved(&self, of: Extent) -> usize {
         of.rows * self.pair.rank
     }

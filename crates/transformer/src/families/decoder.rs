@@ -1,4 +1,4 @@
-//! What decoders have in common: keys of config.json, their modules' names, embedding and head.
+//! Common parts of decoders: keys of config.json, names of modules, embedding and head.
 
 use lora_drop_compute::attention::Sight;
 use serde_json::{Map, Value};
@@ -26,11 +26,11 @@ pub const MODULES: [Module; 7] = [
     module(ModuleKind::Output, "mlp.down_proj", "down_proj"),
 ];
 
-/// Far above any model's. Each pair of a head's values has its rotary frequency, so this bounds
-/// their memory.
+/// Limit of `head_dim`, far above any model's. Each pair of a head's values has its rotary
+/// frequency, so this bounds their memory.
 const WIDEST_HEAD: usize = 1 << 14;
 
-/// Reads what config.json has of every decoder.
+/// Reads the keys that config.json has for every decoder.
 pub fn config(keys: &Keys, config: ModelConfig) -> Result<ModelConfig> {
     let (hidden, heads) = (config.hidden_size, config.heads);
     let head_dim = match keys.bounded("head_dim", WIDEST_HEAD)? {
@@ -61,7 +61,7 @@ pub fn config(keys: &Keys, config: ModelConfig) -> Result<ModelConfig> {
         norm_eps: keys.required_fraction("rms_norm_eps")? as f32,
         tied: keys.flag("tie_word_embeddings")?,
         attention_dropout: keys.fraction("attention_dropout")?.unwrap_or(0.0),
-        // A head for sequences has none, whatever these say.
+        // For a head on tokens: a head for sequences has no dropout, whatever these keys say.
         head_dropout: match keys.fraction("classifier_dropout")? {
             Some(rate) => rate,
             None => keys.fraction("hidden_dropout")?.unwrap_or(0.1),
@@ -73,19 +73,19 @@ pub fn config(keys: &Keys, config: ModelConfig) -> Result<ModelConfig> {
     })
 }
 
-/// The window that a GGUF file names.
+/// Reads the attention window of a GGUF file; 0 counts as none.
 pub fn gguf_window(keys: &metadata::GgufKeys) -> Result<Option<usize>> {
     Ok(keys.optional_integer("attention.sliding_window")?.filter(|window| *window > 0))
 }
 
-/// The window of a GGUF file, where a layer has one.
+/// Returns the key of the attention window for a GGUF file, if a layer has a window.
 pub fn write_gguf_window(config: &ModelConfig) -> Written {
     let window = config.windows.iter().copied().flatten().next();
     Ok(window.map(|window| ("attention.sliding_window", (window as u32).into())).into_iter().collect())
 }
 
-/// Sets what the config.json of a GGUF file's model calls itself, and its activation under this
-/// key.
+/// Sets model_type, class and, under `key`, the activation in the config.json of a GGUF file's
+/// model.
 pub fn set(config: &mut Map<String, Value>, model_type: &str, class: &str, key: &str, activation: &str) {
     config.insert("architectures".into(), vec![class].into());
     for (key, value) in [("model_type", model_type), (key, activation)] {
@@ -93,8 +93,8 @@ pub fn set(config: &mut Map<String, Value>, model_type: &str, class: &str, key: 
     }
 }
 
-/// The numbers of tokens under a key. Numbers outside the vocabulary, such as -1 or 4294967295 for
-/// no token, are left out with a warning: no computation needs them.
+/// Reads the token numbers under a key. Numbers outside the vocabulary, such as -1 or 4294967295
+/// for no token, are left out with a warning: no computation needs them.
 fn special_ids(keys: &Keys, key: &str, vocabulary: usize, warnings: &mut Vec<String>) -> Result<Vec<u32>> {
     let Some(value) = keys.get(key) else { return Ok(Vec::new()) };
     let list = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
@@ -110,7 +110,7 @@ fn special_ids(keys: &Keys, key: &str, vocabulary: usize, warnings: &mut Vec<Str
     Ok(known.into_iter().filter_map(token_id).collect())
 }
 
-/// Whether a value is the number of a token.
+/// Whether a value is the number of a token in the vocabulary.
 pub fn is_token(id: &Value, vocabulary: usize) -> bool {
     token_id(id).is_some_and(|id| (id as usize) < vocabulary)
 }
@@ -128,7 +128,7 @@ fn token_id(value: &Value) -> Option<u32> {
     value.as_u64().and_then(|id| u32::try_from(id).ok())
 }
 
-/// Which layers see no more than a window, where config.json lists them.
+/// Reads from layer_types whether each layer has an attention window; None if the key is absent.
 pub fn sliding_layers(keys: &Keys, layers: usize) -> Result<Option<Vec<bool>>> {
     let Some(types) = keys.get("layer_types") else { return Ok(None) };
     let types = types.as_array().ok_or_else(|| keys.wrong("layer_types", types, "a list"))?;
@@ -144,12 +144,12 @@ pub fn sliding_layers(keys: &Keys, layers: usize) -> Result<Option<Vec<bool>>> {
     Ok(Some(found))
 }
 
-/// A segment that reads the tokens' rows.
+/// Begins a segment whose input is (tokens, hidden).
 pub fn tokens(hidden: usize) -> Builder {
     Builder::new(Some(graph::Value { rows: Rows::Tokens, width: hidden }))
 }
 
-/// Attention of a block's heads over what its window shows.
+/// Adds a block's causal attention, limited to the layer's window if it has one.
 pub fn attention(b: &mut Builder, config: &ModelConfig, number: usize, qkv: [ValueId; 3]) -> ValueId {
     let heads = Heads {
         heads: config.heads,
@@ -162,17 +162,17 @@ pub fn attention(b: &mut Builder, config: &ModelConfig, number: usize, qkv: [Val
     b.attention(qkv, heads, Drop { site: Site::Attention(number), rate: Rate::Attention, by_row: false })
 }
 
-/// How a decoder differs from the others.
+/// What differs between decoders.
 pub struct Decoder {
     pub block: fn(&mut Parts, usize) -> Segment,
-    /// What embeddings are multiplied by.
+    /// Factor on the embeddings.
     pub embedding_scale: Option<f32>,
-    /// Added to γ of all norms.
+    /// Offset on γ of the last norm; blocks set their own.
     pub norm_offset: f32,
 }
 
-/// The graph of a decoder with a head on each text's last token or on labelled tokens, or with one
-/// that predicts tokens.
+/// Returns the graph of a decoder with a head on each text's last token or on labelled tokens, or
+/// without a head, with the layer that predicts tokens.
 pub fn graph(config: &ModelConfig, head: Option<Head>, own: Decoder) -> Graph {
     let h = config.hidden_size;
     let mut parts = Parts::new(config);

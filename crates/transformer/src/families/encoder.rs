@@ -1,6 +1,6 @@
-//! What BERT, RoBERTa and MPNet have in common: y₁ = norm(x + drop(O · attention(Q x, K x, V x))),
-//! y = norm(y₁ + drop(W₂ · act(W₁ y₁))), and on the first token a dense layer with tanh and the
-//! output layer, or on labelled tokens the output layer alone.
+//! Common parts of BERT, RoBERTa and MPNet. A block computes y₁ = norm(x + drop(O · attention(Q x,
+//! K x, V x))) and y = norm(y₁ + drop(W₂ · act(W₁ y₁))). The head is a dense layer with tanh and
+//! the output layer, on the first token, or the output layer alone, on labelled tokens.
 
 use lora_drop_compute::activation::Activation;
 use lora_drop_compute::attention::Sight;
@@ -18,7 +18,7 @@ use crate::network::graph::{
     self, Builder, Drop, Graph, Heads, Index, LayerId, Place, Rate, Rows, Segment, WeightId,
 };
 
-/// The linear layers of a block as BERT and RoBERTa call them.
+/// Linear layers of a block, by their names in BERT and RoBERTa.
 pub const MODULES: [Module; 6] = [
     module(ModuleKind::Query, "attention.self.query", "query"),
     module(ModuleKind::Key, "attention.self.key", "key"),
@@ -28,15 +28,17 @@ pub const MODULES: [Module; 6] = [
     module(ModuleKind::Output, "output.dense", "output.dense"),
 ];
 
-/// How an encoder differs from the others.
+/// What differs between encoders.
 pub struct Encoder {
-    /// The norm after attention, within a block.
+    /// Name of the norm after attention, within a block.
     pub attention_norm: &'static str,
-    /// The table of the bias by distance.
+    /// Name of the table of the relative position bias; None without this bias.
     pub relative_bias: Option<&'static str>,
-    /// For sequences: the dense layer, which may be the body's pooler, and the output layer.
+    /// Layers of the head for sequences: a dense layer, which may be the body's pooler, and the
+    /// output layer.
     pub head: [(&'static str, Place); 2],
-    /// BERT: drop(tanh(dense x)), RoBERTa and MPNet: drop(tanh(dense drop(x))).
+    /// Whether the head drops values of its input: drop(tanh(dense drop(x))) in RoBERTa and MPNet,
+    /// against drop(tanh(dense x)) in BERT.
     pub drops_head_input: bool,
 }
 
@@ -51,8 +53,8 @@ const ACTIVATIONS: [(&str, Activation); 8] = [
     ("relu", Activation::Relu),
 ];
 
-/// Reads the keys of an encoder; where one is absent, its value is transformers' default. `pad` is
-/// that of pad_token_id.
+/// Reads the keys of an encoder; absent keys have transformers' defaults. `pad` is the default of
+/// pad_token_id.
 pub fn config(keys: &Keys, config: ModelConfig, pad: usize) -> Result<ModelConfig> {
     refuse_other_arithmetic(keys)?;
     let name = keys.text("hidden_act")?.unwrap_or("gelu");
@@ -88,15 +90,15 @@ pub fn config(keys: &Keys, config: ModelConfig, pad: usize) -> Result<ModelConfi
             config.heads, config.hidden_size
         )));
     }
-    // Positions are numbered from it.
+    // Positions are numbered from after pad_token_id.
     if needs_pad && config.pad_token_id >= config.vocab_size {
         return Err(keys.error(problem(&config.pad_token_id)));
     }
     Ok(ModelConfig { warnings, ..config })
 }
 
-/// Variants under the same model_type that compute something else: an error, rather than wrong
-/// numbers.
+/// Refuses variants under the same model_type that compute something else, instead of computing
+/// wrong numbers.
 fn refuse_other_arithmetic(keys: &Keys) -> Result<()> {
     if let Some(v) = keys.get("position_embedding_type").filter(|v| v.as_str() != Some("absolute")) {
         return Err(keys.unsupported("position_embedding_type", v, "\"absolute\""));
@@ -120,7 +122,7 @@ fn drop(site: Site, rate: Rate, by_row: bool) -> Drop {
     Drop { site, rate, by_row }
 }
 
-/// The graph of an encoder with this head.
+/// Returns the graph of an encoder with this head.
 pub fn graph(config: &ModelConfig, head: Option<Head>, own: Encoder) -> Graph {
     let head = head.expect("an encoder has a head");
     let h = config.hidden_size;
@@ -197,7 +199,8 @@ impl Layer {
         }
     }
 
-    /// With `first`, past keys and values for first tokens alone.
+    /// Returns a block. With `first`, only keys and values are computed for all tokens, everything
+    /// else for each sequence's first token.
     fn block(&self, config: &ModelConfig, first: bool) -> Segment {
         let (number, epsilon) = (self.number, config.norm_eps);
         let [query, key, value, output] = self.attention;
@@ -233,7 +236,7 @@ impl Layer {
     }
 }
 
-/// Dropout and the output layer on the labelled tokens.
+/// Returns the head for tokens: dropout and the output layer on the labelled tokens.
 fn token_head(parts: &mut Parts, outputs: usize) -> Segment {
     let h = parts.config.hidden_size;
     let mut b = Builder::new(Some(graph::Value { rows: Rows::Tokens, width: h }));

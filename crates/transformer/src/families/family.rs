@@ -1,4 +1,4 @@
-//! What a family of models is, and what its graph is written with.
+//! Definition of a model family, and the helper that collects its graph's weights.
 
 use serde_json::Value;
 
@@ -9,60 +9,62 @@ use crate::model::Head;
 use crate::module::{ModuleId, ModuleKind};
 use crate::network::graph::{Graph, LayerId, LayerSpec, Place, WeightId, WeightSpec};
 
-/// An architecture: what its files call things, how config.json is read, and its graph.
+/// An architecture: the names in its files, how config.json is read, and its graph.
 pub struct Family {
-    /// What it is called in messages and files: `bert`, `llama`.
+    /// Name in messages and files: `bert`, `llama`.
     pub name: &'static str,
     pub model_types: &'static [ModelType],
-    /// Whether it reads from left to right.
+    /// Whether it is a decoder: each token attends to earlier ones only.
     pub decoder: bool,
     /// Attribute of the body in a transformers model with a head: every weight's name starts with
     /// it and a dot, except in the checkpoint of a bare body.
     pub prefix: &'static str,
-    /// What the blocks' list is called, without the prefix.
+    /// Name of the list of blocks, without the prefix.
     pub layers: &'static str,
-    /// The linear layers of a block, in the order in which it computes them.
+    /// Linear layers of a block, in the order in which they are computed.
     pub modules: &'static [Module],
     /// Linear layers after the blocks of a model with a head for sequences, by their full names.
     pub head: &'static [&'static str],
-    /// The linear layer of a head for tokens; None where transformers has no such model.
+    /// Linear layer of a head for tokens; None if transformers has no such model.
     pub token_head: Option<&'static str>,
-    /// What transformers takes where config.json of this model_type leaves a key out, and a
-    /// config.json that is written had better say.
+    /// Returns transformers' defaults for keys that config.json of this model_type leaves out. A
+    /// config.json that is written states them.
     pub defaults: fn(&str) -> Vec<(&'static str, Value)>,
-    /// Reads what is its own of config.json, into what all have.
+    /// Reads the architecture's own keys of config.json; the argument has what all architectures
+    /// share.
     pub config: fn(&Keys, ModelConfig) -> Result<ModelConfig>,
-    /// The graph with this head, or for a decoder that predicts tokens with none.
+    /// Returns the graph with this head; None for a decoder that predicts tokens.
     pub graph: fn(&ModelConfig, Option<Head>) -> Graph,
 }
 
 /// A model_type of config.json.
 pub struct ModelType {
     pub name: &'static str,
-    /// What the names of transformers' classes begin with: `BertForSequenceClassification`.
+    /// Prefix of transformers' class names: `Bert` in `BertForSequenceClassification`.
     pub class: &'static str,
-    /// What it is in GGUF files, where it can be.
+    /// Architecture of its GGUF files; None if GGUF does not have it.
     pub gguf: Option<&'static GgufArchitecture>,
 }
 
 /// A linear layer of a block.
 pub struct Module {
     pub kind: ModuleKind,
-    /// Within the block: `attention.self.query`.
+    /// Name within the block: `attention.self.query`.
     pub name: &'static str,
-    /// By which PEFT's users target it, and under which it is shown: `query`.
+    /// Name by which PEFT's users target it, and under which it is shown: `query`.
     ///
-    /// By PEFT's suffix rule BERT's `output.dense` means `attention.output.dense` as well; to say
-    /// exactly one of them, an adapter's configuration needs the module's full name.
+    /// By PEFT's suffix rule, BERT's `output.dense` also matches `attention.output.dense`. To
+    /// target only one of them, an adapter's configuration needs the module's full name.
     pub short: &'static str,
 }
 
-/// Shorthand for the tables of families.
+/// Shorthand for the tables of modules.
 pub const fn module(kind: ModuleKind, name: &'static str, short: &'static str) -> Module {
     Module { kind, name, short }
 }
 
-/// The weights and layers of a graph while it is written, in the order in which they are named.
+/// Collects the weights and layers of a graph while it is built, in the order in which they are
+/// added.
 pub struct Parts<'a> {
     pub config: &'a ModelConfig,
     specs: Vec<WeightSpec>,
@@ -75,12 +77,12 @@ impl<'a> Parts<'a> {
         Parts { config, specs: Vec::new(), layers: Vec::new(), weights: Vec::new() }
     }
 
-    /// A norm's weight, (width).
+    /// Adds a norm's weight, (width).
     pub fn vector(&mut self, name: &str, width: usize) -> WeightId {
         self.weight(name, vec![width])
     }
 
-    /// A table of embeddings, (rows, width).
+    /// Adds a table of embeddings, (rows, width).
     pub fn table(&mut self, name: &str, rows: usize, width: usize) -> WeightId {
         self.weight(name, vec![rows, width])
     }
@@ -91,12 +93,12 @@ impl<'a> Parts<'a> {
         self.weights.len() - 1
     }
 
-    /// A layer norm's γ and β.
+    /// Adds a layer norm's γ and β.
     pub fn norm(&mut self, stem: &str, width: usize) -> [WeightId; 2] {
         ["weight", "bias"].map(|part| self.vector(&format!("{stem}.{part}"), width))
     }
 
-    /// A linear layer of a block, and its width.
+    /// Adds a linear layer of a block; returns it with its output width.
     pub fn module(&mut self, layer: usize, kind: ModuleKind, bias: bool) -> (LayerId, usize) {
         let module = ModuleId { layer, kind };
         let stem = self.config.architecture.linear(module);
@@ -104,7 +106,7 @@ impl<'a> Parts<'a> {
         (self.linear(&stem, bias, shape, Place::Body, Some(module)), shape.0)
     }
 
-    /// A linear layer after the blocks: (out, in).
+    /// Adds a linear layer after the blocks, with `shape` (out, in).
     pub fn head(&mut self, stem: &str, bias: bool, shape: (usize, usize), place: Place) -> LayerId {
         let module = (place == Place::Output).then_some(ModuleId::LM_HEAD);
         self.linear(stem, bias, shape, place, module)
@@ -118,7 +120,7 @@ impl<'a> Parts<'a> {
         place: Place,
         module: Option<ModuleId>,
     ) -> LayerId {
-        // What is tied has its values elsewhere.
+        // A tied output layer has no weights of its own.
         if place != Place::Output || !self.config.tied {
             let mut add = |part: &str, shape: Vec<usize>| {
                 self.specs.push(WeightSpec { name: format!("{stem}.{part}"), shape, place });
@@ -132,7 +134,7 @@ impl<'a> Parts<'a> {
         self.layers.len() - 1
     }
 
-    /// All of them, into the graph that names them.
+    /// Moves the weights and layers into `graph`.
     pub fn into_graph(self, graph: Graph) -> Graph {
         let Parts { specs, layers, weights, .. } = self;
         Graph { specs, layers, weights, ..graph }

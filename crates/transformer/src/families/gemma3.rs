@@ -1,9 +1,9 @@
-//! Gemma 3's text models: norms by 1 + γ, four a block, a gate with GELU, scaled embeddings, and
-//! layers that see a window with rotary positions of their own.
+//! Gemma 3's text models: norms with 1 + γ, four of them in each block, a gate with GELU, scaled
+//! embeddings, and layers with an attention window and rotary frequencies of their own.
 //!
 //! x₁ = x + norm(O · attention(rotated norm(Q n), rotated norm(K n), V n)), y = x₁ +
-//! norm(W₂(GELU(W_g n₁) · W₁ n₁)), with n and n₁ the norms of x and x₁; and after the last norm a
-//! linear layer, the table of embeddings.
+//! norm(W₂(GELU(W_g n₁) · W₁ n₁)), with n and n₁ the norms of x and x₁. After the last norm follows
+//! a linear layer, by default the table of embeddings.
 
 use lora_drop_compute::activation::Activation;
 use serde_json::{Map, Value, json};
@@ -48,14 +48,15 @@ const GGUF: GgufArchitecture = GgufArchitecture {
     write: write_gguf,
 };
 
-/// The number of layers of the one model whose scores are divided otherwise, of 27 billion
-/// parameters. Files do not say it, and llama.cpp goes by this number too.
+/// Number of layers of the model with 27 billion parameters, the only one whose attention scores
+/// are divided by √(hidden_size / heads) instead of √head_dim. GGUF files do not say so; llama.cpp
+/// goes by this number too.
 const LAYERS_OF_27B: usize = 62;
 
-/// The key of the pattern, which converters leave out where it is `PATTERN`.
+/// Key of the pattern of layers; converters leave it out if it is `PATTERN`.
 const PATTERN_KEY: &str = "attention.sliding_window_pattern";
 
-/// Of Gemma 2, and of no Gemma 3 that there is.
+/// Key of Gemma 2's configuration, which no released Gemma 3 sets.
 const CAP_KEY: &str = "final_logit_softcapping";
 
 fn read_gguf(keys: &metadata::GgufKeys, config: &mut Map<String, Value>) -> Result<()> {
@@ -73,7 +74,7 @@ fn read_gguf(keys: &metadata::GgufKeys, config: &mut Map<String, Value>) -> Resu
         None => json!(DEFAULT_THETA),
     };
     let window = decoder::gguf_window(keys)?;
-    // Without a window every layer sees everything.
+    // Without a window, every layer sees all tokens.
     let pattern = match window {
         Some(_) => keys.optional_count(PATTERN_KEY)?.unwrap_or(PATTERN),
         None => 1,
@@ -127,7 +128,8 @@ fn write_gguf(config: &ModelConfig) -> Written {
     Ok(list)
 }
 
-/// `Gemma3TextConfig`'s, but for sizes of matrices and the ends of texts.
+/// Returns `Gemma3TextConfig`'s defaults, except for sizes of matrices and the tokens that end
+/// texts.
 fn defaults(_: &str) -> Vec<(&'static str, Value)> {
     vec![
         ("head_dim", json!(256)),
@@ -140,13 +142,13 @@ fn defaults(_: &str) -> Vec<(&'static str, Value)> {
     ]
 }
 
-/// For each type of layers the key of its rotary base, where rope_parameters have none, and its
+/// For each type of layers: the key of its rotary base, read if rope_parameters has none, and the
 /// default.
 const BASES: [(&str, &str, f64); 2] =
     [(FULL, "rope_theta", 1e6), (SLIDING, "rope_local_base_freq", DEFAULT_THETA)];
 
-/// The last of each group of this many layers sees everything and the others a window, unless
-/// config.json says otherwise.
+/// Length of the pattern of layers: the last layer of each group of this many sees all tokens and
+/// the others a window, unless config.json says otherwise.
 const PATTERN: usize = 6;
 
 fn config(keys: &Keys, config: ModelConfig) -> Result<ModelConfig> {
@@ -192,7 +194,7 @@ fn block(parts: &mut Parts, number: usize) -> Segment {
     use ModuleKind::*;
     let config = parts.config;
     let (layer, h, head) = (config.architecture.layer(number), config.hidden_size, config.head_dim);
-    // The second frequencies are those of windows.
+    // `rope[1]` has the frequencies of layers with a window.
     let rope = usize::from(config.windows[number].is_some());
     let norm = |b: &mut Builder, parts: &mut Parts, x: ValueId, part: &str, width: usize| {
         b.rms_norm(x, (parts.vector(&format!("{layer}.{part}.weight"), width), 1.0), config.norm_eps)

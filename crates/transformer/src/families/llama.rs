@@ -1,7 +1,7 @@
-//! Llama, and what Mistral, Qwen2 and Qwen3 add: windows, biases, norms of heads.
+//! Llama, and what Mistral, Qwen2 and Qwen3 add to it: windows, biases, norms of heads.
 //!
-//! x₁ = x + O · attention(rotated Q n, K n, V n), y = x₁ + W₂(SiLU(W_g n₁) · W₁ n₁), with n and n₁
-//! the RMS norms of x and x₁; and after the last norm a linear layer.
+//! x₁ = x + O · attention(rotated Q n, rotated K n, V n), y = x₁ + W₂(SiLU(W_g n₁) · W₁ n₁), with n
+//! and n₁ the RMS norms of x and x₁. After the last norm follows a linear layer.
 
 use serde_json::{Map, Value, json};
 
@@ -36,7 +36,7 @@ pub const FAMILY: Family = Family {
     },
 };
 
-/// Llama, and what converters write as it: Mistral, TinyLlama, SmolLM2.
+/// Llama, and the models that converters write under its name: Mistral, TinyLlama, SmolLM2.
 const LLAMA: GgufArchitecture = GgufArchitecture {
     name: "llama",
     norms: &NORMS,
@@ -98,11 +98,13 @@ fn read_qwen(
     Ok(())
 }
 
-/// `LlamaConfig`'s, `MistralConfig`'s, `Qwen2Config`'s and `Qwen3Config`'s. A key that is null is
-/// another case: as many heads of keys and values as of queries, no window.
+/// Returns the defaults of `LlamaConfig`, `MistralConfig`, `Qwen2Config` and `Qwen3Config` for
+/// absent keys. A key that is null has another meaning: as many heads of keys and values as of
+/// queries, no window.
 ///
-/// Sizes of matrices have defaults there as well. Here they are required, for a file without them
-/// is no model's. Nor are the ends of texts guessed: without the key there is none.
+/// These classes also have defaults for sizes of matrices. Here these keys are required, because a
+/// file without them is not a model's. eos_token_id is not guessed either: without the key, no
+/// token ends a text.
 fn defaults(model_type: &str) -> Vec<(&'static str, Value)> {
     let mut list = vec![("rms_norm_eps", json!(1e-6))];
     list.extend(match model_type {
@@ -142,7 +144,7 @@ fn config(keys: &Keys, config: ModelConfig) -> Result<ModelConfig> {
     })
 }
 
-/// How far each layer sees.
+/// Reads the attention window of each layer.
 fn windows(keys: &Keys, model_type: &str, layers: usize) -> Result<Vec<Option<usize>>> {
     let window = keys.bounded("sliding_window", 1 << 31)?;
     if model_type == "mistral" {
@@ -154,7 +156,7 @@ fn windows(keys: &Keys, model_type: &str, layers: usize) -> Result<Vec<Option<us
     if let Some(sliding) = decoder::sliding_layers(keys, layers)? {
         return Ok(sliding.into_iter().map(|sliding| window.filter(|_| sliding)).collect());
     }
-    // Qwen's rule: the first max_window_layers see everything.
+    // Qwen's rule: the first max_window_layers layers see all tokens.
     let full = keys.integer("max_window_layers")?.ok_or_else(|| keys.missing("max_window_layers"))?;
     Ok((0..layers).map(|layer| window.filter(|_| layer >= full)).collect())
 }

@@ -26,7 +26,7 @@ use family::{Family, ModelType, Module};
 
 pub use decoder::token_ids;
 
-/// Names of decoders that are not computed here, for a better answer than "unknown".
+/// Decoders that are not supported, for a better message than "unknown".
 const OTHER_DECODERS: [&str; 9] =
     ["mixtral", "gemma", "gemma2", "gemma3", "phi", "phi3", "gpt2", "gpt_neox", "deepseek_v3"];
 
@@ -40,7 +40,7 @@ impl Architecture {
         Architecture::Gemma3,
     ];
 
-    /// The file's contents.
+    /// Returns the definition in the family's file.
     pub(crate) fn family(self) -> &'static Family {
         match self {
             Architecture::Bert => &bert::FAMILY,
@@ -56,7 +56,7 @@ impl Architecture {
         Self::ALL.into_iter().find(|a| a.family().model_types.iter().any(|known| known.name == model_type))
     }
 
-    /// The model_types of all encoders, or of all decoders.
+    /// Returns the model_types of all encoders, or of all decoders.
     fn model_types(decoder: bool) -> String {
         let families = Self::ALL.into_iter().map(Self::family).filter(|family| family.decoder == decoder);
         families.flat_map(|family| family.model_types).map(|known| known.name).collect::<Vec<_>>().join(", ")
@@ -113,8 +113,7 @@ impl Architecture {
         self.family().head
     }
 
-    /// Full name of the linear layer of a head for tokens; None where transformers has no such
-    /// model.
+    /// Full name of the linear layer of a head for tokens; None if transformers has no such model.
     pub fn token_head(self) -> Option<&'static str> {
         self.family().token_head
     }
@@ -166,36 +165,37 @@ impl Architecture {
         Ok(self.kinds().filter(|&kind| targets.iter().any(|t| names(t, kind))).collect())
     }
 
-    /// What the blocks' list is called, without the prefix.
+    /// Returns the name of the list of blocks, without the prefix.
     pub fn layers(self) -> &'static str {
         self.family().layers
     }
 
-    /// A block, without the prefix: `encoder.layer.3`.
+    /// Returns the name of a block, without the prefix: `encoder.layer.3`.
     pub fn layer(self, number: usize) -> String {
         format!("{}.{number}", self.layers())
     }
 
-    /// The linear layer of a block, without the prefix: the stem of its `.weight` (out, in) and
-    /// `.bias` (out).
+    /// Returns the name of a block's linear layer, without the prefix: the stem of its `.weight`
+    /// (out, in) and `.bias` (out).
     pub fn linear(self, module: ModuleId) -> String {
         format!("{}.{}", self.layer(module.layer), self.module_name(module.kind))
     }
 }
 
 impl GgufArchitecture {
-    /// Every one that is read and written, once for each model_type that is written as it.
+    /// Iterates over the supported architectures; one occurs once for each model_type that is
+    /// written as it.
     pub fn all() -> impl Iterator<Item = &'static GgufArchitecture> {
         let families = Architecture::ALL.into_iter().map(Architecture::family);
         families.flat_map(|family| family.model_types).filter_map(|known| known.gguf)
     }
 
-    /// By `general.architecture`.
+    /// Returns the architecture with this `general.architecture`.
     pub fn of_name(name: &str) -> Option<&'static Self> {
         Self::all().find(|known| known.name == name)
     }
 
-    /// The architecture in whose form a model is written.
+    /// Returns the architecture as which a model is written.
     ///
     /// # Errors
     /// A message, if GGUF has no form for the model's type.
@@ -263,7 +263,7 @@ impl ModelConfig {
         known.iter().find(|known| known.name == self.model_type).map_or("", |ModelType { class, .. }| class)
     }
 
-    /// What the head of the checkpoint labels, by the class that config.json names.
+    /// Returns what the checkpoint's head labels, by the class that config.json names.
     pub fn head_kind(&self) -> HeadKind {
         let class = self.raw.get("architectures").and_then(|classes| classes.get(0)?.as_str());
         match class.is_some_and(|class| class.ends_with("ForTokenClassification")) {
@@ -272,7 +272,7 @@ impl ModelConfig {
         }
     }
 
-    /// The graph with this head, or with none for a decoder that predicts tokens.
+    /// Returns the graph with this head; None for a decoder that predicts tokens.
     pub(crate) fn graph(&self, head: Option<Head>) -> Graph {
         (self.architecture.family().graph)(self, head)
     }
@@ -283,7 +283,8 @@ impl ModelConfig {
         self.body_weights(Head::of_sequences(1))
     }
 
-    /// The same of a model with this head: BERT has no pooler below one for tokens.
+    /// Names and shapes of the body's weights in a model with this head, as in [`Self::weights`]:
+    /// BERT has no pooler below a head for tokens.
     pub fn body_weights(&self, head: Head) -> Vec<(String, Vec<usize>)> {
         self.specs(Some(head), |place| matches!(place, Place::Body | Place::Pooler))
     }

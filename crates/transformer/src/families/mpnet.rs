@@ -1,5 +1,5 @@
-//! MPNet: BERT's block with a bias on attention that depends on the distance of two tokens, and
-//! RoBERTa's positions and head.
+//! MPNet: BERT's block with a relative position bias on attention, and RoBERTa's positions and
+//! head.
 
 use super::encoder::{self, Encoder};
 use super::family::{Family, ModelType, module};
@@ -27,7 +27,7 @@ pub const FAMILY: Family = Family {
     config: |keys, config| {
         let config = encoder::config(keys, config, 1)?;
         let relative_buckets = keys.size_or("relative_attention_num_buckets", 32)?;
-        // The bucket of a distance is a logarithm to a base that fewer buckets make 0.
+        // A distance's bucket is a logarithm of distance / (buckets / 4), so this must not be 0.
         if relative_buckets < 4 {
             return Err(keys.error(format!(
                 "relative_attention_num_buckets is {relative_buckets}, expected at least 4"

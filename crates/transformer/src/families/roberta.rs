@@ -1,5 +1,5 @@
-//! RoBERTa, XLM-RoBERTa and CamemBERT: BERT with positions after the padding's, and a head of two
-//! layers.
+//! RoBERTa, XLM-RoBERTa and CamemBERT: BERT with positions numbered from after pad_token_id, and a
+//! head of two layers.
 
 use super::encoder::{self, Encoder, MODULES};
 use super::family::{Family, ModelType};

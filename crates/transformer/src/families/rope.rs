@@ -1,31 +1,31 @@
-//! The angles of rotary positions, as transformers computes them in f32 (modeling_rope_utils).
+//! Rotary frequencies, as transformers computes them in f32 (modeling_rope_utils).
 
 use serde_json::{Map, Value};
 
 use crate::config::Keys;
 use crate::error::Result;
 
-/// What transformers takes where config.json has no rope_theta, in most architectures.
+/// Default of rope_theta in most of transformers' architectures.
 pub const DEFAULT_THETA: f64 = 10_000.0;
 
-/// The type of layers that see everything, as config.json has it.
+/// Type of layers that see all tokens, as config.json names it.
 pub const FULL: &str = "full_attention";
-/// The type of layers that see a window.
+/// Type of layers with an attention window.
 pub const SLIDING: &str = "sliding_attention";
 
-/// The keys of one kind of layers: base and scaling.
+/// Rotary keys of one type of layers: base and scaling.
 pub struct Rope<'a> {
     pub keys: &'a Keys<'a>,
-    /// Of rope_scaling or, in newer files, of rope_parameters.
+    /// The object rope_scaling or, in newer files, rope_parameters.
     pub object: Map<String, Value>,
 }
 
 impl<'a> Rope<'a> {
-    /// What all layers share: transformers 5 writes one object rope_parameters, earlier versions
-    /// rope_theta and rope_scaling.
+    /// Reads the keys that all layers share: transformers 5 writes one object rope_parameters,
+    /// earlier versions rope_theta and rope_scaling.
     ///
     /// # Errors
-    /// One of them is no object.
+    /// One of them is not an object.
     pub fn read(keys: &'a Keys<'a>) -> Result<Self> {
         let mut object = Map::new();
         for key in ["rope_parameters", "rope_scaling"] {
@@ -39,7 +39,7 @@ impl<'a> Rope<'a> {
         Ok(Rope { keys, object })
     }
 
-    /// What layers of this type have; see [`of_layers`].
+    /// Reads the keys of layers of this type; see [`of_layers`].
     ///
     /// # Errors
     /// Those of `of_layers`.
@@ -61,11 +61,11 @@ impl<'a> Rope<'a> {
         self.number(key)?.ok_or_else(|| self.keys.error(format!("the key rope_scaling.{key} is missing")))
     }
 
-    /// Radians per position of each pair of a head's values, (width / 2). `key` is config.json's
-    /// own of the base, beside the object's rope_theta.
+    /// Returns the radians per position of each pair of a head's values, (width / 2). The base is
+    /// the object's rope_theta, else config.json's `key`, else `default`.
     ///
     /// # Errors
-    /// A number is none, or a scaling that is not computed here.
+    /// A value is not a number above 0, or a scaling is not supported.
     pub fn frequencies(&self, width: usize, key: &str, default: f64) -> Result<Vec<f32>> {
         let keys = self.keys;
         let theta = match (self.number("rope_theta")?, keys.get(key)) {
@@ -111,12 +111,12 @@ impl<'a> Rope<'a> {
     }
 }
 
-/// The keys of layers of this type: in newer files an object of their own within rope_parameters.
-/// Earlier versions scaled full_attention alone, by rope_scaling, whose keys count where both are
-/// there, as in transformers.
+/// Returns the rotary keys of layers of this type. Newer files have an object for each type within
+/// rope_parameters. Earlier versions scaled only full_attention, by rope_scaling; if a key is in
+/// both, rope_scaling's counts, as in transformers.
 ///
 /// # Errors
-/// What is there and is no object, and a rope_parameters without types of layers.
+/// An entry is not an object, or rope_parameters does not have types of layers.
 pub fn of_layers(
     config: &Map<String, Value>,
     layer_type: &str,
@@ -137,7 +137,8 @@ pub fn of_layers(
     Ok(own)
 }
 
-/// Llama 3.1's rule: long waves are slowed by the factor, short ones kept, those between blended.
+/// Llama 3.1's rule: divides frequencies of long waves by the factor, keeps those of short waves,
+/// and blends in between.
 fn llama3(frequency: f32, factor: f32, low: f32, high: f32, length: f32) -> f32 {
     let wave = 2.0 * std::f32::consts::PI / frequency;
     if wave > length / low {

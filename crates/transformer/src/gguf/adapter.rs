@@ -1,4 +1,4 @@
-//! LoRA adapters as llama.cpp reads them: `lora_a` and `lora_b` beside the name of the base's
+//! LoRA adapters as llama.cpp reads them: `.lora_a` and `.lora_b` after the name of the base's
 //! tensor.
 
 use std::io::{self, Write};
@@ -22,7 +22,7 @@ pub struct AdapterPair<'a> {
 }
 
 /// Writes an adapter file in F32. llama.cpp scales each pair by `alpha` / rank. `heads` and
-/// `kv_heads` are the base's; for `llama`, rows of B of q and k are sorted by them.
+/// `kv_heads` are the base's; for `llama`, they determine the order of the rows of q's and k's B.
 ///
 /// # Errors
 /// A module that the format has no name for, sizes that are not multiples of the rank, rows of q or

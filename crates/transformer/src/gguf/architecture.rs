@@ -1,5 +1,4 @@
-//! An architecture of GGUF files: what llama.cpp calls its tensors and keys, and what transformers
-//! calls them.
+//! An architecture of GGUF files: names of tensors and keys in llama.cpp and in transformers.
 
 use serde_json::{Map, Value as Json};
 
@@ -12,27 +11,29 @@ use crate::error::Result;
 pub struct GgufArchitecture {
     /// `general.architecture`.
     pub name: &'static str,
-    /// Norms of a block whose names differ between architectures: llama.cpp's name, transformers'.
+    /// Norms of a block whose names differ between architectures: llama.cpp's name, transformers'
+    /// name.
     pub(crate) norms: &'static [(&'static str, &'static str)],
     /// Whether the rows of q and k are in llama.cpp's order (`to_gguf_rows`).
     pub(crate) sorts_rows: bool,
-    /// What files add to the weights of norms.
+    /// Offset that files add to the weights of norms.
     pub(crate) norm_offset: f32,
     /// Adds the architecture's own keys to those of config.json, including model_type and the
     /// class.
     pub(crate) read: fn(&GgufKeys, &mut Map<String, Json>) -> Result<()>,
-    /// The architecture's own keys, without its name and the dot, or what cannot be written.
+    /// Returns the architecture's own keys, without its name and the dot, or a message on what
+    /// cannot be written.
     pub(crate) write: fn(&ModelConfig) -> Written,
 }
 
-/// Keys and values, or a message that says what cannot be written.
+/// Keys and values, or a message on what cannot be written.
 pub type Written = std::result::Result<Vec<(&'static str, Value)>, String>;
 
-/// Outside the blocks: llama.cpp's name, transformers'.
+/// Tensors outside the blocks: llama.cpp's name, transformers' name.
 const OUTER: [(&str, &str); 3] =
     [("token_embd", "model.embed_tokens"), ("output_norm", "model.norm"), ("output", "lm_head")];
 
-/// In a block, after `blk.N.` and `model.layers.N.`: llama.cpp's name, transformers'.
+/// Tensors in a block, after `blk.N.` and `model.layers.N.`: llama.cpp's name, transformers' name.
 const INNER: [(&str, &str); 10] = [
     ("attn_norm", "input_layernorm"),
     ("attn_q", "self_attn.q_proj"),
@@ -74,13 +75,13 @@ impl GgufArchitecture {
         Some(format!("blk.{layer}.{gguf}.{end}"))
     }
 
-    /// What the file adds to the values of a tensor.
+    /// Returns the offset that the file adds to a tensor's values.
     pub(crate) fn offset(&self, gguf: &str) -> f32 {
         if gguf.ends_with("norm.weight") { self.norm_offset } else { 0.0 }
     }
 }
 
-/// The projections whose rows llama.cpp sorts.
+/// The projections whose rows llama.cpp reorders for its rotary embedding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RotaryPart {
     Query,
@@ -96,7 +97,7 @@ impl RotaryPart {
     }
 }
 
-/// The part that a tensor belongs to, by llama.cpp's name.
+/// Returns the projection that a tensor belongs to, by llama.cpp's name.
 pub(super) fn rotary_part(gguf: &str) -> Option<RotaryPart> {
     let (stem, _) = split_end(gguf)?;
     match layer(stem.strip_prefix("blk.")?)?.1 {
@@ -110,8 +111,7 @@ fn split_end(name: &str) -> Option<(&str, &str)> {
     name.rsplit_once('.').filter(|(_, end)| matches!(*end, "weight" | "bias"))
 }
 
-/// Splits `3.attn_q` into its number and its part. None for a number that is written otherwise,
-/// such as `03`.
+/// Splits `3.attn_q` into its number and its part. None for a number in another form, such as `03`.
 fn layer(rest: &str) -> Option<(u32, &str)> {
     let (digits, part) = rest.split_once('.')?;
     let number: u32 = digits.parse().ok()?;

@@ -1,4 +1,4 @@
-//! The model's shape from a GGUF file's metadata, in the form of transformers' config.json.
+//! A model's configuration from a GGUF file's metadata, in the form of transformers' config.json.
 
 use serde_json::{Map, Value as Json, json};
 
@@ -7,7 +7,7 @@ use super::value::Value;
 use super::{Gguf, rope};
 use crate::error::Result;
 
-/// llama.cpp's value where a file does not name one.
+/// llama.cpp's default for a file without `rope.freq_base`.
 const DEFAULT_ROPE_BASE: f64 = 10000.0;
 
 impl Gguf {
@@ -51,7 +51,7 @@ impl Gguf {
             set("rope_scaling", Json::Object(scaling));
         }
         set("rope_theta", base);
-        // Files leave the output's matrix away where it is the embedding's.
+        // Files leave out the output layer's matrix if it is the embedding's.
         set("tie_word_embeddings", json!(!self.contains("lm_head.weight")));
         for (key, name) in [
             ("tokenizer.ggml.bos_token_id", "bos_token_id"),
@@ -59,13 +59,14 @@ impl Gguf {
             ("tokenizer.ggml.padding_token_id", "pad_token_id"),
         ] {
             if let Some(value) = self.value(key) {
-                // Also a negative one, which is reported where ids are compared with the vocabulary.
+                // Negative numbers pass too: they are reported when ids are compared with the
+                // vocabulary.
                 let id = value.as_u64().map(Json::from);
                 let id = id.or_else(|| value.to_string().parse::<i64>().ok().map(Json::from));
                 set(name, id.ok_or_else(|| self.metadata.wrong_type(key, value, "a token's number"))?);
             }
         }
-        // What ends a turn or a message ends a text too, as in llama.cpp.
+        // Tokens that end a turn or a message end a text too, as in llama.cpp.
         let ends: Vec<Json> = ["eos", "eot", "eom"]
             .into_iter()
             .filter_map(|name| {
@@ -79,7 +80,8 @@ impl Gguf {
         Ok(config)
     }
 
-    /// Tokens of the model: the embedding's rows, which may be more than the tokenizer's.
+    /// Returns the size of the vocabulary: the embedding's rows, which may be more than the
+    /// tokenizer's tokens.
     fn vocabulary(&self, keys: &GgufKeys) -> Result<usize> {
         if let Some(shape) = self.shape("model.embed_tokens.weight") {
             return Ok(shape[0]);

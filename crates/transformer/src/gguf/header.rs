@@ -1,4 +1,4 @@
-//! The header of a GGUF file, metadata and the list of tensors, with every number checked.
+//! The header of a GGUF file: metadata and the list of tensors, with every number checked.
 //!
 //! The one rule that is not obvious: no count is trusted until the bytes that it needs are known to
 //! be in the file, so a damaged file cannot make the reader allocate more than a few times its
@@ -12,15 +12,15 @@ use super::value::{Array, Value};
 pub(super) const MAGIC: [u8; 4] = *b"GGUF";
 pub(super) const DEFAULT_ALIGNMENT: usize = 32;
 pub(super) const ALIGNMENT_KEY: &str = "general.alignment";
-/// The format's own limits.
+/// Limits of the format.
 pub(super) const MOST_KEY_BYTES: usize = 65535;
 pub(super) const MOST_NAME_BYTES: usize = 64;
 pub(super) const MOST_DIMENSIONS: usize = 4;
-/// The depth of arrays in arrays. No writer makes them, but the format has them; the limit keeps
-/// the reader's stack small.
+/// Maximum depth of nested arrays. The format allows them although no writer makes them; the limit
+/// bounds the reader's stack.
 const MOST_DEPTH: usize = 4;
-/// The bytes that an entry needs at least: a key's length, its type and a value; for a tensor, a
-/// name's length, dimensions, type and offset.
+/// Minimum bytes of an entry (a key's length, its type and a value) and of a tensor (a name's
+/// length, the number of dimensions, one dimension, type and offset).
 const LEAST_ENTRY: usize = 8 + 4 + 1;
 const LEAST_TENSOR: usize = 8 + 4 + 8 + 4 + 8;
 
@@ -31,9 +31,10 @@ pub struct Header {
     pub version: u32,
     /// Keys and values in the order of the file; keys are unique.
     pub metadata: Vec<(String, Value)>,
-    /// In the order of the file, or of the parts; names are unique, and no two tensors overlap.
+    /// Tensors in the order of the file, or of the parts; names are unique, and no two tensors
+    /// overlap.
     pub tensors: Vec<TensorInfo>,
-    /// In bytes: every tensor starts at a multiple of it after the header.
+    /// Alignment in bytes: every tensor starts at a multiple of it.
     pub alignment: usize,
 }
 
@@ -45,11 +46,11 @@ pub struct TensorInfo {
     /// Row-major; files store it in reverse.
     pub shape: Vec<usize>,
     pub kind: TensorType,
-    /// Place of its first byte in its file.
+    /// Offset of its first byte in its file.
     pub start: usize,
-    /// Place after its last byte; the length fits type and shape.
+    /// Offset after its last byte; the length matches type and shape.
     pub end: usize,
-    /// Which of a model's parts has it, from 0.
+    /// Index of the model's part that contains it, from 0.
     pub part: usize,
 }
 
@@ -258,7 +259,7 @@ fn read_tensor(reader: &mut Reader, number: usize) -> Result<Claim, String> {
     Ok(Claim { name, shape, kind, size, offset })
 }
 
-/// Reads bytes one part after the other, and only parts that are there.
+/// Reads a file's bytes in order, and only bytes that are there.
 pub(super) struct Reader<'a> {
     bytes: &'a [u8],
     at: usize,
@@ -295,7 +296,7 @@ impl<'a> Reader<'a> {
         Ok(u64::from_le_bytes(self.array(what)?))
     }
 
-    /// A count whose elements, of `least` bytes each, can be in the rest of the file.
+    /// Checks that the rest of the file can hold `count` elements of at least `least` bytes each.
     fn count(&self, count: u64, least: usize, what: &str) -> Result<usize, String> {
         let fits = (self.left() / least) as u64;
         if count > fits {
@@ -314,7 +315,7 @@ impl<'a> Reader<'a> {
         read: impl Fn([u8; N]) -> T,
     ) -> Result<Vec<T>, String> {
         let count = self.count(count, N, what)?;
-        // Cannot overflow: as many bytes are in memory.
+        // Cannot overflow: `count` has checked that the file has as many bytes.
         let (elements, _) = self.take(count * N, what)?.as_chunks::<N>();
         Ok(elements.iter().map(|b| read(*b)).collect())
     }

@@ -1,4 +1,4 @@
-//! What a GGUF file says of itself, by key.
+//! Metadata of a GGUF file, by key.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use super::header::Header;
 use super::value::Value;
 use crate::error::{Error, Result};
 
-/// A file's header, its metadata by key.
+/// A file's header, with an index of its metadata.
 pub struct Metadata {
     pub path: PathBuf,
     pub header: Header,
@@ -22,17 +22,17 @@ impl Metadata {
         Metadata { path: path.to_path_buf(), header, index }
     }
 
-    /// The value under `key`.
+    /// Returns the value under `key`.
     pub fn value(&self, key: &str) -> Option<&Value> {
         self.index.get(key).map(|&i| &self.header.metadata[i].1)
     }
 
-    /// Whether there is a tensor of this name, which is llama.cpp's.
+    /// Whether there is a tensor with this name of llama.cpp's.
     pub fn has_tensor(&self, name: &str) -> bool {
         self.header.tensors.iter().any(|tensor| tensor.name == name)
     }
 
-    /// The string under `key`.
+    /// Returns the string under `key`.
     pub fn text(&self, key: &str) -> Result<&str> {
         let value = self.value(key).ok_or_else(|| self.key_fault(key, "is missing"))?;
         value.as_str().ok_or_else(|| self.wrong_type(key, value, "a string"))
@@ -70,7 +70,7 @@ impl GgufKeys<'_> {
         self.file.text(&self.key(name))
     }
 
-    /// A count, 1 or more; an array of counts where all are the same.
+    /// Reads a count of at least 1; an array of counts must have the same one for all blocks.
     pub fn count(&self, name: &str) -> Result<usize> {
         self.optional_count(name)?.ok_or_else(|| self.fault(name, "is missing"))
     }
@@ -92,7 +92,7 @@ impl GgufKeys<'_> {
             }
             _ => value.as_u64(),
         };
-        // Larger numbers are no sizes of a model, and their products would overflow.
+        // Larger numbers cannot be sizes of a model, and their products could overflow.
         match number.and_then(|n| u32::try_from(n).ok()) {
             Some(number) => Ok(Some(number as usize)),
             None => {
@@ -102,7 +102,7 @@ impl GgufKeys<'_> {
         }
     }
 
-    /// A float above 0.
+    /// Reads a number above 0.
     pub fn positive(&self, name: &str) -> Result<Json> {
         let value = self.optional(name).ok_or_else(|| self.fault(name, "is missing"))?;
         let number = value.as_f64().filter(|v| *v > 0.0).and_then(Number::from_f64);
@@ -111,7 +111,7 @@ impl GgufKeys<'_> {
     }
 }
 
-/// The heads of attention, the same in all blocks.
+/// Heads of attention, the same in all blocks.
 pub struct Attention {
     pub heads: usize,
     pub kv_heads: usize,

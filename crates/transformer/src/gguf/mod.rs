@@ -48,10 +48,10 @@ pub use write::{NewTensor, Writer};
 pub struct Gguf {
     parts: Arc<Vec<parts::Part>>,
     metadata: Arc<Metadata>,
-    /// None if it is not supported.
+    /// None if the architecture is not supported.
     architecture: Option<&'static GgufArchitecture>,
-    /// Tensors of the header by transformers' names; those that transformers does not have, by
-    /// their own.
+    /// Index in the header's list of each tensor, by transformers' name; by its own name if
+    /// transformers does not have it.
     names: Arc<BTreeMap<String, usize>>,
 }
 
@@ -173,7 +173,7 @@ impl Gguf {
         self.stored_as_is(name, info)
     }
 
-    /// What the file has added to a tensor's values.
+    /// Returns the offset that the file has added to a tensor's values.
     fn offset(&self, info: &TensorInfo) -> f32 {
         self.architecture.map_or(0.0, |known| known.offset(&info.name))
     }
@@ -202,7 +202,8 @@ impl Gguf {
             (TensorType::Blocks(kind), order) => {
                 let matrix = match order {
                     None => BlockMatrix::mapped(kind, rows, cols, self.map(info).clone(), info.start),
-                    // A vector's values are its rows: one block must be one value.
+                    // The rows to reorder are a vector's single values, so a block must be one
+                    // value.
                     Some(_) if info.shape.len() == 1 && kind.values() != 1 => {
                         let problem = format!("a vector of {}, whose values cannot be sorted", kind.name());
                         return Err(self.tensor_fault(name, problem));
@@ -261,12 +262,12 @@ impl Gguf {
         &self.map(info)[info.start..info.end]
     }
 
-    /// The file that has a tensor.
+    /// Returns the mapped file that contains a tensor.
     fn map(&self, info: &TensorInfo) -> &Arc<MappedFile> {
         &self.parts[info.part].map
     }
 
-    /// For each row as transformers has it, the file's row; `None` where they are the same.
+    /// Returns the file's row for each row of transformers; `None` if the orders are the same.
     fn row_order(&self, info: &TensorInfo) -> Result<Option<Vec<usize>>> {
         let Some(heads) = self.rotary_heads(&info.name)? else { return Ok(None) };
         let rows = info.shape[0];
@@ -277,8 +278,8 @@ impl Gguf {
         Ok(Some(order))
     }
 
-    /// The heads by which a tensor's rows are sorted for llama.cpp's rotary embedding; `None` where
-    /// they are not.
+    /// Returns the number of heads by which a tensor's rows are sorted for llama.cpp's rotary
+    /// embedding; `None` if they are not sorted.
     fn rotary_heads(&self, gguf_name: &str) -> Result<Option<usize>> {
         match (architecture::rotary_part(gguf_name), self.architecture) {
             (Some(part), Some(known)) if known.sorts_rows => {
@@ -292,7 +293,7 @@ impl Gguf {
     fn sorted_rows(&self, info: &TensorInfo, order: &[usize]) -> Vec<u8> {
         let bytes = self.bytes_of(info);
         let sorted = rotary::sorted(bytes, bytes.len() / order.len(), order);
-        // Copied, and not needed a second time.
+        // The rows were copied, so the file's pages are not needed again.
         self.map(info).release(info.start..info.end);
         sorted
     }
@@ -309,7 +310,8 @@ impl fmt::Debug for Gguf {
     }
 }
 
-/// `bytes` is a whole number of f32: the header's check compared it with the shape.
+/// Reads little-endian f32. `bytes` has a whole number of them because the header's check compared
+/// its length with the shape.
 fn floats(bytes: &[u8]) -> Vec<f32> {
     let (values, _) = bytes.as_chunks::<4>();
     values.iter().map(|b| f32::from_le_bytes(*b)).collect()

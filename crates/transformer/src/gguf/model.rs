@@ -1,5 +1,5 @@
-//! Whole models as GGUF: their metadata, from another GGUF file or from config.json, and their
-//! tensors by transformers' names.
+//! Writing of whole models as GGUF: their metadata, from another GGUF file or from config.json, and
+//! their tensors by transformers' names.
 
 use std::io::{self, Write};
 
@@ -25,7 +25,7 @@ pub enum FileType {
 }
 
 impl FileType {
-    /// Its number in `general.file_type`.
+    /// Returns its number in `general.file_type`.
     fn number(self) -> u32 {
         match self {
             FileType::F32 => 0,
@@ -34,8 +34,8 @@ impl FileType {
         }
     }
 
-    /// The type of a tensor of this shape. If its rows are not whole blocks, it is F16, as in
-    /// llama.cpp's converter.
+    /// Returns the type of a tensor of this shape. If its rows are not whole blocks, it is F16, as
+    /// in llama.cpp's converter.
     fn of(self, shape: &[usize]) -> TensorType {
         match (self, shape) {
             (FileType::F32, _) | (_, [_]) => TensorType::F32,
@@ -47,8 +47,8 @@ impl FileType {
     }
 }
 
-/// The metadata of a file for a model that is derived from it: everything but how its values are
-/// stored and how it was split.
+/// Returns the metadata of a file for a model that is derived from it: all keys except those on how
+/// its values are stored and how it was split.
 pub fn copied_metadata(source: &Gguf) -> Vec<(String, Value)> {
     let own = |key: &str| {
         !matches!(key, ALIGNMENT_KEY | "general.file_type" | "general.quantization_version")
@@ -57,7 +57,8 @@ pub fn copied_metadata(source: &Gguf) -> Vec<(String, Value)> {
     source.header().metadata.iter().filter(|(key, _)| own(key)).cloned().collect()
 }
 
-/// The metadata of a transformers model: architecture and sizes, without the tokenizer's keys.
+/// Returns the metadata of a transformers model: architecture and sizes, without the tokenizer's
+/// keys.
 ///
 /// # Errors
 /// A message with the key of config.json whose value the format cannot hold.
@@ -69,7 +70,7 @@ pub fn metadata_from_config(config: &ModelConfig, name: &str) -> Result<Vec<(Str
         ("general.name".to_string(), name.into()),
     ];
     let mut put = |key: &str, value: Value| metadata.push((format!("{}.{key}", architecture.name), value));
-    // The configuration's check bounds all sizes.
+    // Sizes fit u32: the configuration's check bounds them.
     for (key, size) in [
         ("block_count", config.layers),
         ("context_length", config.max_positions),
@@ -94,8 +95,8 @@ pub fn metadata_from_config(config: &ModelConfig, name: &str) -> Result<Vec<(Str
     own.into_iter().for_each(|(key, value)| put(key, value));
     match rope_type(&config.raw) {
         None | Some("default") => {}
-        // The divisors hold everything but the context from which they were made; the reader
-        // needs it to find the rest.
+        // The divisors determine all of the scaling except the original context, which the reader
+        // needs to find the other numbers.
         Some("llama3") => {
             let original = rope("original_max_position_embeddings").and_then(Json::as_u64);
             let original = original.and_then(|n| u32::try_from(n).ok());
@@ -112,8 +113,8 @@ pub fn metadata_from_config(config: &ModelConfig, name: &str) -> Result<Vec<(Str
     Ok(metadata)
 }
 
-/// A key of `rope_scaling` or, in newer files, of `rope_parameters`, which may have an object for
-/// each type of layers; `rope_theta` may stand outside of both.
+/// Returns a key of `rope_scaling` or, in newer files, of `rope_parameters`, which may have an
+/// object for each type of layers; `rope_theta` may stand outside of both.
 fn rope_key<'a>(config: &'a Map<String, Json>, key: &str) -> Option<&'a Json> {
     let nested = ["rope_scaling", "rope_parameters"].into_iter().find_map(|outer| {
         let outer = config.get(outer)?;
@@ -126,8 +127,8 @@ fn rope_type(config: &Map<String, Json>) -> Option<&str> {
     rope_key(config, "rope_type").or(rope_key(config, "type")).and_then(Json::as_str)
 }
 
-/// Llama 3's divisors, which the format stores as the tensor `rope_freqs.weight`; `None` for other
-/// models.
+/// Returns Llama 3's divisors, which the format stores as the tensor `rope_freqs.weight`; `None`
+/// for other models.
 fn divisors(config: &ModelConfig) -> Option<Vec<f32>> {
     if rope_type(&config.raw) != Some("llama3") {
         return None;
@@ -151,7 +152,8 @@ fn gguf_name(architecture: &GgufArchitecture, name: &str) -> io::Result<String> 
 pub struct ModelWriter<W: Write> {
     writer: Writer<W>,
     architecture: &'static GgufArchitecture,
-    /// For q and k of `llama`: heads, kv heads.
+    /// Numbers of query and of key and value heads, by which rows of q and k are sorted; None if
+    /// they are not.
     sorted_by: Option<(usize, usize)>,
 }
 
@@ -173,7 +175,7 @@ impl<W: Write> ModelWriter<W> {
         let mut metadata = metadata.to_vec();
         metadata.push(("general.file_type".into(), Value::U32(kind.number())));
         if kind == FileType::Q8_0 {
-            // The version of the block types; every file that has blocks names it.
+            // Version of the block types, which every file with blocks states.
             metadata.push(("general.quantization_version".into(), Value::U32(2)));
         }
         let divisors = divisors(config);
@@ -211,7 +213,7 @@ impl<W: Write> ModelWriter<W> {
                 return Err(invalid(format!("tensor {name} ({gguf}) was given, {next} is next")));
             }
         };
-        // The list's check made sure that this does not overflow.
+        // Cannot overflow: `Writer::new` has checked the shape.
         let expected: usize = shape.iter().product();
         if values.len() != expected {
             let seen = values.len();

@@ -11,17 +11,17 @@ use super::metadata::Metadata;
 use super::value::Value;
 use crate::error::{Error, Result};
 
-/// The most parts; the name's digits allow no more.
+/// Maximum number of parts, which the five digits of a name allow.
 const MOST: usize = 99_999;
 
-/// The most missing parts that a message names.
+/// Maximum number of missing parts that a message names.
 const MOST_NAMED: usize = 8;
 
 /// A part's file name: `NAME-00001-of-00003.gguf`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PartName {
     name: String,
-    /// From 1 on.
+    /// Number of this part, from 1.
     pub number: usize,
     /// Number of parts.
     pub count: usize,
@@ -48,8 +48,8 @@ impl PartName {
     }
 }
 
-/// The files of the model that a GGUF file is, or is a part of, by their names; the file itself
-/// where its name is not that of a part.
+/// Returns the paths of all parts of a model if the file's name is that of a part, else the path
+/// itself.
 pub fn part_paths(path: &Path) -> Vec<PathBuf> {
     match path.file_name().and_then(|name| PartName::parse(name.to_str()?)) {
         Some(part) => part.all().map(|name| path.with_file_name(name)).collect(),
@@ -57,7 +57,7 @@ pub fn part_paths(path: &Path) -> Vec<PathBuf> {
     }
 }
 
-/// One file, mapped.
+/// A mapped file.
 pub(super) struct Part {
     pub path: PathBuf,
     pub map: std::sync::Arc<MappedFile>,
@@ -70,7 +70,7 @@ impl Part {
         if !about.is_file() {
             return Err(Error::checkpoint(path, "not a regular file"));
         }
-        // An empty file cannot be mapped everywhere.
+        // Some systems cannot map an empty file.
         if about.len() == 0 {
             return Err(Error::checkpoint(path, "an empty file; download it again"));
         }
@@ -80,11 +80,11 @@ impl Part {
     }
 }
 
-/// Opens a file, or all parts of a model in the folder of one of them. The header is the first
-/// part's, with the tensors of all.
+/// Opens a file, or all parts of its model, which are in the same folder. The header is the first
+/// part's, with the tensors of all parts.
 ///
 /// # Errors
-/// A part is missing, or is one of another model.
+/// A part is missing, or belongs to another model.
 pub(super) fn open(path: &Path) -> Result<(Vec<Part>, Metadata)> {
     let (part, metadata) = Part::open(path)?;
     let Some(count) = count(&metadata, "split.count")?.filter(|count| *count > 1) else {

@@ -1,5 +1,5 @@
-//! Scaling of rotary positions between GGUF's keys, its tensor of divisors, and transformers'
-//! `rope_scaling`.
+//! Rotary scaling in GGUF (keys or a tensor of divisors) and in transformers (`rope_scaling`), and
+//! the conversions between them.
 
 use serde_json::{Map, Value as Json, json};
 
@@ -7,10 +7,10 @@ use super::Gguf;
 use super::metadata::GgufKeys;
 use crate::error::Result;
 
-/// The tensor in which converters write Llama 3's scaling: a divisor for each frequency.
+/// Tensor in which converters store Llama 3's scaling: one divisor for each rotary frequency.
 pub(super) const DIVISORS: &str = "rope_freqs.weight";
 
-/// Llama 3's `rope_scaling`. The paper's models differ in `factor` alone.
+/// Llama 3's `rope_scaling`. The family's models differ in `factor` alone.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Llama3Scaling {
     pub factor: f64,
@@ -20,8 +20,8 @@ pub(super) struct Llama3Scaling {
 }
 
 impl Llama3Scaling {
-    /// The divisor of each of the `head_dim / 2` frequencies: 1 for short waves, `factor` for long
-    /// ones, between them a blend of the frequencies themselves.
+    /// Returns the divisor of each of the `head_dim / 2` frequencies: 1 for short waves, `factor`
+    /// for long ones, and in between the divisor that blends the two frequencies.
     pub fn divisors(self, base: f64, head_dim: usize) -> Vec<f32> {
         let context = self.original_max_position_embeddings;
         let (long, short) = (context / self.low_freq_factor, context / self.high_freq_factor);
@@ -41,7 +41,7 @@ impl Llama3Scaling {
     }
 }
 
-/// The file's scaling in transformers' form; `None` where it has none.
+/// Returns the file's scaling in transformers' form; `None` if it has none.
 pub(super) fn scaling(
     file: &Gguf,
     keys: &GgufKeys,
@@ -54,7 +54,7 @@ pub(super) fn scaling(
     }
     let kind = match keys.optional("rope.scaling.type") {
         Some(_) => keys.text("rope.scaling.type")?,
-        // Before the key existed there was linear scaling alone, by a key of its own.
+        // Before this key existed, linear scaling was the only kind and had a key of its own.
         None if keys.optional("rope.scale_linear").is_some() => {
             let factor = keys.positive("rope.scale_linear")?;
             return Ok(
@@ -85,9 +85,9 @@ pub(super) fn scaling(
     }
 }
 
-/// Finds the scaling that made the divisors, the largest of which is the factor. Converters keep no
-/// more than these; all models of the family have the same three other numbers. Files that are
-/// written here name the original context.
+/// Finds the scaling from its divisors, the largest of which is the factor. Converters write
+/// nothing but the divisors; the other three numbers are the same in all models of the family.
+/// Files written by this crate also state the original context.
 fn llama3(file: &Gguf, base: f64, head_dim: usize, original: usize) -> Result<Option<Map<String, Json>>> {
     let divisors = file.tensor(DIVISORS)?;
     let factor = divisors.iter().copied().fold(1.0f32, f32::max);
@@ -101,7 +101,7 @@ fn llama3(file: &Gguf, base: f64, head_dim: usize, original: usize) -> Result<Op
         original_max_position_embeddings: original as f64,
     };
     let expected = candidate.divisors(base, head_dim);
-    // Written from f32 arithmetic, hence not to the last bit.
+    // The writer may have computed in f32, so the last bits may differ.
     let near = |(seen, expected): (&f32, &f32)| (seen - expected).abs() <= 1e-3 * expected;
     if divisors.len() != expected.len() || !divisors.iter().zip(&expected).all(near) {
         let problem = format!(

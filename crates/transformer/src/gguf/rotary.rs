@@ -1,9 +1,9 @@
-//! The order of q's and k's rows: transformers turns a head's first half against its second,
-//! llama.cpp's `llama` neighbour against neighbour, so its converter lays row j of the second half
+//! Order of the rows of q and k. transformers rotates a head's first half against its second half,
+//! llama.cpp's `llama` rotates pairs of neighbours, so its converter puts row j of the second half
 //! after row j of the first.
 
-/// For each row as transformers has it, the row of the GGUF file: transformers' row (head, half, j)
-/// is the file's row (head, j, half). `None` when `rows` is not `heads` heads of an even size.
+/// Returns the GGUF file's row for each row of transformers: transformers' row (head, half, j) is
+/// the file's row (head, j, half). `None` if `rows` is not `heads` heads of an even size.
 pub(crate) fn to_hf_rows(rows: usize, heads: usize) -> Option<Vec<usize>> {
     let size = head_size(rows, heads)?;
     let place = |row: usize| {
@@ -13,8 +13,8 @@ pub(crate) fn to_hf_rows(rows: usize, heads: usize) -> Option<Vec<usize>> {
     Some((0..rows).map(place).collect())
 }
 
-/// For each row of the GGUF file, the row as transformers has it: the inverse of [`to_hf_rows`],
-/// with its `None`.
+/// Returns transformers' row for each row of the GGUF file: the inverse of [`to_hf_rows`], with the
+/// same `None`.
 pub(crate) fn to_gguf_rows(rows: usize, heads: usize) -> Option<Vec<usize>> {
     let size = head_size(rows, heads)?;
     let place = |row: usize| {
@@ -29,8 +29,7 @@ fn head_size(rows: usize, heads: usize) -> Option<usize> {
     (size > 0 && size.is_multiple_of(2) && rows.is_multiple_of(heads)).then_some(size)
 }
 
-/// `rows` in the order that `order` names: row i of the result is row `order[i]`, each of `width`
-/// elements.
+/// Returns `rows` reordered: row i of the result is row `order[i]`, each of `width` elements.
 pub(super) fn sorted<T: Copy>(rows: &[T], width: usize, order: &[usize]) -> Vec<T> {
     let mut result = Vec::with_capacity(rows.len());
     for &row in order {

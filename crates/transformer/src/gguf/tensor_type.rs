@@ -1,4 +1,4 @@
-//! The types of a GGUF file's tensors, by the numbers that files have for them.
+//! Types of a GGUF file's tensors, by their numbers in files.
 
 use lora_drop_compute::blocks::{BlockMatrix, BlockType};
 
@@ -10,7 +10,7 @@ pub enum TensorType {
     Blocks(BlockType),
 }
 
-/// Every type that is read, by its number.
+/// All supported types, by number.
 const KNOWN: [(u32, TensorType); 15] = [
     (0, TensorType::F32),
     (1, TensorType::Blocks(BlockType::F16)),
@@ -29,7 +29,7 @@ const KNOWN: [(u32, TensorType); 15] = [
     (30, TensorType::Blocks(BlockType::Bf16)),
 ];
 
-/// Types that other programs write and this one does not read, for the error message.
+/// Types that other programs write and this crate does not support, for the error message.
 const OTHERS: [(u32, &str); 22] = [
     (9, "Q8_1"),
     (15, "Q8_K"),
@@ -56,10 +56,10 @@ const OTHERS: [(u32, &str); 22] = [
 ];
 
 impl TensorType {
-    /// The type with this number in a file.
+    /// Returns the type with this number in a file.
     ///
     /// # Errors
-    /// A type that is not read: its name where it has one, and the types that are.
+    /// The type is not supported; the message names it, if it is known, and the supported types.
     pub(crate) fn from_number(number: u32) -> Result<Self, String> {
         if let Some((_, kind)) = KNOWN.iter().find(|(n, _)| *n == number) {
             return Ok(*kind);
@@ -72,13 +72,13 @@ impl TensorType {
         Err(format!("its type is {seen}; expected one of {}", known.join(", ")))
     }
 
-    /// The type's number in a file.
+    /// Returns the type's number in a file.
     pub fn number(self) -> u32 {
         let found = KNOWN.iter().find(|(_, kind)| *kind == self);
         found.expect("every type is in the list").0
     }
 
-    /// The name in GGUF's tools: `F32`, `Q4_1`.
+    /// Returns the name in GGUF's tools: `F32`, `Q4_1`.
     pub fn name(self) -> &'static str {
         match self {
             TensorType::F32 => "F32",
@@ -86,7 +86,7 @@ impl TensorType {
         }
     }
 
-    /// Values in a block; a row is a whole number of blocks.
+    /// Number of values in a block; a row is a whole number of blocks.
     pub(crate) fn block_values(self) -> usize {
         match self {
             TensorType::F32 => 1,

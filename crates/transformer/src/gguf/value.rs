@@ -4,8 +4,8 @@ use std::fmt;
 
 use super::header::Reader;
 
-/// Defines the types and what is the same for every type of number: its number in files, its
-/// variant and its Rust type.
+/// Defines `Value` and `Array`, and the code that is the same for every type of number: its number
+/// in files, its variant and its Rust type.
 macro_rules! values {
     (
         integers: $($i_number:literal $integer:ident $i_type:ty),*;
@@ -43,7 +43,7 @@ macro_rules! values {
                 }
             }
 
-            /// An integer of any type that is not negative.
+            /// Returns an integer of any type; None if it is negative, and for other types.
             pub fn as_u64(&self) -> Option<u64> {
                 match *self {
                     $(Value::$integer(value) => value.try_into().ok(),)*
@@ -51,7 +51,8 @@ macro_rules! values {
                 }
             }
 
-            /// An array of integers of any type, if they fit into an i64.
+            /// Returns an array of integers of any type; None if one does not fit an i64, and for
+            /// other types.
             pub fn as_integers(&self) -> Option<Vec<i64>> {
                 match self {
                     $(Value::Array(Array::$integer(list)) => {
@@ -87,7 +88,7 @@ macro_rules! values {
         }
 
         impl Array {
-            /// The number and name of its elements' type.
+            /// Returns the number in files and the name of the elements' type.
             fn type_of(&self) -> (u32, &'static str) {
                 match self {
                     $(Array::$integer(_) => ($i_number, stringify!($i_type)),)*
@@ -172,8 +173,8 @@ impl Value {
         }
     }
 
-    /// A float, or an integer if a writer left out the point; None for other types. An f32 becomes
-    /// the f64 of its shortest decimal form, so 1e-5 reads as 1e-5.
+    /// Returns a float, or an integer if a writer left out the point; None for other types. An f32
+    /// becomes the f64 of its shortest decimal form, so 1e-5 reads as 1e-5.
     pub fn as_f64(&self) -> Option<f64> {
         match *self {
             Value::F32(v) => v.to_string().parse().ok(),

@@ -32,7 +32,7 @@ pub struct Writer<W: Write> {
     out: W,
     tensors: Vec<NewTensor>,
     sizes: Vec<usize>,
-    /// The number of the tensor that is being written, and its bytes so far.
+    /// Index of the tensor that is being written; `written` is the number of its bytes so far.
     current: usize,
     written: usize,
 }
@@ -41,8 +41,8 @@ impl<W: Write> Writer<W> {
     /// Writes the header. The alignment is 32; `metadata` must not contain it.
     ///
     /// # Errors
-    /// Returns an error if a key or a name occurs twice or is too long, if a shape does not fit its
-    /// type, and if writing fails.
+    /// Returns an error if a key or a name is empty, too long, reserved or occurs twice, if a shape
+    /// does not fit its type, and if writing fails.
     pub fn new(mut out: W, metadata: &[(String, Value)], tensors: Vec<NewTensor>) -> io::Result<Self> {
         let mut header = Vec::new();
         header.extend(MAGIC);

@@ -1,9 +1,9 @@
-//! The keys and values of a text's previous tokens, so that a new token costs one row instead of
-//! the whole text.
+//! Cache of the keys and values of a text's previous tokens, so that a new token costs one row
+//! instead of the whole text.
 
 use lora_drop_compute::device::{Cpu, Device, KeyValues};
 
-/// One text's keys and values in every layer.
+/// Keys and values of one text in every layer.
 #[derive(Clone, Debug)]
 pub struct Cache<D: Device = Cpu> {
     layers: Vec<D::Cache>,
@@ -11,17 +11,17 @@ pub struct Cache<D: Device = Cpu> {
 }
 
 impl<D: Device> Cache<D> {
-    /// An empty cache for a model of this number of layers.
+    /// Returns an empty cache for a model with this number of layers.
     pub fn new(layers: usize) -> Self {
         Cache { layers: vec![D::Cache::default(); layers], tokens: 0 }
     }
 
-    /// Number of tokens in it.
+    /// Number of tokens in the cache.
     pub fn tokens(&self) -> usize {
         self.tokens
     }
 
-    /// Notes that the layers have grown by this number of tokens.
+    /// Counts tokens that the layers have already added.
     pub(super) fn grow(&mut self, tokens: usize) {
         self.tokens += tokens;
     }
@@ -32,7 +32,7 @@ impl<D: Device> Cache<D> {
 }
 
 impl Cache {
-    /// Forgets all but the first `tokens`.
+    /// Removes all but the first `tokens` tokens.
     pub fn truncate(&mut self, tokens: usize) {
         self.layers.iter_mut().for_each(|layer: &mut KeyValues| layer.truncate(tokens));
         self.tokens = self.tokens.min(tokens);

@@ -1,9 +1,10 @@
 //! A model as data: its weights by name, and segments of operations over values. Embedding, blocks
 //! and head are a segment each.
 //!
-//! A value is written once. Some operations take over the memory of what they read; that, what the
-//! backward pass needs, and how long each value lives follows from the list (`walk`), and nobody
-//! writes it down.
+//! Each value is written once. Operations that work in place take over the memory of a value that
+//! they read. Which memory is taken over, how long each value lives and what the backward pass
+//! needs are derived from the list of operations (`Builder::finish`, `needs`, `walk`); a graph does
+//! not state them.
 
 use lora_drop_compute::activation::Activation;
 use lora_drop_compute::attention::Sight;
@@ -12,14 +13,14 @@ use lora_drop_compute::device::Relative;
 use crate::drops::{DropoutPlan, Site};
 use crate::module::ModuleId;
 
-/// A segment's value.
+/// Index of a value in its segment.
 pub type ValueId = usize;
-/// A linear layer of the network.
+/// Index of a linear layer in the network.
 pub type LayerId = usize;
-/// Another weight of the network: a norm's, a table's.
+/// Index of another weight in the network: a norm's or a table's.
 pub type WeightId = usize;
 
-/// The tokens whose output of the last block a head reads.
+/// The tokens for which a head reads the last block's output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Reads {
     /// Each sequence's first token.
@@ -29,74 +30,74 @@ pub enum Reads {
     Last,
     /// The tokens that have labels.
     Labelled,
-    /// The tokens before the targets, in groups, because their logits are wide.
+    /// The tokens before the targets, in chunks, because their logits are wide.
     Learned,
 }
 
-/// A model.
+/// A model's weights, and its operations from input to output.
 #[derive(Clone, Debug, Default)]
 pub struct Graph {
-    /// Every weight, from input to output.
+    /// All weights, from input to output.
     pub specs: Vec<WeightSpec>,
     pub layers: Vec<LayerSpec>,
-    /// Weights that are no linear layer's, by name, with the length of their rows.
+    /// Weights outside linear layers: name and length of their rows.
     pub weights: Vec<(String, usize)>,
     pub embedding: Segment,
     pub blocks: Vec<Segment>,
     pub head: Segment,
-    /// The last block and the head where no more than first tokens are computed past keys and
-    /// values.
+    /// Variants of the last block and the head in which only keys and values are computed for all
+    /// tokens, and everything else for first tokens.
     pub first: Option<[Segment; 2]>,
     pub hidden: usize,
     pub reads: Reads,
-    /// Whether the output layer is the table of embeddings.
+    /// Whether the output layer is the table of word embeddings.
     pub tied: bool,
-    /// The weight of the bias on attention by distance, and what it is of but for its reach.
+    /// Weight and sizes of the relative position bias; a pass sets the reach.
     pub relative: Option<(WeightId, Relative)>,
-    /// Radians per position of each pair of a head's values, for each kind of layers; none where
-    /// positions have embeddings.
+    /// Rotary frequencies for each type of layers: radians per position of each pair of a head's
+    /// values; empty if positions have embeddings.
     pub rope: Vec<Vec<f32>>,
 }
 
-/// A weight of a model.
+/// Name and shape of a weight, and the part of the model that it belongs to.
 #[derive(Clone, Debug, PartialEq)]
 pub struct WeightSpec {
-    /// As checkpoints have it, without the prefix.
+    /// Name as in checkpoints, without the prefix.
     pub name: String,
     pub shape: Vec<usize>,
     pub place: Place,
 }
 
-/// Where a weight stands.
+/// Part of the model that a weight belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
     Body,
-    /// In the body, and initialised where a checkpoint lacks it.
+    /// BERT's pooler: in the body, and initialised if a checkpoint lacks it.
     Pooler,
-    /// In a head for labels, whose names have no prefix.
+    /// A head for labels. Its names have no prefix.
     Head,
-    /// In the layer that predicts tokens; nor has its name.
+    /// The layer that predicts tokens. Its name has no prefix.
     Output,
 }
 
-/// A linear layer of a model.
+/// Name and shape of a linear layer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LayerSpec {
-    /// Of its weight's and its bias's names, without the prefix.
+    /// Start of its weight's and its bias's names, without the prefix.
     pub stem: String,
     pub bias: bool,
     pub input: usize,
     pub output: usize,
-    /// Which module it is; heads for labels are none.
+    /// Its module; None for heads for labels.
     pub module: Option<ModuleId>,
 }
 
-/// The rows of a value.
+/// The tokens that have a row in a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rows {
-    /// One for each token.
+    /// All tokens.
     Tokens,
-    /// One for each token that the head reads.
+    /// The tokens that the head reads.
     Chosen,
 }
 
@@ -107,16 +108,16 @@ pub struct Value {
     pub width: usize,
 }
 
-/// Where an operation drops values, and how keys are drawn.
+/// Dropout of an operation: its site, its rate, and how keys are derived.
 #[derive(Clone, Copy, Debug)]
 pub struct Drop {
     pub site: Site,
     pub rate: Rate,
-    /// A key for each row, by its position, or for each sequence.
+    /// Whether each row has a key, derived from its position; otherwise each sequence has one.
     pub by_row: bool,
 }
 
-/// Which of a pass's rates.
+/// Which of a pass's dropout rates applies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rate {
     Hidden,
@@ -136,32 +137,32 @@ impl Rate {
     }
 }
 
-/// What chooses rows of a table of embeddings.
+/// Indices that choose rows of a table of embeddings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Index {
     Tokens,
     Types,
-    /// Places in the sequence, the first of which has this number.
+    /// Positions in the sequence, numbered from this one.
     Positions(u32),
 }
 
-/// The heads of an attention.
+/// Sizes and options of an attention.
 #[derive(Clone, Copy, Debug)]
 pub struct Heads {
     pub heads: usize,
-    /// Of keys and values.
+    /// Heads of keys and values.
     pub kv_heads: usize,
     pub width: usize,
     pub scale: f32,
     pub sight: Sight,
-    /// Whether scores have the network's bias by distance.
+    /// Whether the relative position bias is added to the scores.
     pub biased: bool,
 }
 
-/// An operation. `y` is what it writes.
+/// An operation. `y` is the value that it writes.
 #[derive(Clone, Debug)]
 pub enum Op {
-    /// The sum of rows of tables.
+    /// The sum of one row of each table.
     Embed {
         tables: Vec<(WeightId, Index)>,
         y: ValueId,
@@ -186,7 +187,7 @@ pub enum Op {
         epsilon: f32,
         y: ValueId,
     },
-    /// (offset + γ) · x̂ by rows as wide as γ, which may be a part of the value's.
+    /// (offset + γ) · x̂ for rows as wide as γ; a token's row may consist of several, one per head.
     RmsNorm {
         x: ValueId,
         gamma: WeightId,
@@ -194,7 +195,7 @@ pub enum Op {
         epsilon: f32,
         y: ValueId,
     },
-    /// In place, by the frequencies of this number.
+    /// Rotary embedding in place, with the frequencies `Graph::rope[rope]`.
     Rotary {
         x: ValueId,
         rope: usize,
@@ -206,32 +207,32 @@ pub enum Op {
         drop: Drop,
         y: ValueId,
     },
-    /// In place where x is not kept.
+    /// f(x), in place unless x is saved exactly.
     Activation {
         f: Activation,
         x: ValueId,
         y: ValueId,
     },
-    /// f(gate) · up; in place of gate where that is not kept.
+    /// f(gate) · up, in place of gate unless gate is saved exactly.
     Gate {
         f: Activation,
         gate: ValueId,
         up: ValueId,
         y: ValueId,
     },
-    /// x + branch, in place of branch, which the operation before has made.
+    /// x + branch, in place of branch, which the operation before computed.
     Add {
         x: ValueId,
         branch: ValueId,
         y: ValueId,
     },
-    /// factor · x, in place; x is the segment's own and read by nothing else.
+    /// factor · x, in place; x is computed in this segment and read by nothing else.
     Scale {
         x: ValueId,
         factor: f32,
         y: ValueId,
     },
-    /// In place where x is the segment's own and read by nothing else.
+    /// Dropout of x, in place if x is computed in this segment and read by nothing else.
     Dropout {
         x: ValueId,
         drop: Drop,
@@ -240,7 +241,7 @@ pub enum Op {
 }
 
 impl Op {
-    /// What it reads.
+    /// Returns the values that it reads.
     pub fn reads(&self) -> Vec<ValueId> {
         match *self {
             Op::Embed { .. } => Vec::new(),
@@ -258,7 +259,7 @@ impl Op {
         }
     }
 
-    /// What it writes.
+    /// Returns the values that it writes.
     pub fn writes(&self) -> Vec<ValueId> {
         match self {
             Op::Linear { layers, .. } => layers.iter().map(|(_, y)| *y).collect(),
@@ -277,23 +278,23 @@ impl Op {
     }
 }
 
-/// How a value's memory passes to another value.
+/// When a value's memory passes on to another value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TakenOver {
     Always,
-    /// Where the value itself is not kept as it is.
+    /// Unless the value is saved exactly.
     UnlessKept,
 }
 
-/// A list of operations from one value to another.
+/// A list of operations from an input to an output value.
 #[derive(Clone, Debug, Default)]
 pub struct Segment {
     pub ops: Vec<Op>,
     pub values: Vec<Value>,
-    /// What it reads of the segment before; None for embeddings.
+    /// Value that the segment before has computed; None for embeddings.
     pub input: Option<ValueId>,
     pub output: ValueId,
-    /// By value: the operation that makes it; none makes the input.
+    /// By value: the operation that computes it; None for the input.
     pub maker: Vec<Option<usize>>,
     /// By value: the last operation that reads it.
     pub last_read: Vec<Option<usize>>,
@@ -302,7 +303,7 @@ pub struct Segment {
 }
 
 impl Segment {
-    /// The table of word embeddings, where it is the segment of embeddings.
+    /// Returns the table of word embeddings; only for the segment of embeddings.
     pub fn words(&self) -> WeightId {
         match &self.ops[0] {
             Op::Embed { tables, .. } => tables[0].0,
@@ -311,7 +312,7 @@ impl Segment {
     }
 }
 
-/// Writes a segment.
+/// Builds a segment, one operation at a time.
 pub struct Builder {
     ops: Vec<Op>,
     values: Vec<Value>,
@@ -319,12 +320,12 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// With a value from the segment before, or without one.
+    /// Begins a segment, with a value from the segment before or without one.
     pub fn new(input: Option<Value>) -> Self {
         Builder { ops: Vec::new(), values: input.into_iter().collect(), input: input.map(|_| 0) }
     }
 
-    /// The value from the segment before.
+    /// Returns the value from the segment before.
     pub fn input(&self) -> ValueId {
         self.input.expect("the segment has an input")
     }
@@ -334,7 +335,7 @@ impl Builder {
         self.values.len() - 1
     }
 
-    /// A value of x's rows, and as wide or of this width.
+    /// Adds a value with x's rows, of this width or x's.
     fn like(&mut self, x: ValueId, width: Option<usize>) -> ValueId {
         let Value { rows, width: own } = self.values[x];
         self.value(rows, width.unwrap_or(own))
@@ -346,7 +347,7 @@ impl Builder {
         y
     }
 
-    /// The rows of x that the head reads; x itself where that has no others.
+    /// Gathers the rows of x that the head reads; returns x itself if it has no others.
     pub fn gather(&mut self, x: ValueId) -> ValueId {
         if self.values[x].rows == Rows::Chosen {
             return x;
@@ -356,7 +357,7 @@ impl Builder {
         y
     }
 
-    /// The outputs of layers of these widths that read x.
+    /// Applies layers of these widths to x.
     pub fn linear<const N: usize>(&mut self, x: ValueId, layers: [(LayerId, usize); N]) -> [ValueId; N] {
         let made = layers.map(|(layer, width)| (layer, self.like(x, Some(width))));
         self.ops.push(Op::Linear { x, layers: made.to_vec() });
@@ -376,14 +377,14 @@ impl Builder {
         y
     }
 
-    /// By offset + γ.
+    /// Normalises by the root mean square, with the weight offset + γ.
     pub fn rms_norm(&mut self, x: ValueId, (gamma, offset): (WeightId, f32), epsilon: f32) -> ValueId {
         let y = self.like(x, None);
         self.ops.push(Op::RmsNorm { x, gamma, offset, epsilon, y });
         y
     }
 
-    /// By the graph's frequencies of this number.
+    /// Rotates by the graph's frequencies of this index.
     pub fn rotary(&mut self, x: ValueId, rope: usize) -> ValueId {
         let y = self.like(x, None);
         self.ops.push(Op::Rotary { x, rope, y });
@@ -408,7 +409,7 @@ impl Builder {
         y
     }
 
-    /// x + branch; `branch` is what the last operation made.
+    /// Computes x + branch; the last operation must have computed `branch`.
     pub fn add(&mut self, x: ValueId, branch: ValueId) -> ValueId {
         let last = self.ops.last().map(Op::writes);
         assert_eq!(last, Some(vec![branch]), "a branch is added where it ends");
@@ -417,7 +418,7 @@ impl Builder {
         y
     }
 
-    /// factor · x, of an x that the segment has made.
+    /// Computes factor · x; this segment must have computed x.
     pub fn scale(&mut self, x: ValueId, factor: f32) -> ValueId {
         assert!(self.input != Some(x), "the segment before keeps what it made");
         let y = self.like(x, None);

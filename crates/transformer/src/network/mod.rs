@@ -1,7 +1,8 @@
 //! A model as a network: its graph, its weights, and the passes through them.
 //!
-//! An architecture is defined by its graph alone (`families`). The passes here run any graph:
-//! forward, saving what the backward pass needs, and back down to the lowest module that trains.
+//! An architecture is defined by its graph alone (`families`). The passes here run any graph: the
+//! forward pass, which saves what the backward pass needs, and the backward pass down to the lowest
+//! module that trains.
 
 pub mod cache;
 pub mod graph;
@@ -32,13 +33,13 @@ use graph::{Graph, Op, Segment, WeightId};
 #[derive(Clone, Debug)]
 pub struct Network<D: Device = Cpu> {
     pub device: D,
-    /// Linear layers, by the graph's numbers.
+    /// Linear layers, by their index in the graph.
     pub layers: Vec<LinearWeights<D>>,
     pub(crate) weights: Vec<Weight<D>>,
     pub(crate) graph: Graph,
 }
 
-/// How large a pass is, for what runs it.
+/// Sizes and options of a pass.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
     pub tokens: usize,
@@ -49,14 +50,15 @@ pub struct Shape {
     pub every: bool,
 }
 
-/// Floats of logits that exist at once: 128 MiB, or the rows below where those are more.
+/// Maximum floats of token logits that exist at once: 128 MiB, unless `LEAST_LOGIT_ROWS` rows need
+/// more.
 const MOST_LOGITS: usize = 1 << 25;
-/// Half of a decoder's micro-batch: the output layer of a large vocabulary is widened for each part
-/// of its rows.
+/// Minimum rows of token logits that exist at once: half of a decoder's micro-batch. Each chunk of
+/// rows widens the weights of the output layer again, which are many for a large vocabulary.
 const LEAST_LOGIT_ROWS: usize = 256;
 
 impl<D: Device> Network<D> {
-    /// Rows whose logits exist at once, where they are those of tokens.
+    /// Returns the number of token logits' rows that exist at once.
     pub(crate) fn chunk(&self) -> usize {
         (MOST_LOGITS / self.graph.head.values[self.graph.head.output].width).max(LEAST_LOGIT_ROWS)
     }
@@ -66,7 +68,7 @@ impl<D: Device> Network<D> {
         self.block_layers().next().map_or(Precision::F32, |layer| layer.precision)
     }
 
-    /// Whether embeddings train, and so everything above them.
+    /// Whether embeddings train; the backward pass then reaches all blocks.
     pub fn trains_embeddings(&self) -> bool {
         let tables = self.graph.embedding.ops.iter().filter_map(|op| match op {
             Op::Embed { tables, .. } => Some(tables),
@@ -75,19 +77,20 @@ impl<D: Device> Network<D> {
         tables.flatten().any(|(table, _)| self.weights[*table].trains())
     }
 
-    /// Number of the lowest block in which something trains; None if only the head does.
+    /// Returns the lowest block in which something trains; None if only the head does.
     pub fn lowest(&self, table: &LoraTable) -> Option<usize> {
         if self.trains_embeddings() { Some(0) } else { table.lowest() }
     }
 
-    /// The blocks' linear layers, block by block.
+    /// Iterates over the blocks' linear layers, block by block.
     pub(crate) fn block_layers(&self) -> impl Iterator<Item = &LinearWeights<D>> {
         self.layers.iter().filter(|layer| layer.in_block())
     }
 
-    /// The last block and the head. A score counts all tokens, also those of which nothing reads
-    /// the output. Where it needs no more of them than the block's input, first tokens are enough
-    /// all the same.
+    /// Returns the last block and the head, in the variants for first tokens if these are enough. A
+    /// score is a sum over all tokens, even those whose output nothing reads. The variants serve
+    /// for it if only query, key and value of the last block have adapters, without dropout:
+    /// `Walk::score` then computes z of all tokens from the block's input.
     fn tail(&self, table: &LoraTable, shape: &Shape) -> [&Segment; 2] {
         let layer = self.graph.blocks.len() - 1;
         let inside = |kind| {
@@ -108,7 +111,7 @@ impl<D: Device> Network<D> {
 }
 
 impl Network {
-    /// A graph with its weights, each of which `find` gives once, by name.
+    /// Builds a network. `find` is called once for each weight, with its name.
     pub(crate) fn new(graph: Graph, mut find: impl FnMut(&str) -> Weight) -> Self {
         let layers = graph.layers.iter().map(|layer| LinearWeights {
             weight: find(&format!("{}.weight", layer.stem)),
@@ -163,8 +166,9 @@ impl Network {
         }
     }
 
-    /// How a layer is kept beside blocks in this form: an output layer as it is where it is the
-    /// table of embeddings, for these are f32.
+    /// Returns the form of a layer if the blocks have this one. Heads for labels stay as they are,
+    /// and so does an output layer that is the table of embeddings, which must be f32. Other output
+    /// layers are rounded rather than packed.
     fn form_of(&self, layer: &LinearWeights, form: FrozenForm) -> FrozenForm {
         match form {
             _ if layer.in_block() => form,
@@ -197,7 +201,7 @@ impl Network {
         if self.graph.tied { 0 } else { embedding_bytes(&self.weights[self.words()], used) }
     }
 
-    /// The table of word embeddings.
+    /// Returns the table of word embeddings.
     pub(crate) fn words(&self) -> WeightId {
         self.graph.embedding.words()
     }

@@ -1,5 +1,4 @@
-//! What the backward pass needs of a segment, which follows from its operations and from what
-//! trains.
+//! What the backward pass needs of a segment, derived from its operations and from what trains.
 
 use lora_drop_compute::device::{Device, Kept, Piece};
 use lora_drop_compute::gemm::Precision;
@@ -9,14 +8,16 @@ use super::saved::{Needs, Saved, SavedAs};
 use super::walk::Walk;
 
 impl<D: Device> Walk<'_, '_, D> {
-    /// Whether inputs of activations are saved rounded: where their layer multiplies in bf16.
+    /// Whether an activation's input is saved rounded to bf16: if the layers that compute it
+    /// multiply in bf16.
     fn rounds(&self, value: ValueId) -> bool {
         let made = self.segment.maker[value].map(|op| &self.segment.ops[op]);
         let Some(Op::Linear { layers, .. }) = made else { return false };
         D::ROUNDS && layers.iter().all(|(layer, _)| self.net.layers[*layer].precision == Precision::Bf16)
     }
 
-    /// What the backward pass needs, with `below` down to the segment's input.
+    /// Returns what the backward pass needs; with `below`, it also computes the gradient of the
+    /// segment's input.
     pub fn needs(&self, below: bool) -> Needs {
         let Segment { ops, values, input, .. } = self.segment;
         let mut needs = Needs {
@@ -56,13 +57,14 @@ impl<D: Device> Walk<'_, '_, D> {
             }
         }
         if let Some(input) = *input {
-            // It is there anyway.
+            // The caller has the input anyway.
             needs.kept[input] = SavedAs::No;
         }
         needs
     }
 
-    /// Notes what the backward pass of an operation reads of its own rows.
+    /// Marks what the backward pass of an operation itself reads: values, and statistics of its
+    /// rows.
     fn reads(&self, needs: &mut Needs, op: usize) {
         match &self.segment.ops[op] {
             Op::LayerNorm { .. } => needs.beside[op] = true,
@@ -80,8 +82,8 @@ impl<D: Device> Walk<'_, '_, D> {
         }
     }
 
-    /// Notes that a layer's gradients read a value. What is cheap is recomputed, of what its own
-    /// backward pass reads.
+    /// Marks a value that gradients of layers read. Values that are cheap to recompute are not
+    /// saved; the inputs that their own backward pass saves are enough.
     fn need(&self, needs: &mut Needs, value: ValueId) {
         let Some(maker) = self.segment.maker[value] else { return };
         match &self.segment.ops[maker] {
@@ -91,7 +93,7 @@ impl<D: Device> Walk<'_, '_, D> {
         }
     }
 
-    /// Memory for what is saved, from the walk's.
+    /// Allocates memory for what is saved.
     pub fn save(&mut self, needs: &Needs) -> Saved {
         let values = (0..needs.kept.len()).map(|value| {
             let rounded = match needs.kept[value] {
@@ -110,7 +112,8 @@ impl<D: Device> Walk<'_, '_, D> {
         Saved { values, beside }
     }
 
-    /// Memory for an operation's statistics of its rows.
+    /// Allocates memory for what an operation saves beside values: statistics of rows, and what
+    /// adapters save.
     pub(super) fn beside(&mut self, op: usize) -> Vec<Piece> {
         let sizes = match &self.segment.ops[op] {
             Op::LayerNorm { y, .. } => {

@@ -1,6 +1,6 @@
-//! Passes through a network: what is kept of which block, and in which order.
+//! Passes through a network: the order of segments, and what each block saves.
 //!
-//! Without a `Run` a pass measures the memory that it takes.
+//! Without a `Run`, a pass computes nothing and measures the memory that it takes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,9 +23,9 @@ use crate::memory::{Keep, Memory, PassSize};
 use crate::observer::Observing;
 use crate::parameters::Values;
 
-/// What only some passes have.
+/// Options that only some passes have.
 struct Options<'a, D: Device> {
-    /// For passes with a backward.
+    /// For passes with a backward pass.
     gradients: Option<&'a mut D::Buffer>,
     drops: Option<DropoutPlan<'a>>,
     /// Each token's position in its sequence, if positions do not start from 0.
@@ -39,17 +39,17 @@ impl<D: Device> Default for Options<'_, D> {
     }
 }
 
-/// What a pass's outputs should be.
+/// Targets of a training pass.
 #[derive(Clone, Copy)]
 pub enum Goal<'a> {
     Head(Targets<'a>),
-    /// The learned tokens, and what their losses count.
+    /// The tokens to predict, and the factor on the gradient of their losses.
     Tokens(&'a [u32], f32),
-    /// Nothing, for a pass that measures.
+    /// No targets: the pass only measures.
     None,
 }
 
-/// A pass on its way.
+/// A pass in progress.
 pub struct Pass<'p, 'a, D: Device> {
     net: &'p Network<D>,
     table: &'p LoraTable,
@@ -61,7 +61,7 @@ pub struct Pass<'p, 'a, D: Device> {
 }
 
 impl<D: Device> Network<D> {
-    /// Runs `f` on a pass over these sequences, of which the head reads the tokens `chosen`.
+    /// Runs `f` on a pass over these sequences, in which the head reads the tokens `chosen`.
     fn pass<'a, R>(
         &self,
         context: Context<'a, D>,
@@ -110,7 +110,7 @@ impl<D: Device> Network<D> {
         f(&mut pass)
     }
 
-    /// Number of floats of activations that a pass of this size takes.
+    /// Returns the number of floats of activations that a pass of this size takes.
     pub fn floats(&self, table: &LoraTable, size: &PassSize) -> usize {
         let mut pass = Pass {
             net: self,
@@ -140,8 +140,8 @@ impl<D: Device> Network<D> {
         Shape { tokens, chosen, lora_dropout, scored, every }
     }
 
-    /// How far queries and keys are turned, for each kind of layers: the memory's tables where they
-    /// are of these frequencies and long enough, for a memory may have served another model.
+    /// Returns rotary tables for the graph's frequencies. Those in `memory` are reused if they have
+    /// the same frequencies and enough positions: the memory may have served another model.
     fn rotary(&self, positions: &[u32], memory: &mut Memory<D>) -> Vec<Arc<RotaryTable>> {
         let needed = positions.iter().max().map_or(1, |&p| p as usize + 1);
         let old = std::mem::take(&mut memory.rotary);
@@ -179,8 +179,8 @@ impl<'a, D: Device> Context<'a, D> {
 }
 
 impl<D: Device> Network<D> {
-    /// The head's outputs for packed sequences, (sequences, outputs), or for their labelled tokens,
-    /// (labelled, outputs), without dropout.
+    /// Returns the head's outputs for packed sequences, (sequences, outputs), or for their labelled
+    /// tokens, (labelled, outputs), without dropout.
     pub fn outputs(&self, context: Context<D>, sequences: Sequences) -> Result<Vec<f32>> {
         let size = PassSize::of_forward(sequences.offsets, context.observing.is_some());
         let size = PassSize { learned: sequences.labelled.len(), ..size };
@@ -188,8 +188,8 @@ impl<D: Device> Network<D> {
         self.pass(context, (sequences, &chosen), size, Options::default(), |pass| pass.outputs())
     }
 
-    /// One micro-batch of a training step, for a model with a head: adds to `gradients` and to the
-    /// observations; returns the sum of the losses of sequences or labelled tokens.
+    /// Runs one micro-batch of a training step, for a model with a head: adds to `gradients` and to
+    /// the observations; returns the sum of the losses of sequences or labelled tokens.
     pub fn train(&self, context: Context<D>, gradients: &mut D::Buffer, part: TrainPart) -> Result<f64> {
         let sequences = part.sequences;
         let drops = part.dropout.drops(part.keys, sequences.offsets);
@@ -203,7 +203,7 @@ impl<D: Device> Network<D> {
         self.pass(context, (sequences, &chosen), size, options, train)
     }
 
-    /// One micro-batch of a training step, for a decoder: adds to `gradients` and to the
+    /// Runs one micro-batch of a training step, for a decoder: adds to `gradients` and to the
     /// observations; returns the sum of the targets' losses.
     pub fn train_texts(&self, context: Context<D>, gradients: &mut D::Buffer, part: TextPart) -> Result<f64> {
         let texts = part.texts;
@@ -218,7 +218,7 @@ impl<D: Device> Network<D> {
         self.pass(context, (texts.sequences(), &chosen), size, options, train)
     }
 
-    /// −log p of every target, in order, without dropout.
+    /// Returns −log p of every target, in order, without dropout.
     pub fn losses(&self, context: Context<D>, texts: Texts) -> Result<Vec<f32>> {
         let (chosen, targets) = texts.targets();
         let size = PassSize::of_forward(texts.offsets, context.observing.is_some());
@@ -227,8 +227,9 @@ impl<D: Device> Network<D> {
         self.pass(context, sequences, size, Options::default(), |pass| pass.losses(&targets))
     }
 
-    /// The output of the `blocks` lowest blocks (not all) for packed sequences without dropout,
-    /// (tokens, hidden), for [`PrefixOutput`]. A sequence's values do not depend on the others.
+    /// Returns the output of the `blocks` lowest blocks (not all) for packed sequences without
+    /// dropout, (tokens, hidden), for [`PrefixOutput`]. A sequence's values do not depend on the
+    /// others.
     pub fn below(&self, context: Context<D>, sequences: Sequences, blocks: usize) -> Result<Vec<f32>> {
         assert!(blocks < self.graph.blocks.len(), "the last block may compute first tokens alone");
         let size = PassSize::of_forward(sequences.offsets, false);
@@ -247,8 +248,8 @@ impl<D: Device> Network<D> {
         self.pass(context, (sequences, &[]), size, Options::default(), |pass| pass.hidden_states(see))
     }
 
-    /// The outputs after the last of each text's new tokens, (texts, vocabulary). New tokens follow
-    /// those in the caches, which grow by their keys and values.
+    /// Returns the outputs after the last of each text's new tokens, (texts, vocabulary). New
+    /// tokens follow those in the caches, which grow by their keys and values.
     pub fn extend(
         &self,
         context: Context<D>,
@@ -267,7 +268,7 @@ impl<D: Device> Network<D> {
         self.pass(context, (sequences, &chosen), size, options, |pass| pass.outputs_cached())
     }
 
-    /// The tokens that a head for labels reads.
+    /// Returns the tokens that a head for labels reads.
     fn chosen(&self, Sequences { offsets, labelled, .. }: Sequences) -> Vec<usize> {
         match self.graph.reads {
             Reads::First => offsets[..offsets.len() - 1].to_vec(),
@@ -277,13 +278,14 @@ impl<D: Device> Network<D> {
     }
 }
 
-/// Each sequence's last token.
+/// Returns the last token of each sequence.
 fn last_tokens(offsets: &[usize]) -> Vec<usize> {
     offsets[1..].iter().map(|end| end - 1).collect()
 }
 
 impl<'p, 'a, D: Device> Pass<'p, 'a, D> {
-    /// Forms the bias by distance.
+    /// Computes the relative position bias, if the network has one, and clears its gradient, if it
+    /// trains.
     fn begin(&mut self) -> Result<()> {
         let Some((weight, of)) = self.net.graph.relative else { return Ok(()) };
         let size = |reach: usize| of.heads * (2 * reach - 1);
@@ -328,8 +330,9 @@ impl<'p, 'a, D: Device> Pass<'p, 'a, D> {
         self.space.take(self.shape.tokens * self.net.graph.hidden)
     }
 
-    /// What the first `blocks` blocks make of the tokens, or of what those `below` made of them, in
-    /// `into`, (tokens, hidden), with one block's activations at a time.
+    /// Computes the output of the first `blocks` blocks into `into`, (tokens, hidden): from the
+    /// tokens, or from the output of the blocks `below`. The activations of one block exist at a
+    /// time.
     fn lower(&mut self, blocks: usize, below: Option<PrefixOutput>, into: Piece) -> Result<()> {
         let first = below.map_or(0, |below| below.blocks);
         let mut x = if blocks == first { into } else { self.row() };
@@ -353,7 +356,7 @@ impl<'p, 'a, D: Device> Pass<'p, 'a, D> {
         Ok(())
     }
 
-    /// What the first `blocks` blocks make of the tokens, (tokens, hidden).
+    /// Returns the output of the first `blocks` blocks, (tokens, hidden).
     pub fn below(&mut self, blocks: usize) -> Result<Vec<f32>> {
         let into = self.row();
         self.lower(blocks, None, into)?;
@@ -361,7 +364,7 @@ impl<'p, 'a, D: Device> Pass<'p, 'a, D> {
         Ok(run.device.read(run.store.memory, into)?)
     }
 
-    /// Shows what the embedding and each block make of the tokens, (tokens, hidden).
+    /// Calls `see` with the output of the embedding and of each block, (tokens, hidden).
     pub fn hidden_states(&mut self, mut see: impl FnMut(usize, &[f32])) -> Result<()> {
         let into = self.row();
         let mut output = Vec::new();
@@ -375,7 +378,7 @@ impl<'p, 'a, D: Device> Pass<'p, 'a, D> {
         Ok(())
     }
 
-    /// The last block's output.
+    /// Computes the output of the last block, (tokens, hidden).
     fn body(&mut self) -> Result<Piece> {
         let _phase = self.run.is_some().then(|| profile::phase("forward"));
         let into = self.row();
@@ -383,7 +386,7 @@ impl<'p, 'a, D: Device> Pass<'p, 'a, D> {
         Ok(into)
     }
 
-    /// The head's outputs of the chosen tokens, (chosen, outputs).
+    /// Returns the head's outputs for the chosen tokens, (chosen, outputs).
     pub fn outputs(&mut self) -> Result<Vec<f32>> {
         let x = self.body()?;
         let name = if self.net.graph.reads == Reads::Learned { "logits" } else { "head" };
@@ -395,7 +398,7 @@ impl<'p, 'a, D: Device> Pass<'p, 'a, D> {
         }
     }
 
-    /// The same after caches, which grow by the tokens.
+    /// Returns the same for tokens that follow those in the caches, which count the new tokens.
     pub fn outputs_cached(&mut self) -> Result<Vec<f32>> {
         let found = self.outputs()?;
         if let Some(run) = &mut self.run
@@ -408,7 +411,7 @@ impl<'p, 'a, D: Device> Pass<'p, 'a, D> {
         Ok(found)
     }
 
-    /// −log p of every learned token.
+    /// Returns −log p of every target.
     pub fn losses(&mut self, targets: &[u32]) -> Result<Vec<f32>> {
         let x = self.body()?;
         let mut found = Vec::with_capacity(targets.len());
@@ -424,13 +427,13 @@ impl<'p, 'a, D: Device> Pass<'p, 'a, D> {
         Ok(found)
     }
 
-    /// The chosen tokens and what they predict, as many at a time as have logits at once.
+    /// Splits the chosen tokens and their targets into chunks whose logits exist at once.
     fn chunks<'t>(&self, targets: &'t [u32]) -> Vec<(&'a [usize], &'t [u32])> {
         let each = self.net.chunk();
         self.chosen.chunks(each).zip(targets.chunks(each)).collect()
     }
 
-    /// Has the head read these tokens from now on.
+    /// Sets the tokens that the head reads.
     fn choose(&mut self, chosen: &'a [usize]) {
         self.shape.chosen = chosen.len();
         if let Some(run) = &mut self.run {
@@ -443,7 +446,7 @@ impl<'p, 'a, D: Device> Pass<'p, 'a, D> {
         net.tail(self.table, &self.shape)[1]
     }
 
-    /// Memory for the head's outputs.
+    /// Allocates memory for the head's outputs.
     fn logits(&mut self) -> Piece {
         let head = self.head();
         self.space.take(self.shape.chosen * head.values[head.output].width)
@@ -455,14 +458,14 @@ impl<'p, 'a, D: Device> Pass<'p, 'a, D> {
         Ok(logits)
     }
 
-    /// Adds to the gradients of what trains, and to what is observed; returns the sum of the
-    /// losses. With `recompute` only the blocks' inputs are kept, and the backward pass recomputes
-    /// everything else.
+    /// Runs a forward and a backward pass. Adds to the gradients of what trains and to the
+    /// observations; returns the sum of the losses. With `recompute`, only the blocks' inputs are
+    /// saved, and the backward pass recomputes everything else.
     pub fn train(&mut self, goal: Goal, recompute: bool, below: Option<PrefixOutput>) -> Result<f64> {
         let net = self.net;
         let (blocks, embeds) = (net.graph.blocks.len(), net.trains_embeddings());
         let lowest = net.lowest(self.table);
-        // The blocks below the lowest that trains keep nothing.
+        // Blocks below the lowest one that trains save nothing.
         let kept = lowest.unwrap_or(blocks);
         let computed = below.map_or(0, |below| below.blocks);
         assert!(kept >= computed, "block {kept} trains, but those below {computed} were not computed");
@@ -510,7 +513,8 @@ impl<'p, 'a, D: Device> Pass<'p, 'a, D> {
             let (needs, own) = match saved.pop() {
                 Some(saved) => saved,
                 None => {
-                    // The output is recomputed as well, where it lies already; what is scored was.
+                    // Recomputes the block's output too, in the memory that already has it. Scores
+                    // were taken in the first pass.
                     walk.shape.scored = false;
                     let needs = walk.needs(reaches(number));
                     let own = walk.save(&needs);
@@ -538,21 +542,21 @@ impl<'p, 'a, D: Device> Pass<'p, 'a, D> {
         Ok(sum)
     }
 
-    /// The head and the loss, and back: the sum of the losses, and with `below` the gradient of the
-    /// last block's output.
+    /// Runs the head forward and backward, with the loss in between. Returns the sum of the losses
+    /// and, with `below`, the gradient of the last block's output.
     fn head_back(&mut self, goal: Goal, x: Piece, below: bool) -> Result<(f64, Option<Piece>)> {
         let name = if self.net.graph.reads == Reads::Learned { "logits and loss" } else { "head and loss" };
         let _phase = self.run.is_some().then(|| profile::phase(name));
         if self.net.graph.reads != Reads::Learned {
             return self.head_part(goal, x, None, below);
         }
-        // Zero in rows that predict nothing.
+        // Rows that predict nothing have a gradient of zero.
         let d = self.row();
         if let Some(run) = &mut self.run {
             run.compute(Operation::Fill { piece: d, value: 0.0 })?;
         }
         let Goal::Tokens(targets, scale) = goal else {
-            // What is measured is one part of the tokens.
+            // A pass that only measures has one chunk.
             return self.head_part(goal, x, Some(d), below).map(|(sum, _)| (sum, Some(d)));
         };
         let mut sum = 0.0;
@@ -564,7 +568,7 @@ impl<'p, 'a, D: Device> Pass<'p, 'a, D> {
         Ok((sum, below.then_some(d)))
     }
 
-    /// The same of the chosen tokens, into the gradient where there is one.
+    /// Does the same for the chosen tokens; adds the gradient to `into`, if given.
     fn head_part(
         &mut self,
         goal: Goal,
@@ -578,7 +582,7 @@ impl<'p, 'a, D: Device> Pass<'p, 'a, D> {
         let needs = walk.needs(below);
         let saved = walk.save(&needs);
         walk.forward(x, logits, Some(&saved))?;
-        // Logits of tokens become their gradient, for they are wide.
+        // Logits of tokens are wide, so their gradient overwrites them.
         let dlogits = if self.net.graph.reads == Reads::Learned { logits } else { self.logits() };
         let mut sum = 0.0;
         if let Some(run) = &mut self.run {

@@ -32,36 +32,36 @@ impl From<DeviceError> for Stopped {
 
 pub type Result<T> = std::result::Result<T, Stopped>;
 
-/// What a pass reads, and what it writes to.
+/// Inputs and buffers of a pass.
 pub struct Run<'a, D: Device> {
     pub device: &'a D,
     pub store: Store<'a, D>,
-    /// Describes what trains.
+    /// Descriptions of trained tensors and constants.
     pub list: &'a [Parameter],
     pub table: &'a LoraTable,
-    /// (tokens); of types only where the model has them.
+    /// Token numbers, (tokens), and token types, (tokens), if the model has them.
     pub ids: &'a [u32],
     pub types: &'a [u32],
-    /// Each token's place in its sequence: (tokens).
+    /// Each token's position in its sequence: (tokens).
     pub positions: &'a [u32],
-    /// Where sequences start, and the end: (sequences + 1).
+    /// The starts of sequences, and the end of the last: (sequences + 1).
     pub offsets: &'a [usize],
     /// The tokens that the head reads.
     pub chosen: &'a [usize],
     pub drops: Option<DropoutPlan<'a>>,
-    /// Tables for the graph's frequencies.
+    /// Rotary tables, by index in the graph's frequencies.
     pub rotary: &'a [Arc<RotaryTable>],
-    /// The bias by distance with its reach, and the place of its gradient.
+    /// The relative position bias with its reach, and the bias's gradient, if it trains.
     pub bias: Option<(Piece, usize)>,
     pub dbias: Option<Piece>,
     pub observing: Option<Observing<'a, D>>,
-    /// Keys and values of the sequences' earlier tokens; with caches, few rows are multiplied in
-    /// f32 as the weights are read.
+    /// Keys and values of the sequences' earlier tokens. With caches, products of few rows are in
+    /// f32 and use each weight as it is read.
     pub caches: Option<Vec<&'a mut Cache<D>>>,
 }
 
 impl<'a, D: Device> Run<'a, D> {
-    /// The keys of a site; none if nothing is dropped there.
+    /// Returns the dropout of a site and its keys; none if nothing is dropped there.
     pub fn keys(&self, drop: Drop, rows: Rows) -> SiteKeys {
         let Some(drops) = self.drops.filter(|drops| drop.rate.of(drops).is_active()) else {
             return SiteKeys::default();
@@ -87,14 +87,14 @@ impl<'a, D: Device> Run<'a, D> {
         SiteKeys(Some((drop.rate.of(&drops), keys)))
     }
 
-    /// The keys of the input of a layer's adapter.
+    /// Returns the dropout of the input of a layer's adapter.
     pub fn lora_keys(&self, layer: &LinearWeights<D>, rows: Rows) -> SiteKeys {
         let module = layer.module.filter(|&module| self.table.get(module).is_some());
         let drop = module.map(|module| Drop { site: Site::Lora(module), rate: Rate::Lora, by_row: true });
         drop.map_or(SiteKeys::default(), |drop| self.keys(drop, rows))
     }
 
-    /// A layer over this number of rows, with the dropout of its adapter's input.
+    /// Returns a layer's pass over this number of rows, with dropout on its adapter's input.
     pub fn layer<'k>(
         &'k mut self,
         weights: &'k LinearWeights<D>,
@@ -131,7 +131,7 @@ impl<'a, D: Device> Run<'a, D> {
         self.compute(Operation::Rotary { table, turn, x, positions })
     }
 
-    /// The row indices of each table.
+    /// Returns the row indices into each table.
     fn indices(&self, tables: &[(WeightId, Index)]) -> Vec<Cow<'a, [u32]>> {
         let of = |index: &Index| match *index {
             Index::Tokens => Cow::Borrowed(self.ids),

@@ -1,24 +1,24 @@
-//! What is saved of a segment for its backward pass.
+//! What a segment saves for its backward pass.
 
 use lora_drop_compute::device::{Kept, Piece};
 
 use super::graph::ValueId;
 use super::space::Space;
 
-/// What the backward pass needs of a segment.
+/// What the backward pass of a segment needs.
 pub struct Needs {
-    /// By value: whether its gradient is wanted.
+    /// By value: whether its gradient is computed.
     pub(super) wanted: Vec<bool>,
-    /// By value: whether it is saved as it is, or as an activation's input.
+    /// By value: whether it is saved, and as what.
     pub(super) kept: Vec<SavedAs>,
-    /// By operation: whether its rows' statistics are saved.
+    /// By operation: whether statistics of its rows, or what its adapters save, are saved.
     pub(super) beside: Vec<bool>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SavedAs {
     No,
-    /// Rounded to bf16 beside products in bf16.
+    /// An activation's input: rounded to bf16 if the layers that compute it multiply in bf16.
     Input,
     Exact,
 }
@@ -31,27 +31,27 @@ impl Needs {
     }
 }
 
-/// What is saved of a segment.
+/// What a segment has saved.
 pub struct Saved {
     pub(super) values: Vec<Option<Kept>>,
-    /// By operation: of a norm x̂ and the rows' deviations, of attention the rows' sums, of layers
-    /// what each one's adapter saves.
+    /// By operation: a layer norm's x̂ and 1/σ of each row, an RMS norm's 1/rms of each row,
+    /// attention's log-sum-exps of each row, and what the adapter of each layer saves.
     pub(super) beside: Vec<Vec<Piece>>,
 }
 
 impl Saved {
-    /// Gives its memory back.
+    /// Frees its memory.
     pub fn release(self, space: &mut Space) {
         self.values.into_iter().flatten().for_each(|kept| space.give(kept.piece));
         self.beside.into_iter().flatten().for_each(|piece| space.give(piece));
     }
 
-    /// A value that is saved as it is.
+    /// Returns a value that is saved as f32.
     pub(super) fn exact(&self, value: ValueId) -> Option<Piece> {
         self.values[value].filter(|kept| !kept.rounded).map(|kept| kept.piece)
     }
 
-    /// One that is saved rounded.
+    /// Returns a value that is saved rounded.
     pub(super) fn rounded(&self, value: ValueId) -> Option<Kept> {
         self.values[value].filter(|kept| kept.rounded)
     }

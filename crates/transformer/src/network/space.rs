@@ -1,14 +1,14 @@
-//! The memory of a pass, handed out in pieces.
+//! Allocator for the memory of a pass.
 
 use lora_drop_compute::device::Piece;
 
-/// Pieces start at cache lines, of this number of f32.
+/// Number of f32 in a cache line. Pieces start at cache lines.
 const LINE: usize = 16;
 
-/// Hands out the first gap that is large enough, and takes pieces back.
+/// First-fit allocator of pieces.
 #[derive(Clone, Debug, Default)]
 pub struct Space {
-    /// Free pieces below `top`, in order, none of which touch.
+    /// Free pieces below `top`, in order; no two of them touch.
     gaps: Vec<Piece>,
     top: usize,
     /// The highest `top` so far.
@@ -16,12 +16,12 @@ pub struct Space {
 }
 
 impl Space {
-    /// The end of the highest piece so far.
+    /// Returns the end of the highest piece so far.
     pub fn most(&self) -> usize {
         self.most
     }
 
-    /// A piece of `len` values, whose contents are whatever was there.
+    /// Allocates a piece of `len` values, with undefined contents.
     pub fn take(&mut self, len: usize) -> Piece {
         let room = Space::room(len);
         if room == 0 {
@@ -46,7 +46,7 @@ impl Space {
         Piece::new(start, len)
     }
 
-    /// Takes a piece back that `take` gave.
+    /// Frees a piece that `take` returned.
     pub fn give(&mut self, piece: Piece) {
         let room = Space::room(piece.len);
         if room == 0 {
@@ -66,7 +66,7 @@ impl Space {
         }
     }
 
-    /// Values of memory that a piece of `len` takes.
+    /// Returns the number of values of memory that a piece of `len` values takes.
     pub fn room(len: usize) -> usize {
         len.next_multiple_of(LINE)
     }
@@ -83,7 +83,7 @@ mod tests {
         assert_eq!([a, b, c], [Piece::new(0, 10), Piece::new(16, 40), Piece::new(64, 16)]);
         space.give(a);
         space.give(b);
-        // 64 values are one gap; what is left of it goes on.
+        // The two gaps are now one of 64 values; what is left of it is used next.
         let d = space.take(17);
         assert_eq!(d, Piece::new(0, 17));
         assert_eq!(space.take(32), Piece::new(32, 32));

@@ -1,8 +1,8 @@
-//! Walks over a segment, forward and back: gives every value its memory, and has the device
-//! compute.
+//! Forward and backward pass of a segment: assigns memory to every value and runs the operations on
+//! the device.
 //!
-//! Without a device the same walk tells how much memory it takes, so the plan of memory is the pass
-//! itself.
+//! Without a device the same code measures how much memory it takes, so the estimate cannot differ
+//! from the pass.
 
 use lora_drop_compute::attention::Queries;
 use lora_drop_compute::device::{At, Attend, Device, LayerNorm, Operation, Piece, RmsNorm};
@@ -22,19 +22,19 @@ use crate::linear::LinearWeights;
 pub struct Walk<'w, 'a, D: Device> {
     pub net: &'w Network<D>,
     pub segment: &'w Segment,
-    /// The block's number, if it is one.
+    /// Index of the block, if the segment is one.
     pub block: Option<usize>,
     pub table: &'w LoraTable,
     pub shape: Shape,
     pub space: &'w mut Space,
-    /// None only measures.
+    /// None if the walk only measures.
     pub run: Option<&'w mut Run<'a, D>>,
 }
 
-/// Where values lie on the way forward.
+/// Memory of the values in the forward pass.
 struct Places {
     at: Vec<Piece>,
-    /// Whether the walk gives its memory back.
+    /// By value: whether the walk must free the memory.
     own: Vec<bool>,
     output: Piece,
 }
@@ -43,7 +43,7 @@ struct Places {
 #[derive(Clone, Copy)]
 struct Gradient {
     piece: Piece,
-    /// Whether the walk gives its memory back.
+    /// Whether the walk must free the memory.
     own: bool,
 }
 
@@ -59,7 +59,7 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
         self.segment.values[value]
     }
 
-    /// How many numbers a value has.
+    /// Number of floats in a value.
     pub(super) fn count(&self, value: ValueId) -> usize {
         let Value { rows, width } = self.value(value);
         self.rows(rows) * width
@@ -79,12 +79,13 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
         self.run.as_mut().map_or(Ok(()), |run| run.compute(operation))
     }
 
-    /// The tokens that the head reads.
+    /// Returns the tokens that the head reads.
     fn chosen(&self) -> &'a [usize] {
         self.run.as_ref().map_or(&[], |run| run.chosen)
     }
 
-    /// A weight as the device reads it, and its gradient's place. Only where there is a device.
+    /// Returns a weight as the device reads it, and the place of its gradient if it trains;
+    /// placeholders if the walk only measures.
     fn weight(&self, weight: WeightId) -> (At<'w, D>, Option<Piece>) {
         let weights = &self.net.weights;
         match &self.run {
@@ -93,7 +94,7 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
         }
     }
 
-    /// The keys of a place that drops, if it does.
+    /// Returns the dropout of an operation and its keys, if it drops anything.
     fn keys(&self, drop: Option<Drop>, rows: Rows) -> SiteKeys {
         match (&self.run, drop) {
             (Some(run), Some(drop)) => run.keys(drop, rows),
@@ -101,7 +102,7 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
         }
     }
 
-    /// Whether a place drops; when measuring, what might.
+    /// Whether an operation drops anything; a walk that only measures assumes that it does.
     fn drops(&self, drop: Option<Drop>) -> bool {
         match (&self.run, drop) {
             (_, None) => false,
@@ -110,8 +111,8 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
         }
     }
 
-    /// The memory of a value that is made now: in place of x, the output's, that of what is kept,
-    /// or the walk's own.
+    /// Assigns memory to y, which is about to be computed: x's if y takes it over, else the
+    /// segment's output, memory of `saved`, or the walk's own.
     fn make(&mut self, places: &mut Places, x: Option<ValueId>, y: ValueId, saved: Option<&Saved>) -> Piece {
         let exact = |value: ValueId| saved.and_then(|saved| saved.exact(value));
         let over = x.filter(|&x| match self.segment.taken_over[x] {
@@ -122,7 +123,7 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
             (places.at[y], places.own[y]) = (places.at[x], std::mem::take(&mut places.own[x]));
             return places.at[y];
         }
-        // Where the last value that has this memory belongs.
+        // y's memory is that of the last value that will take it over.
         let mut last = y;
         let (piece, own) = loop {
             if last == self.segment.output {
@@ -140,7 +141,7 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
         piece
     }
 
-    /// From the input to the output; with `saved`, keeps what that has memory for.
+    /// Computes the output from the input. What `saved` has memory for is computed there.
     pub fn forward(&mut self, input: Piece, output: Piece, saved: Option<&Saved>) -> Result<()> {
         let segment = self.segment;
         let values = segment.values.len();
@@ -152,7 +153,7 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
             let kept = saved.map(|saved| &saved.beside[i]).filter(|kept| !kept.is_empty());
             let beside = match (kept, op) {
                 (Some(kept), _) => kept.clone(),
-                // Layer by layer.
+                // `adapter_memory` allocates it for one layer after the other.
                 (None, Op::Linear { .. }) => Vec::new(),
                 (None, _) => self.beside(i),
             };
@@ -170,7 +171,7 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
         Ok(())
     }
 
-    /// One operation forward.
+    /// Runs one operation forward.
     fn compute(
         &mut self,
         op: &Op,
@@ -262,13 +263,14 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
         self.call(Operation::Dropout { x, dropout, keys })
     }
 
-    /// A layer's pass over this number of rows, as its adapter sees it.
+    /// Returns the sizes of a layer's pass over this number of rows, for its adapter.
     pub(super) fn extent(&self, layer: LayerId, rows: usize, kept: bool) -> Extent {
         let LinearWeights { input, output, .. } = self.net.layers[layer];
         Extent { rows, input, output, dropout: self.shape.lora_dropout, kept }
     }
 
-    /// Memory of a layer's adapter for one call. What it saves is given where it is kept.
+    /// Allocates memory of a layer's adapter for one pass. `saved` is memory for what it saves for
+    /// the backward pass, if there is one.
     fn adapter_memory(
         &mut self,
         layer: LayerId,
@@ -286,7 +288,8 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
         }
     }
 
-    /// One of the layers that read x. What its adapter saves is given where it is kept.
+    /// Computes y of one of the layers that read x. `saved` is memory for what its adapter saves
+    /// for the backward pass, if there is one.
     fn linear(
         &mut self,
         layer: LayerId,
@@ -316,8 +319,8 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
         Ok(())
     }
 
-    /// Shows a module to the observer over all tokens; where its z was made of few, it is made for
-    /// all here: it is thin.
+    /// Shows a module to the observer, over all tokens. If its z was computed for first tokens
+    /// only, z is computed for all tokens here, which is cheap because z is narrow.
     fn score(&mut self, layer: LayerId, x: ValueId, places: &Places, saved: Piece) -> Result<()> {
         let scored = self.shape.scored && self.net.layers[layer].in_block();
         let Some(adapter) = self.adapter(layer).filter(|_| scored) else { return Ok(()) };
@@ -342,8 +345,8 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
         Ok(())
     }
 
-    /// Attention over these pieces: q, k and v; its output, its sums; and in the backward pass the
-    /// output's gradient and those of q, k and v.
+    /// Runs attention on these pieces: q, k and v, its output, and its log-sum-exps. With `back`,
+    /// runs the backward pass from the output's gradient to those of q, k and v.
     fn attention(
         &mut self,
         heads: &Heads,
@@ -385,8 +388,8 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
         }
     }
 
-    /// A value that was kept, or one that is recomputed of what was; with it, whether that is the
-    /// walk's memory.
+    /// Returns a value that is saved, or recomputes it from saved values; also whether its memory
+    /// must be freed.
     fn again(&mut self, value: ValueId, input: Piece, saved: &Saved) -> Result<(Piece, bool)> {
         if Some(value) == self.segment.input {
             return Ok((input, false));
@@ -423,7 +426,7 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
         Ok((y, true))
     }
 
-    /// Where to add a value's gradient, and whether there is something already.
+    /// Returns the place of a value's gradient, and whether it has contents to add to.
     fn gradient(&mut self, grads: &mut Grads, value: ValueId) -> (Piece, bool) {
         if let Some(gradient) = grads.of[value] {
             return (gradient.piece, true);
@@ -439,9 +442,9 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
         }
     }
 
-    /// From the output's gradient `d`, which is used up, to the input's, where `needs` has it: in
-    /// `d` itself or in memory of its own, as the operations have it, or added to what is in
-    /// `into`. Adds to the gradients of what trains.
+    /// Computes the input's gradient, if `needs` wants it, from the output's gradient `d`, which is
+    /// overwritten. The result is in `d` or in other memory, depending on the operations, or is
+    /// added to `into`. Adds to the gradients of what trains.
     pub fn backward(
         &mut self,
         input: Piece,
@@ -462,12 +465,12 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
             }
         }
         let dx = segment.input.and_then(|value| grads.of[value].take());
-        // Attention makes some that nobody wanted.
+        // Attention also computes gradients that are not wanted.
         grads.of.into_iter().flatten().for_each(|gradient| self.release(gradient));
         Ok(dx.map(|gradient| gradient.piece))
     }
 
-    /// One operation in the backward pass.
+    /// Runs one operation backward.
     fn back(
         &mut self,
         number: usize,
@@ -520,7 +523,7 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
             Op::LayerNorm { x, residual, drop, gamma, beta, y, .. } => {
                 let g = grads.take(*y);
                 let keys = self.keys(*drop, self.value(*y).rows);
-                // The residual's gradient is that of the sum, and without dropout x's too.
+                // The gradient of the sum is the residual's and, without dropout, x's too.
                 let whole = residual.filter(|&residual| needs.wanted[residual]);
                 let (du, own) = match whole {
                     Some(residual) => {
@@ -597,8 +600,8 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
                 grads.of[*up] = Some(g);
             }
             Op::Add { x, branch, y } => {
-                // One gradient for both. The branch's is read before anything is added to x's, for
-                // the operation that made the branch is the one before.
+                // Both terms share one gradient. The branch's is read before anything is added to
+                // x's, because the operation that computed the branch is the one before.
                 let g = grads.take(*y);
                 assert!(grads.of[*x].is_none(), "a sum's first term gets its first gradient from it");
                 let (wanted_x, wanted_branch) = (needs.wanted[*x], needs.wanted[*branch]);
@@ -623,8 +626,8 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
         Ok(())
     }
 
-    /// The backward pass of a layer: x and dy, where its part of dx goes, and what its adapter has
-    /// saved.
+    /// Runs a layer's backward pass from x and dy; overwrites `dx`, or adds to it if the flag is
+    /// set. `saved` is what its adapter has saved.
     fn linear_back(
         &mut self,
         layer: LayerId,

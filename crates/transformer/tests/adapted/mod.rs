@@ -1,5 +1,5 @@
 //! Passes over a golden model with adapters: outputs, losses, and gradients of the whole batch or
-//! in parts, each on the CPU and on the reference.
+//! in parts, each on the CPU and on the reference device.
 
 use std::sync::atomic::AtomicBool;
 
@@ -31,7 +31,7 @@ pub struct Adapted {
 }
 
 impl Adapted {
-    /// The golden model and its inputs, without any adapter yet.
+    /// Loads the golden model and its inputs, without adapters.
     pub fn load(name: &str, trained: Trained) -> Self {
         let golden = Golden::open(name);
         let config = ModelConfig::read(&folder(name)).unwrap();
@@ -70,8 +70,8 @@ impl Adapted {
         }
     }
 
-    /// Gradients of the whole batch, passed in parts that end at `cuts`, also on the reference;
-    /// returns the mean loss.
+    /// Computes the gradients of the whole batch, in parts that end at `cuts`, and compares them
+    /// with the reference device's; returns the mean loss.
     pub fn train(&mut self, cuts: &[usize], dropout: DropoutRates, recompute: bool) -> f64 {
         self.parameters.zero_gradients();
         let total = self.total();
@@ -124,7 +124,7 @@ impl Adapted {
         sum / total as f64
     }
 
-    /// Logits of labels, or losses of learned tokens.
+    /// Returns logits of labels, or losses of targets.
     pub fn outputs(&mut self) -> Vec<f32> {
         let context = Context::new(self.parameters.read(), &self.table, &mut self.memory, &GO);
         if self.labels.is_empty() {
@@ -136,8 +136,8 @@ impl Adapted {
         self.model.net.outputs(context, sequences).unwrap()
     }
 
-    /// Outputs, losses and gradients, whole, in parts and recomputed, are those of the golden case
-    /// `case`.
+    /// Checks that outputs, losses and gradients are those of the golden case `case`, for the whole
+    /// batch, in parts and with recomputation.
     pub fn check(&mut self, what: &str, golden: &Golden, case: &str) {
         let outputs = if self.labels.is_empty() { "losses" } else { "logits" };
         close(what, &self.outputs(), &golden.get(&format!("{case}.{outputs}")), 0.0);
@@ -148,9 +148,9 @@ impl Adapted {
         }
     }
 
-    /// Dropout with fixed keys, whose gradients the reference has in f64, against finite
-    /// differences on the CPU: for what adapts layer 1 or is shared, and the weights of its query
-    /// that train.
+    /// Checks gradients under dropout with fixed keys against finite differences on the CPU;
+    /// `train` compares them with the reference's in f64. Covers adapters that are shared or in
+    /// layer 1, and the trained weights of layer 1's query.
     pub fn check_slopes(&mut self, what: &str) {
         self.train(WHOLE, DROPOUT, false);
         let (start, gradients) = (self.parameters.values().to_vec(), self.parameters.gradients().to_vec());
@@ -178,7 +178,8 @@ impl Adapted {
     }
 }
 
-/// Results are bit-identical for any number of threads, memory and form of frozen weights.
+/// Checks that results are bit-identical for any number of threads, memory and form of frozen
+/// weights.
 pub fn check_bits(what: &str, load: impl Fn() -> Adapted + Sync) {
     for precision in [Precision::F32, Precision::Bf16] {
         let run = |threads: usize, recompute: bool, form: FrozenForm| {
@@ -201,7 +202,7 @@ pub fn check_bits(what: &str, load: impl Fn() -> Adapted + Sync) {
     }
 }
 
-/// The plan has as many floats as a pass takes.
+/// Checks that the plan has as many floats as a pass takes.
 pub fn check_plan(what: &str, load: impl Fn() -> Adapted) {
     for (recompute, dropped) in [(false, false), (false, true), (true, true)] {
         let mut adapted = load();

@@ -1,6 +1,6 @@
-//! Reads the golden files and compares with them.
+//! Reads golden files and compares results with them.
 
-#![allow(dead_code)] // each test file has a use for some of it
+#![allow(dead_code)] // each test file uses a part of it
 
 #[path = "../../../compute/tests/reference/mod.rs"]
 pub mod reference;
@@ -54,7 +54,7 @@ impl Golden {
         file.names().iter().filter(|n| n.starts_with(prefix)).map(|n| n.to_string()).collect()
     }
 
-    /// All gradients, and no others, are in the golden case `case`.
+    /// Checks that the gradients of the golden case `case` are those of all parameters.
     pub fn check_gradients(&self, parameters: &Parameters, case: &str) {
         let prefix = format!("{case}.grad.");
         let names = self.names(&prefix);
@@ -65,15 +65,15 @@ impl Golden {
     }
 }
 
-/// A parameter's values or gradient under its golden name, in the golden layout.
+/// Returns a parameter's values or gradient under its golden name, in the golden layout.
 pub fn tensor(parameters: &Parameters, name: &str, gradient: bool) -> Vec<f32> {
     let id = parameters.find(name).unwrap_or_else(|| panic!("no parameter {name}"));
     let x = if gradient { parameters.gradient(id) } else { parameters.value(id) };
     if name.ends_with("lora_B") { transposed(x, 4) } else { x.to_vec() }
 }
 
-/// `got` is `want` to 1e-4, relative to the tensor's largest value (or to `floor`, for tensors that
-/// are zero).
+/// Checks that `got` is `want` to 1e-4, relative to the tensor's largest value (or to `floor`, for
+/// tensors that are zero).
 pub fn close(what: &str, got: &[f32], want: &[f32], floor: f32) {
     assert_eq!(got.len(), want.len(), "{what}");
     let size = want.iter().fold(floor, |m, x| m.max(x.abs()));
@@ -87,7 +87,7 @@ pub fn transposed(x: &[f32], rows: usize) -> Vec<f32> {
     (0..x.len()).map(|i| x[i % rows * cols + i / rows]).collect()
 }
 
-/// ‖got − want‖ / ‖want‖
+/// Returns ‖got − want‖ / ‖want‖.
 pub fn distance(got: &[f32], want: &[f32]) -> f64 {
     assert_eq!(got.len(), want.len());
     let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
@@ -97,12 +97,12 @@ pub fn distance(got: &[f32], want: &[f32]) -> f64 {
 
 static GO: AtomicBool = AtomicBool::new(false);
 
-/// Has a pass collect the second moments.
+/// Returns an observer that collects second moments.
 pub fn second_moments<D: Device>(observations: &mut Observations) -> Observing<'_, D> {
     Observing { observer: &SecondMoments, observations }
 }
 
-/// The same passes on the reference device.
+/// The same passes on the reference device, in f64.
 pub struct OnReference {
     net: Network<Reference>,
     values: Vec<f64>,
@@ -112,7 +112,7 @@ pub struct OnReference {
 }
 
 impl OnReference {
-    /// None where the CPU rounds on purpose, or has forms of its own.
+    /// None if the CPU rounds factors to bf16 or has packed weights.
     pub fn of(net: &Network, parameters: &Parameters) -> Option<Self> {
         let own = |weight: &Weight| matches!(weight, Weight::Frozen(Storage::Packed(_)));
         if net.precision() != Precision::F32 || net.layers.iter().any(|layer| own(&layer.weight)) {
@@ -128,7 +128,7 @@ impl OnReference {
         })
     }
 
-    /// Changes one trained value.
+    /// Adds `by` to one trained value.
     pub fn shift(&mut self, at: usize, by: f64) {
         self.values[at] += by;
     }
@@ -150,7 +150,7 @@ impl OnReference {
         net.losses(Context { observing: None, ..context }, texts).unwrap()
     }
 
-    /// `scored` as the pass on the CPU is.
+    /// Runs a training pass; `scored` must be that of the pass on the CPU.
     pub fn train(
         &mut self,
         parameters: &Parameters,
@@ -175,7 +175,7 @@ impl OnReference {
         net.train_texts(Context { observing, ..context }, gradients, part).unwrap()
     }
 
-    /// The gradients that have been added up are those of `parameters`, tensor by tensor.
+    /// Checks that the sums of gradients are those of `parameters`, tensor by tensor.
     pub fn check_gradients(&self, parameters: &Parameters) {
         for parameter in parameters.list() {
             let got = &parameters.gradients()[parameter.range.clone()];
@@ -184,7 +184,7 @@ impl OnReference {
         }
     }
 
-    /// And so are the moments.
+    /// Checks that the second moments are the same.
     pub fn check_moments(&self, moments: &Observations) {
         for (module, got) in moments.iter() {
             let narrow = |moment: &[f64]| moment.iter().map(|&x| x as f32).collect::<Vec<_>>();
@@ -200,7 +200,7 @@ struct Passes<'a> {
     gradients: &'a mut [f64],
 }
 
-/// `got` is what the reference has, to 1e-4 of the largest value or of `floor`.
+/// Checks that `got` is the reference's result, to 1e-4 of the largest value or of `floor`.
 pub fn agree(what: &str, got: &[f32], want: &[f32], floor: f32) {
     assert_eq!(got.len(), want.len(), "{what}");
     let size = want.iter().fold(floor, |most, x| most.max(x.abs()));
