@@ -4,9 +4,9 @@
 //!
 //! | interface | handles | recognised by |
 //! |---|---|---|
-//! | MPI 5.0's standard | pointers with small constants | MPI_Abi_get_version gives 1 |
-//! | MPICH's family | C integers | neither of the other two |
 //! | Open MPI's | addresses of exported objects | the object `ompi_mpi_comm_world` |
+//! | MPI 5.0's standard | pointers with small constants | MPI_Abi_get_version: major version ≥ 1 |
+//! | MPICH's family | C integers | neither of the other two |
 //!
 //! MPI only moves values; the caller sums them, in its own order. Counts are C integers, so f32
 //! values are sent as MPI_FLOAT: one call can then carry four times as many bytes as with MPI_BYTE.
@@ -102,13 +102,21 @@ struct Constants<H> {
     funneled: c_int,
 }
 
+/// Why an MPI library could not be started.
+#[derive(Debug)]
+pub enum StartError {
+    /// The library could not be loaded, for this reason; another one may be tried.
+    NotLoaded(String),
+    /// The library was loaded, but cannot be used.
+    Unusable(Error),
+}
+
 /// Loads a library and initialises MPI on the calling thread, the only one that may call MPI from
 /// then on.
 ///
 /// # Errors
-/// `Err(Ok(reason))` if the library cannot be loaded, after which another may be tried;
-/// `Err(Err(error))` if it was loaded but cannot be used.
-pub fn start(path: &Path) -> std::result::Result<Box<dyn Calls>, std::result::Result<String, Error>> {
+/// The library cannot be loaded, or not be used.
+pub fn start(path: &Path) -> std::result::Result<Box<dyn Calls>, StartError> {
     // SAFETY: loading runs the library's initialisers; it is an MPI library that the user installed
     // or named.
     let library = unsafe {
@@ -120,9 +128,10 @@ pub fn start(path: &Path) -> std::result::Result<Box<dyn Calls>, std::result::Re
         let library = Library::new(path);
         library
     };
-    let library = library.map_err(|error| Ok(format!("{}: {}", path.display(), reason(&error))))?;
+    let library =
+        library.map_err(|error| StartError::NotLoaded(format!("{}: {}", path.display(), reason(&error))))?;
     let name = path.display().to_string();
-    functions(library, name).map_err(Err)
+    functions(library, name).map_err(StartError::Unusable)
 }
 
 /// Returns the dynamic loader's message without the path that it begins with.
@@ -138,10 +147,11 @@ fn functions(library: Library, name: String) -> Result<Box<dyn Calls>> {
     // Leaked because a library that has initialised MPI cannot be unloaded.
     let library: &'static Library = Box::leak(Box::new(library));
     type Version = unsafe extern "C" fn(*mut c_int, *mut c_int) -> c_int;
-    let standard = symbol::<Version>(library, &name, "MPI_Abi_get_version").is_ok_and(|version| {
+    // SAFETY: `Version` is the function's type in MPI 5.0.
+    let version = unsafe { symbol::<Version>(library, &name, "MPI_Abi_get_version") };
+    let standard = version.is_ok_and(|version| {
         let (mut major, mut minor) = (0, 0);
-        // SAFETY: the function has this type in MPI 5.0 and may be called before MPI is
-        // initialised.
+        // SAFETY: the function may be called before MPI is initialised.
         unsafe { version(&mut major, &mut minor) };
         major >= 1
     });
@@ -152,7 +162,8 @@ fn functions(library: Library, name: String) -> Result<Box<dyn Calls>> {
             return_errors: object(library, &name, "ompi_mpi_errors_return")?,
             funneled: 1,
         };
-        return Ok(Box::new(Functions::started(library, &name, constants)?));
+        // SAFETY: only Open MPI exports these objects, which are its handles.
+        return Ok(Box::new(unsafe { Functions::started(library, &name, constants) }?));
     }
     if standard {
         let handle = |number: usize| ptr::without_provenance_mut::<c_void>(number);
@@ -162,7 +173,8 @@ fn functions(library: Library, name: String) -> Result<Box<dyn Calls>> {
             return_errors: handle(0x143),
             funneled: 1024,
         };
-        return Ok(Box::new(Functions::started(library, &name, constants)?));
+        // SAFETY: the library says that it has the standard's ABI.
+        return Ok(Box::new(unsafe { Functions::started(library, &name, constants) }?));
     }
     let constants = Constants::<c_int> {
         world: 0x4400_0000,
@@ -170,12 +182,16 @@ fn functions(library: Library, name: String) -> Result<Box<dyn Calls>> {
         return_errors: 0x5400_0001,
         funneled: 1,
     };
-    Ok(Box::new(Functions::started(library, &name, constants)?))
+    // SAFETY: libraries with neither of the other ABIs have MPICH's.
+    Ok(Box::new(unsafe { Functions::started(library, &name, constants) }?))
 }
 
-/// Looks up a function of the library; `T` must be the function's type.
-fn symbol<T: Copy>(library: &Library, name: &str, function: &str) -> Result<T> {
-    // SAFETY: all callers name the type that the MPI standard gives the function.
+/// Looks up a function of the library.
+///
+/// # Safety
+/// `T` must be the function's type.
+unsafe fn symbol<T: Copy>(library: &Library, name: &str, function: &str) -> Result<T> {
+    // SAFETY: the caller names the function's type.
     let found = unsafe { library.get::<T>(function.as_bytes()) };
     found
         .map(|found| *found)
@@ -194,22 +210,31 @@ fn object(library: &Library, name: &str, object: &str) -> Result<*mut c_void> {
 impl<H: Copy + 'static> Functions<H> {
     /// Initialises MPI for calls from this thread, with errors returned instead of ending the
     /// process.
-    fn started(library: &'static Library, name: &str, constants: Constants<H>) -> Result<Self> {
+    ///
+    /// # Safety
+    /// `constants`, and with them the type of handles, must be those of the library's ABI.
+    unsafe fn started(library: &'static Library, name: &str, constants: Constants<H>) -> Result<Self> {
         let Constants { world, units, return_errors, funneled } = constants;
-        let functions = Functions {
-            world,
-            units,
-            rank: symbol(library, name, "MPI_Comm_rank")?,
-            size: symbol(library, name, "MPI_Comm_size")?,
-            gather: symbol(library, name, "MPI_Allgatherv")?,
-            exchange: symbol(library, name, "MPI_Alltoallv")?,
-            abort: symbol(library, name, "MPI_Abort")?,
-            finalize: symbol(library, name, "MPI_Finalize")?,
-            error_text: symbol(library, name, "MPI_Error_string")?,
+        // SAFETY: the fields have the types that the MPI standard gives these functions, with the
+        // handles of the library's ABI.
+        let functions = unsafe {
+            Functions {
+                world,
+                units,
+                rank: symbol(library, name, "MPI_Comm_rank")?,
+                size: symbol(library, name, "MPI_Comm_size")?,
+                gather: symbol(library, name, "MPI_Allgatherv")?,
+                exchange: symbol(library, name, "MPI_Alltoallv")?,
+                abort: symbol(library, name, "MPI_Abort")?,
+                finalize: symbol(library, name, "MPI_Finalize")?,
+                error_text: symbol(library, name, "MPI_Error_string")?,
+            }
         };
-        let init: Init = symbol(library, name, "MPI_Init_thread")?;
+        // SAFETY: as above.
+        let init: Init = unsafe { symbol(library, name, "MPI_Init_thread") }?;
         type SetHandler<H> = unsafe extern "C" fn(H, H) -> c_int;
-        let set_handler: SetHandler<H> = symbol(library, name, "MPI_Comm_set_errhandler")?;
+        // SAFETY: as above.
+        let set_handler: SetHandler<H> = unsafe { symbol(library, name, "MPI_Comm_set_errhandler") }?;
         let mut provided = 0;
         // SAFETY: MPI accepts null for argc and argv, and has not been initialised before.
         let code = unsafe { init(ptr::null_mut(), ptr::null_mut(), funneled, &mut provided) };

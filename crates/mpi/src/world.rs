@@ -5,7 +5,7 @@ use std::ffi::c_int;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
-use crate::calls::{self, Calls, Unit};
+use crate::calls::{self, Calls, StartError, Unit};
 use crate::launch::Launch;
 use crate::{Error, Result, library};
 
@@ -63,8 +63,8 @@ impl World {
                             received.iter().for_each(|job| job(&*calls));
                             return;
                         }
-                        Err(Ok(reason)) => tried.push(reason),
-                        Err(Err(error)) => {
+                        Err(StartError::NotLoaded(reason)) => tried.push(reason),
+                        Err(StartError::Unusable(error)) => {
                             let _ = ready.send(Err(error));
                             return;
                         }
