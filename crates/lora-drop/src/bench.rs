@@ -9,7 +9,7 @@ use lora_drop_compute::gemm::measure_peak;
 use lora_drop_compute::profile::{self, Recorder};
 use lora_drop_compute::random::Key;
 use lora_drop_transformer::{
-    Head, Keep, LoraTable, Memory, ModelConfig, ModuleKind, Observer, Parameters, Trained,
+    Head, LoraTable, Memory, ModelConfig, ModuleKind, Observer, Parameters, SavePolicy, Trained,
 };
 
 use crate::assignment::Assignment;
@@ -381,7 +381,7 @@ impl Bench {
             for group in passes.cut.groups(&lengths) {
                 let places = group.len().min(passes.cut.together);
                 for part in group {
-                    let size = pass_size(rows.task(), &part, Keep::of_training(passes.recompute));
+                    let size = pass_size(rows.task(), &part, SavePolicy::of_training(passes.recompute));
                     memory.include(places, model, table, &size);
                 }
             }

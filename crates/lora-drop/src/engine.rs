@@ -2,7 +2,7 @@
 //! batches in the form that models take.
 
 use lora_drop_transformer::linear::FrozenForm;
-use lora_drop_transformer::{Keep, LoraTable, Model, PassSize, Sequences, Texts};
+use lora_drop_transformer::{LoraTable, Model, PassSize, SavePolicy, Sequences, Texts};
 
 use crate::data::batch::micro_batches;
 use crate::data::text::PackedTexts;
@@ -43,7 +43,7 @@ impl PartSize {
             tokens: self.most,
             sequences: 1,
             learned: 0,
-            keep: Keep::All,
+            saves: SavePolicy::All,
             lora_dropout: false,
             scored: false,
             every: false,

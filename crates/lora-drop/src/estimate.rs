@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use lora_drop_compute::{attention, gemm};
 use lora_drop_transformer::linear::FrozenForm;
-use lora_drop_transformer::{Keep, LoraTable, Model, ModelConfig, PassSize};
+use lora_drop_transformer::{LoraTable, Model, ModelConfig, PassSize, SavePolicy};
 
 use crate::data::TaskRows;
 use crate::engine::{Cut, apart};
@@ -118,13 +118,13 @@ impl PassMemory {
         let floats = model.net.floats(table, size);
         self.floats.resize(self.floats.len().max(places), 0);
         self.floats[..places].iter_mut().for_each(|most| *most = floats.max(*most));
-        let tokens = if size.keep == Keep::One { &mut self.measured } else { &mut self.tokens };
+        let tokens = if size.saves == SavePolicy::Nothing { &mut self.measured } else { &mut self.tokens };
         *tokens = size.tokens.max(*tokens);
     }
 }
 
 /// The size of a pass over the rows `part`, by number, without LoRA dropout and unobserved.
-pub fn pass_size(rows: TaskRows, part: &[usize], keep: Keep) -> PassSize {
+pub fn pass_size(rows: TaskRows, part: &[usize], saves: SavePolicy) -> PassSize {
     PassSize {
         tokens: part.iter().map(|&row| rows.length(row)).sum(),
         sequences: part.len(),
@@ -132,7 +132,7 @@ pub fn pass_size(rows: TaskRows, part: &[usize], keep: Keep) -> PassSize {
             TaskRows::Labelled(rows) => part.iter().map(|&row| rows[row].labelled.len()).sum(),
             TaskRows::Text(rows) => part.iter().map(|&row| rows[row].learned()).sum(),
         },
-        keep,
+        saves,
         lora_dropout: false,
         scored: false,
         every: false,

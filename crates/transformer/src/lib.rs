@@ -63,7 +63,7 @@ pub use config::{Architecture, ModelConfig};
 pub use error::{Error, WeightFault, WeightProblem};
 pub use families::token_ids;
 pub use load::{Loading, Trained};
-pub use memory::{Keep, Memory, PassSize, WeightBytes};
+pub use memory::{Memory, PassSize, SavePolicy, WeightBytes};
 pub use model::{Head, HeadKind, HeadOrigin, Model};
 pub use module::{ModuleId, ModuleKind};
 pub use network::cache::Cache;

@@ -44,19 +44,19 @@ impl Memory {
 
 /// Which activations of each block a pass saves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Keep {
+pub enum SavePolicy {
     /// None: there is no backward pass.
-    One,
+    Nothing,
     /// The block's input. The backward pass recomputes the rest.
-    Inputs,
+    BlockInputs,
     /// All that the backward pass needs.
     All,
 }
 
-impl Keep {
+impl SavePolicy {
     /// Returns what a training pass saves.
     pub fn of_training(recompute: bool) -> Self {
-        if recompute { Keep::Inputs } else { Keep::All }
+        if recompute { SavePolicy::BlockInputs } else { SavePolicy::All }
     }
 }
 
@@ -71,7 +71,7 @@ pub struct PassSize {
     /// Tokens that are predicted and learned, or that have labels; 0 for a model with a head for
     /// sequences.
     pub learned: usize,
-    pub keep: Keep,
+    pub saves: SavePolicy,
     /// Whether the adapters' inputs have dropout.
     pub lora_dropout: bool,
     /// Whether modules are scored, which takes more memory in an encoder's last block.
@@ -85,12 +85,12 @@ impl PassSize {
     /// offsets, for a model with a head.
     pub(crate) fn of_forward(offsets: &[usize], scored: bool) -> Self {
         let sequences = offsets.len() - 1;
-        let (keep, lora_dropout) = (Keep::One, false);
+        let (saves, lora_dropout) = (SavePolicy::Nothing, false);
         PassSize {
             tokens: offsets[sequences],
             sequences,
             learned: 0,
-            keep,
+            saves,
             lora_dropout,
             scored,
             every: false,
@@ -100,8 +100,8 @@ impl PassSize {
     /// Returns the size of a training pass over sequences that start at these offsets, for a model
     /// with a head.
     pub fn of_training(offsets: &[usize], recompute: bool, lora_dropout: bool, scored: bool) -> Self {
-        let keep = Keep::of_training(recompute);
-        PassSize { keep, lora_dropout, ..PassSize::of_forward(offsets, scored) }
+        let saves = SavePolicy::of_training(recompute);
+        PassSize { saves, lora_dropout, ..PassSize::of_forward(offsets, scored) }
     }
 }
 

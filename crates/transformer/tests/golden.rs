@@ -11,8 +11,8 @@ use lora_drop_compute::gemm::Precision;
 use lora_drop_compute::random::Key;
 use lora_drop_transformer::linear::FrozenForm;
 use lora_drop_transformer::{
-    Adapter, Checkpoint, Context, DropoutRates, Group, Head, Keep, Loading, LoraPair, LoraTable, Memory,
-    Model, ModelConfig, ModuleId, ModuleKind, Observations, Parameters, PassSize, Sequences, Targets,
+    Adapter, Checkpoint, Context, DropoutRates, Group, Head, Loading, LoraPair, LoraTable, Memory, Model,
+    ModelConfig, ModuleId, ModuleKind, Observations, Parameters, PassSize, SavePolicy, Sequences, Targets,
     TrainPart, Trained,
 };
 
@@ -421,7 +421,7 @@ fn dropped(
         tokens: input.ids.len(),
         sequences: 6,
         learned: 0,
-        keep: Keep::of_training(recompute),
+        saves: SavePolicy::of_training(recompute),
         lora_dropout: true,
         scored: false,
         every: false,

@@ -12,9 +12,9 @@ use lora_drop_compute::random::Key;
 use lora_drop_transformer::gguf::Gguf;
 use lora_drop_transformer::linear::FrozenForm;
 use lora_drop_transformer::{
-    Adapter, Checkpoint, Context, DropoutRates, Group, Keep, Loading, LoraPair, LoraTable, Memory, Model,
-    ModelConfig, ModuleId, ModuleKind, Observations, Parameters, PassSize, Sequences, Source, TextPart,
-    Texts, Trained,
+    Adapter, Checkpoint, Context, DropoutRates, Group, Loading, LoraPair, LoraTable, Memory, Model,
+    ModelConfig, ModuleId, ModuleKind, Observations, Parameters, PassSize, SavePolicy, Sequences, Source,
+    TextPart, Texts, Trained,
 };
 
 const MODELS: [&str; 5] = ["llama", "mistral", "qwen2", "qwen3", "gemma3"];
@@ -325,27 +325,27 @@ fn passes_take_the_memory_that_is_foreseen() {
         case.add_lora(&golden, &KINDS, false);
         let texts = Texts { ids: &case.ids, offsets: &case.offsets, learn: &case.learn };
         let (tokens, sequences, learned) = (texts.ids.len(), texts.offsets.len() - 1, texts.learned());
-        for keep in [Keep::All, Keep::Inputs, Keep::One] {
+        for saves in [SavePolicy::All, SavePolicy::BlockInputs, SavePolicy::Nothing] {
             let size = PassSize {
                 tokens,
                 sequences,
                 learned,
-                keep,
+                saves,
                 lora_dropout: false,
                 scored: false,
                 every: false,
             };
             case.memory = Memory::default();
-            match keep {
-                Keep::One => drop(case.losses()),
-                _ => drop(case.train(WHOLE, keep == Keep::Inputs, None)),
+            match saves {
+                SavePolicy::Nothing => drop(case.losses()),
+                _ => drop(case.train(WHOLE, saves == SavePolicy::BlockInputs, None)),
             }
             let floats = case.memory.floats();
             let planned = case.decoder.net.floats(&case.table, &size);
-            assert_eq!(floats.len(), planned, "{model} {keep:?}");
+            assert_eq!(floats.len(), planned, "{model} {saves:?}");
             // The memory was zero, and is at most 2 % larger than what is written to.
             let end = floats.iter().rposition(|&x| x != 0.0).map_or(0, |last| last + 1);
-            assert!(end as f64 > 0.98 * planned as f64, "{model} {keep:?}: {end} of {planned}");
+            assert!(end as f64 > 0.98 * planned as f64, "{model} {saves:?}: {end} of {planned}");
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use lora_drop_transformer::{Keep, LoraTable, Parameters, PassSize};
+use lora_drop_transformer::{LoraTable, Parameters, PassSize, SavePolicy};
 
 use super::learner::{self, Learner};
 use super::prepare::Prepared;
@@ -64,13 +64,13 @@ pub fn plan(
             // Those that are looked at are among them.
             let lengths = data.train().lengths();
             for rows in batch::evaluation_batches(&lengths, passes.evaluation_tokens()) {
-                most.of_pass(1, data.train(), &rows, Keep::One, [false, every]);
+                most.of_pass(1, data.train(), &rows, SavePolicy::Nothing, [false, every]);
             }
         }
         if train {
             let batches = batch::evaluation_batches(&dev, passes.evaluation_tokens());
             for rows in batches {
-                most.of_pass(1, data.dev(), &rows, Keep::One, [false, false]);
+                most.of_pass(1, data.dev(), &rows, SavePolicy::Nothing, [false, false]);
             }
         }
         let beside = if train { beside(learner, settings, data.train().len(), most.together) } else { 0 };
@@ -104,7 +104,7 @@ impl Most<'_> {
         steps: usize,
         settings: &TrainSettings,
     ) {
-        let keep = Keep::of_training(self.passes.recompute);
+        let saves = SavePolicy::of_training(self.passes.recompute);
         let scored = stage == Stage::Sample && settings.adapter.method == Method::LoraDrop;
         let batch = settings.optimisation.step_rows();
         let per_epoch = of.len().div_ceil(batch);
@@ -118,7 +118,7 @@ impl Most<'_> {
                     let places = group.len().min(self.passes.cut.together);
                     for slots in group {
                         let part: Vec<usize> = slots.into_iter().map(|slot| step[slot]).collect();
-                        let tokens = self.of_pass(places, rows, &part, keep, [scored, false]);
+                        let tokens = self.of_pass(places, rows, &part, saves, [scored, false]);
                         self.together = self.together.max(places * tokens);
                     }
                 }
@@ -133,11 +133,11 @@ impl Most<'_> {
         places: usize,
         rows: TaskRows,
         part: &[usize],
-        keep: Keep,
+        saves: SavePolicy,
         [scored, every]: [bool; 2],
     ) -> usize {
-        let lora_dropout = keep != Keep::One && self.learner.drops_lora();
-        let size = PassSize { lora_dropout, scored, every, ..pass_size(rows, part, keep) };
+        let lora_dropout = saves != SavePolicy::Nothing && self.learner.drops_lora();
+        let size = PassSize { lora_dropout, scored, every, ..pass_size(rows, part, saves) };
         for table in [Some(&self.learner.table), self.shared].into_iter().flatten() {
             self.memory.include(places, &self.learner.model, table, &size);
         }

@@ -19,7 +19,7 @@ use super::{Network, Reads, Shape};
 use crate::adapter::LoraTable;
 use crate::batch::{PrefixOutput, Sequences, TextPart, Texts, TrainPart};
 use crate::drops::DropoutPlan;
-use crate::memory::{Keep, Memory, PassSize};
+use crate::memory::{Memory, PassSize, SavePolicy};
 use crate::observer::Observing;
 use crate::parameters::Values;
 
@@ -121,10 +121,10 @@ impl<D: Device> Network<D> {
             chosen: &[],
             stop: None,
         };
-        let measured = pass.begin().and_then(|()| match size.keep {
-            Keep::One => pass.outputs().map(drop),
-            Keep::Inputs => pass.train(Goal::None, true, None).map(drop),
-            Keep::All => pass.train(Goal::None, false, None).map(drop),
+        let measured = pass.begin().and_then(|()| match size.saves {
+            SavePolicy::Nothing => pass.outputs().map(drop),
+            SavePolicy::BlockInputs => pass.train(Goal::None, true, None).map(drop),
+            SavePolicy::All => pass.train(Goal::None, false, None).map(drop),
         });
         measured.expect("nothing stops what computes nothing");
         pass.space.most()

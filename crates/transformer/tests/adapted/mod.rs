@@ -7,8 +7,8 @@ use lora_drop_compute::gemm::Precision;
 use lora_drop_compute::random::Key;
 use lora_drop_transformer::linear::FrozenForm;
 use lora_drop_transformer::{
-    Checkpoint, Context, DropoutRates, Head, Keep, Loading, LoraTable, Memory, Model, ModelConfig,
-    Parameters, PassSize, Sequences, Targets, TextPart, Texts, TrainPart, Trained,
+    Checkpoint, Context, DropoutRates, Head, Loading, LoraTable, Memory, Model, ModelConfig, Parameters,
+    PassSize, SavePolicy, Sequences, Targets, TextPart, Texts, TrainPart, Trained,
 };
 
 use crate::golden_file::{Golden, OnReference, agree, close, folder};
@@ -211,7 +211,7 @@ pub fn check_plan(what: &str, load: impl Fn() -> Adapted) {
             tokens: adapted.ids.len(),
             sequences: 6,
             learned: if adapted.labels.is_empty() { adapted.total() } else { 0 },
-            keep: Keep::of_training(recompute),
+            saves: SavePolicy::of_training(recompute),
             lora_dropout: dropped,
             scored: false,
             every: false,
