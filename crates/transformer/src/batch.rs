@@ -104,7 +104,7 @@ pub struct TrainPart<'a> {
     /// pass.
     pub recompute: bool,
     /// The output of the lower blocks from an earlier pass over these sequences; None computes it.
-    pub below: Option<PrefixOutput<'a>>,
+    pub prefix: Option<PrefixOutput<'a>>,
 }
 
 impl TrainPart<'_> {
@@ -129,8 +129,8 @@ pub struct TextPart<'a> {
     pub keys: &'a [Key],
     /// See [`TrainPart::recompute`].
     pub recompute: bool,
-    /// See [`TrainPart::below`].
-    pub below: Option<PrefixOutput<'a>>,
+    /// See [`TrainPart::prefix`].
+    pub prefix: Option<PrefixOutput<'a>>,
 }
 
 /// Output of the lowest blocks for the sequences of a pass. Nothing in these blocks trains or has

@@ -125,7 +125,7 @@ impl Case {
                 dropout: DropoutRates::NONE,
                 keys: &vec![Key::new(0); to - from],
                 recompute: false,
-                below: None,
+                prefix: None,
             };
             let scored = moments.is_some();
             let of_reference = (reference.as_mut())
@@ -415,7 +415,7 @@ fn dropped(
         dropout,
         keys: &(0..6).map(|i| Key::new(5).fold(i)).collect::<Vec<_>>(),
         recompute,
-        below: None,
+        prefix: None,
     };
     let size = PassSize {
         tokens: input.ids.len(),
@@ -493,7 +493,7 @@ fn gradients_under_dropout() {
                 dropout: DropoutRates { hidden: 0.1, attention: 0.2, head: 0.3, lora: 0.25 },
                 keys: &keys,
                 recompute: false,
-                below: None,
+                prefix: None,
             };
             let (table, memory) = (&case.table, &mut case.memory);
             let (values, gradients) = case.parameters.training();

@@ -146,7 +146,7 @@ impl Case {
                 dropout: self.dropout,
                 keys: &keys,
                 recompute,
-                below: None,
+                prefix: None,
             };
             let scored = moments.is_some();
             let of_reference = (reference.as_mut())

@@ -118,7 +118,7 @@ impl Case {
                 Texts { ids: &self.ids[start..end], offsets: &offsets, learn: &self.learn[start..end] };
             let keys = vec![Key::new(0); to - from];
             let part =
-                TextPart { texts, total, dropout: DropoutRates::NONE, keys: &keys, recompute, below: None };
+                TextPart { texts, total, dropout: DropoutRates::NONE, keys: &keys, recompute, prefix: None };
             let scored = moments.is_some();
             let of_reference = (reference.as_mut())
                 .map(|reference| reference.train_texts(&self.parameters, &self.table, part, scored));

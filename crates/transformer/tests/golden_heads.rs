@@ -147,7 +147,7 @@ impl Case {
                 dropout: self.dropout,
                 keys: &keys,
                 recompute,
-                below: None,
+                prefix: None,
             };
             let of_reference = reference
                 .as_mut()

@@ -287,7 +287,7 @@ mod tests {
                 dropout: DropoutRates::NONE,
                 keys: &[lora_drop_compute::random::Key::new(0); 6],
                 recompute: false,
-                below: None,
+                prefix: None,
             };
             model.net.train(context, gradients, part).unwrap();
             hooks.after_gradients(&mut learner).unwrap();

@@ -369,12 +369,12 @@ impl Learner {
             let output = match &*reuse {
                 Some(reuse) => Some(reuse.output(&of_part, packed.sequences(), |sequences, blocks| {
                     let context = Context::new(values, table, &mut *memory, cancel.flag());
-                    Ok(model.net.below(context, sequences, blocks)?)
+                    Ok(model.net.prefix_output(context, sequences, blocks)?)
                 })?),
                 None => None,
             };
-            let below = reuse.as_ref().zip(output.as_ref());
-            let below = below.map(|(reuse, output)| PrefixOutput { blocks: reuse.blocks, output });
+            let prefix = reuse.as_ref().zip(output.as_ref());
+            let prefix = prefix.map(|(reuse, output)| PrefixOutput { blocks: reuse.blocks, output });
             let observing = schedule.observer.zip(observations);
             let observing = observing.map(|(observer, observations)| Observing { observer, observations });
             let context = Context { values, table, observing, memory, stop: cancel.flag() };
@@ -391,13 +391,13 @@ impl Learner {
                         dropout,
                         keys,
                         recompute,
-                        below,
+                        prefix,
                     };
                     model.net.train(context, gradients, part)?
                 }
                 Packed::Texts(batch) => {
                     let total = total as usize;
-                    let part = TextPart { texts: texts(batch), total, dropout, keys, recompute, below };
+                    let part = TextPart { texts: texts(batch), total, dropout, keys, recompute, prefix };
                     model.net.train_texts(context, gradients, part)?
                 }
             })

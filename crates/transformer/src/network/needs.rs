@@ -16,9 +16,9 @@ impl<D: Device> Walk<'_, '_, D> {
         D::ROUNDS && layers.iter().all(|(layer, _)| self.net.layers[*layer].precision == Precision::Bf16)
     }
 
-    /// Returns what the backward pass needs; with `below`, it also computes the gradient of the
-    /// segment's input.
-    pub fn needs(&self, below: bool) -> Needs {
+    /// Returns what the backward pass needs; with `input_gradient`, it also computes the gradient of
+    /// the segment's input.
+    pub fn needs(&self, input_gradient: bool) -> Needs {
         let Segment { ops, values, input, .. } = self.segment;
         let mut needs = Needs {
             wanted: vec![false; values.len()],
@@ -26,7 +26,7 @@ impl<D: Device> Walk<'_, '_, D> {
             beside: vec![false; ops.len()],
         };
         if let Some(input) = *input {
-            needs.wanted[input] = below;
+            needs.wanted[input] = input_gradient;
         }
         for op in ops {
             let any = op.reads().iter().any(|&x| needs.wanted[x]);

@@ -199,7 +199,7 @@ impl<D: Device> Network<D> {
         let chosen = self.chosen(sequences);
         let options = Options { gradients: Some(gradients), drops: Some(drops), ..Options::default() };
         let goal = Goal::Head(part.targets());
-        let train = |pass: &mut Pass<D>| pass.train(goal, part.recompute, part.below);
+        let train = |pass: &mut Pass<D>| pass.train(goal, part.recompute, part.prefix);
         self.pass(context, (sequences, &chosen), size, options, train)
     }
 
@@ -214,7 +214,7 @@ impl<D: Device> Network<D> {
         let size = PassSize { learned: chosen.len(), ..size };
         let options = Options { gradients: Some(gradients), drops: Some(drops), ..Options::default() };
         let goal = Goal::Tokens(&targets, 1.0 / part.total as f32);
-        let train = |pass: &mut Pass<D>| pass.train(goal, part.recompute, part.below);
+        let train = |pass: &mut Pass<D>| pass.train(goal, part.recompute, part.prefix);
         self.pass(context, (texts.sequences(), &chosen), size, options, train)
     }
 
@@ -230,10 +230,15 @@ impl<D: Device> Network<D> {
     /// Returns the output of the `blocks` lowest blocks (not all) for packed sequences without
     /// dropout, (tokens, hidden), for [`PrefixOutput`]. A sequence's values do not depend on the
     /// others.
-    pub fn below(&self, context: Context<D>, sequences: Sequences, blocks: usize) -> Result<Vec<f32>> {
+    pub fn prefix_output(
+        &self,
+        context: Context<D>,
+        sequences: Sequences,
+        blocks: usize,
+    ) -> Result<Vec<f32>> {
         assert!(blocks < self.graph.blocks.len(), "the last block may compute first tokens alone");
         let size = PassSize::of_forward(sequences.offsets, false);
-        self.pass(context, (sequences, &[]), size, Options::default(), |pass| pass.below(blocks))
+        self.pass(context, (sequences, &[]), size, Options::default(), |pass| pass.prefix_output(blocks))
     }
 
     /// Calls `see` with the hidden states of packed sequences without dropout, (tokens, hidden):
@@ -305,7 +310,7 @@ impl<'p, 'a, D: Device> Pass<'p, 'a, D> {
         Ok(())
     }
 
-    fn go_on(&self) -> Result<()> {
+    fn check_stop(&self) -> Result<()> {
         match self.stop {
             Some(stop) if stop.load(Ordering::Relaxed) => Err(Stopped::Asked),
             _ => Ok(()),
@@ -326,18 +331,19 @@ impl<'p, 'a, D: Device> Pass<'p, 'a, D> {
         }
     }
 
-    fn row(&mut self) -> Piece {
+    /// Allocates memory for hidden states, (tokens, hidden).
+    fn take_hidden(&mut self) -> Piece {
         self.space.take(self.shape.tokens * self.net.graph.hidden)
     }
 
     /// Computes the output of the first `blocks` blocks into `into`, (tokens, hidden): from the
-    /// tokens, or from the output of the blocks `below`. The activations of one block exist at a
-    /// time.
-    fn lower(&mut self, blocks: usize, below: Option<PrefixOutput>, into: Piece) -> Result<()> {
-        let first = below.map_or(0, |below| below.blocks);
-        let mut x = if blocks == first { into } else { self.row() };
-        match (below, &mut self.run) {
-            (Some(below), Some(run)) => run.device.write(run.store.memory, x, below.output)?,
+    /// tokens, or from the output of a `prefix` of these blocks. The activations of one block exist
+    /// at a time.
+    fn forward_blocks(&mut self, blocks: usize, prefix: Option<PrefixOutput>, into: Piece) -> Result<()> {
+        let first = prefix.map_or(0, |prefix| prefix.blocks);
+        let mut x = if blocks == first { into } else { self.take_hidden() };
+        match (prefix, &mut self.run) {
+            (Some(prefix), Some(run)) => run.device.write(run.store.memory, x, prefix.output)?,
             (Some(_), None) => {}
             (None, _) => {
                 let net = self.net;
@@ -345,8 +351,8 @@ impl<'p, 'a, D: Device> Pass<'p, 'a, D> {
             }
         }
         for number in first..blocks {
-            self.go_on()?;
-            let y = if number + 1 == blocks { into } else { self.row() };
+            self.check_stop()?;
+            let y = if number + 1 == blocks { into } else { self.take_hidden() };
             let segment = self.block(number);
             let _block = self.run.is_some().then(|| profile::block(number));
             self.walk(segment, Some(number)).forward(x, y, None)?;
@@ -357,20 +363,20 @@ impl<'p, 'a, D: Device> Pass<'p, 'a, D> {
     }
 
     /// Returns the output of the first `blocks` blocks, (tokens, hidden).
-    pub fn below(&mut self, blocks: usize) -> Result<Vec<f32>> {
-        let into = self.row();
-        self.lower(blocks, None, into)?;
+    pub fn prefix_output(&mut self, blocks: usize) -> Result<Vec<f32>> {
+        let into = self.take_hidden();
+        self.forward_blocks(blocks, None, into)?;
         let run = self.run.as_ref().expect("what is measured has no output");
         Ok(run.device.read(run.store.memory, into)?)
     }
 
     /// Calls `see` with the output of the embedding and of each block, (tokens, hidden).
     pub fn hidden_states(&mut self, mut see: impl FnMut(usize, &[f32])) -> Result<()> {
-        let into = self.row();
+        let into = self.take_hidden();
         let mut output = Vec::new();
         for blocks in 0..=self.net.graph.blocks.len() {
-            let below = blocks.checked_sub(1).map(|blocks| PrefixOutput { blocks, output: &output });
-            self.lower(blocks, below, into)?;
+            let prefix = blocks.checked_sub(1).map(|blocks| PrefixOutput { blocks, output: &output });
+            self.forward_blocks(blocks, prefix, into)?;
             let run = self.run.as_ref().expect("what is measured has no output");
             output = run.device.read(run.store.memory, into)?;
             see(blocks, &output);
@@ -381,8 +387,8 @@ impl<'p, 'a, D: Device> Pass<'p, 'a, D> {
     /// Computes the output of the last block, (tokens, hidden).
     fn body(&mut self) -> Result<Piece> {
         let _phase = self.run.is_some().then(|| profile::phase("forward"));
-        let into = self.row();
-        self.lower(self.net.graph.blocks.len(), None, into)?;
+        let into = self.take_hidden();
+        self.forward_blocks(self.net.graph.blocks.len(), None, into)?;
         Ok(into)
     }
 
@@ -416,7 +422,7 @@ impl<'p, 'a, D: Device> Pass<'p, 'a, D> {
         let x = self.body()?;
         let mut found = Vec::with_capacity(targets.len());
         for (chosen, targets) in self.chunks(targets) {
-            self.go_on()?;
+            self.check_stop()?;
             self.choose(chosen);
             let logits = self.head_forward(x)?;
             if let Some(run) = &mut self.run {
@@ -461,18 +467,21 @@ impl<'p, 'a, D: Device> Pass<'p, 'a, D> {
     /// Runs a forward and a backward pass. Adds to the gradients of what trains and to the
     /// observations; returns the sum of the losses. With `recompute`, only the blocks' inputs are
     /// saved, and the backward pass recomputes everything else.
-    pub fn train(&mut self, goal: Goal, recompute: bool, below: Option<PrefixOutput>) -> Result<f64> {
+    pub fn train(&mut self, goal: Goal, recompute: bool, prefix: Option<PrefixOutput>) -> Result<f64> {
         let net = self.net;
         let (blocks, embeds) = (net.graph.blocks.len(), net.trains_embeddings());
         let lowest = net.lowest(self.table);
         // Blocks below the lowest one that trains save nothing.
-        let kept = lowest.unwrap_or(blocks);
-        let computed = below.map_or(0, |below| below.blocks);
-        assert!(kept >= computed, "block {kept} trains, but those below {computed} were not computed");
+        let first_saved = lowest.unwrap_or(blocks);
+        let computed = prefix.map_or(0, |prefix| prefix.blocks);
+        assert!(
+            first_saved >= computed,
+            "block {first_saved} trains, but those below {computed} were not computed"
+        );
         let reaches = |number: usize| embeds || lowest.is_some_and(|lowest| number > lowest);
 
         let phase = self.run.is_some().then(|| profile::phase("forward"));
-        let inputs: Vec<Piece> = (kept..=blocks).map(|_| self.row()).collect();
+        let inputs: Vec<Piece> = (first_saved..=blocks).map(|_| self.take_hidden()).collect();
         let embedding = if embeds {
             let mut walk = self.walk(&net.graph.embedding, None);
             let needs = walk.needs(false);
@@ -480,13 +489,13 @@ impl<'p, 'a, D: Device> Pass<'p, 'a, D> {
             walk.forward(Piece::default(), inputs[0], Some(&saved))?;
             Some((needs, saved))
         } else {
-            self.lower(kept, below, inputs[0])?;
+            self.forward_blocks(first_saved, prefix, inputs[0])?;
             None
         };
-        let mut saved: Vec<(Needs, Saved)> = Vec::with_capacity(blocks - kept);
-        for number in kept..blocks {
-            self.go_on()?;
-            let [x, y] = [number, number + 1].map(|number| inputs[number - kept]);
+        let mut saved: Vec<(Needs, Saved)> = Vec::with_capacity(blocks - first_saved);
+        for number in first_saved..blocks {
+            self.check_stop()?;
+            let [x, y] = [number, number + 1].map(|number| inputs[number - first_saved]);
             let segment = self.block(number);
             let _block = self.run.is_some().then(|| profile::block(number));
             let mut walk = self.walk(segment, Some(number));
@@ -501,12 +510,12 @@ impl<'p, 'a, D: Device> Pass<'p, 'a, D> {
         }
         drop(phase);
 
-        let (sum, d) = self.head_back(goal, inputs[blocks - kept], lowest.is_some())?;
+        let (sum, d) = self.train_head(goal, inputs[blocks - first_saved], lowest.is_some())?;
         let Some(mut d) = d else { return Ok(sum) };
         let _phase = self.run.is_some().then(|| profile::phase("backward"));
-        for number in (kept..blocks).rev() {
-            self.go_on()?;
-            let [x, y] = [number, number + 1].map(|number| inputs[number - kept]);
+        for number in (first_saved..blocks).rev() {
+            self.check_stop()?;
+            let [x, y] = [number, number + 1].map(|number| inputs[number - first_saved]);
             let segment = self.block(number);
             let _block = self.run.is_some().then(|| profile::block(number));
             let mut walk = self.walk(segment, Some(number));
@@ -543,43 +552,43 @@ impl<'p, 'a, D: Device> Pass<'p, 'a, D> {
     }
 
     /// Runs the head forward and backward, with the loss in between. Returns the sum of the losses
-    /// and, with `below`, the gradient of the last block's output.
-    fn head_back(&mut self, goal: Goal, x: Piece, below: bool) -> Result<(f64, Option<Piece>)> {
+    /// and, with `input_gradient`, the gradient of the last block's output.
+    fn train_head(&mut self, goal: Goal, x: Piece, input_gradient: bool) -> Result<(f64, Option<Piece>)> {
         let name = if self.net.graph.reads == Reads::Learned { "logits and loss" } else { "head and loss" };
         let _phase = self.run.is_some().then(|| profile::phase(name));
         if self.net.graph.reads != Reads::Learned {
-            return self.head_part(goal, x, None, below);
+            return self.train_head_chunk(goal, x, None, input_gradient);
         }
         // Rows that predict nothing have a gradient of zero.
-        let d = self.row();
+        let d = self.take_hidden();
         if let Some(run) = &mut self.run {
             run.compute(Operation::Fill { piece: d, value: 0.0 })?;
         }
         let Goal::Tokens(targets, scale) = goal else {
             // A pass that only measures has one chunk.
-            return self.head_part(goal, x, Some(d), below).map(|(sum, _)| (sum, Some(d)));
+            return self.train_head_chunk(goal, x, Some(d), input_gradient).map(|(sum, _)| (sum, Some(d)));
         };
         let mut sum = 0.0;
         for (chosen, targets) in self.chunks(targets) {
-            self.go_on()?;
+            self.check_stop()?;
             self.choose(chosen);
-            sum += self.head_part(Goal::Tokens(targets, scale), x, Some(d), below)?.0;
+            sum += self.train_head_chunk(Goal::Tokens(targets, scale), x, Some(d), input_gradient)?.0;
         }
-        Ok((sum, below.then_some(d)))
+        Ok((sum, input_gradient.then_some(d)))
     }
 
     /// Does the same for the chosen tokens; adds the gradient to `into`, if given.
-    fn head_part(
+    fn train_head_chunk(
         &mut self,
         goal: Goal,
         x: Piece,
         into: Option<Piece>,
-        below: bool,
+        input_gradient: bool,
     ) -> Result<(f64, Option<Piece>)> {
         let head = self.head();
         let logits = self.logits();
         let mut walk = self.walk(head, None);
-        let needs = walk.needs(below);
+        let needs = walk.needs(input_gradient);
         let saved = walk.save(&needs);
         walk.forward(x, logits, Some(&saved))?;
         // Logits of tokens are wide, so their gradient overwrites them.

@@ -85,7 +85,7 @@ impl Adapted {
             let (table, memory) = (&self.table, &mut self.memory);
             let (loss, want) = if self.labels.is_empty() {
                 let texts = Texts { ids, offsets: &offsets, learn: &self.learn[start..end] };
-                let part = TextPart { texts, total, dropout, keys, recompute, below: None };
+                let part = TextPart { texts, total, dropout, keys, recompute, prefix: None };
                 let want = reference.as_mut().map(|r| r.train_texts(&self.parameters, table, part, false));
                 let (values, gradients) = self.parameters.training();
                 let context = Context { values, table, observing: None, memory, stop };
@@ -105,7 +105,7 @@ impl Adapted {
                     dropout,
                     keys,
                     recompute,
-                    below: None,
+                    prefix: None,
                 };
                 let want = reference.as_mut().map(|r| r.train(&self.parameters, table, part, false));
                 let (values, gradients) = self.parameters.training();
