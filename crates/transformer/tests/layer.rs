@@ -79,7 +79,7 @@ impl Layer {
         let adapter = with_lora.then(|| self.adapter.on());
         let (device, list, weights) = (&Cpu, values.list, &self.weights);
         let mut layer = LayerPass { device, store, list, weights, rows, few, dropout: None };
-        let memory_of_adapter = AdapterMemory { saved: z, scratch: dz, kept: true };
+        let memory_of_adapter = AdapterMemory { saved: z, scratch: dz, backward_follows: true };
         match adapter {
             None => layer.forward([x, y], layer.bias(), None).unwrap(),
             Some(adapter) => adapter.forward(&mut layer, [x, y], memory_of_adapter).unwrap(),

@@ -125,13 +125,13 @@ fn measure(
     };
     let (x, dy) = (take(rows * input, 0.5), take(rows * output, 0.25));
     let (y, dx) = (take(rows * output, 0.0), take(rows * input, 0.0));
-    let extent = Extent { rows, input, output, dropout: false, kept: true };
+    let extent = Extent { rows, input, output, dropout: false, backward_follows: true };
     let adapter = layer.adapter.as_ref().map(Adapter::on::<Cpu>);
     let [saved, scratch] = adapter.map_or([0; 2], |adapter| {
         [adapter.saved(extent), adapter.scratch(extent, false).max(adapter.scratch(extent, true))]
     });
     let memory_of_adapter =
-        AdapterMemory { saved: take(saved, 0.0), scratch: take(scratch, 0.0), kept: true };
+        AdapterMemory { saved: take(saved, 0.0), scratch: take(scratch, 0.0), backward_follows: true };
     // Makes room for the gradients.
     parameters.zero_gradients();
     let (values, gradients) = parameters.training();

@@ -9,7 +9,7 @@ use lora_drop_compute::device::{
     At, Cpu, Device, LowRank, Magnitude, Matrix, Operation, Piece, Result, Start, Store,
 };
 
-use super::{AdapterMemory, Extent, LoraPair, Method, parts};
+use super::{AdapterMemory, Extent, LoraPair, Method, split};
 use crate::linear::{LayerPass, LinearWeights};
 use crate::parameters::{ParamId, Values};
 
@@ -29,19 +29,19 @@ pub struct Dora {
 impl Dora {
     /// Lengths of what is saved: z (rows, rank), the norms (out), and u (rows, out) if a backward
     /// pass follows.
-    fn of_saved(&self, of: Extent) -> [usize; 3] {
-        [of.rows * self.pair.rank, of.output, if of.kept { of.rows * of.output } else { 0 }]
+    fn saved_lengths(&self, of: Extent) -> [usize; 3] {
+        [of.rows * self.pair.rank, of.output, if of.backward_follows { of.rows * of.output } else { 0 }]
     }
 
     /// Lengths of the forward pass's scratch: the dropped input (rows, in), and u (rows, out) if it
     /// is neither saved nor computed in y's memory.
-    fn of_forward(&self, of: Extent) -> [usize; 2] {
-        [of.dropped(), if of.kept || !of.dropout { 0 } else { of.rows * of.output }]
+    fn forward_scratch(&self, of: Extent) -> [usize; 2] {
+        [of.dropped(), if of.backward_follows || !of.dropout { 0 } else { of.rows * of.output }]
     }
 
     /// Lengths of the backward pass's scratch: dz (rows, rank), du (rows, out) and the dropped
     /// input (rows, in).
-    fn of_backward(&self, of: Extent) -> [usize; 3] {
+    fn backward_scratch(&self, of: Extent) -> [usize; 3] {
         [of.rows * self.pair.rank, of.rows * of.output, of.dropped()]
     }
 
@@ -83,11 +83,11 @@ pub fn weight_norms(weights: &LinearWeights, pair: Option<LoraPair>, values: Val
 
 impl<D: Device> Method<D> for Dora {
     fn saved(&self, of: Extent) -> usize {
-        self.of_saved(of).iter().sum()
+        self.saved_lengths(of).iter().sum()
     }
 
-    fn scratch(&self, of: Extent, back: bool) -> usize {
-        if back { self.of_backward(of).iter().sum() } else { self.of_forward(of).iter().sum() }
+    fn scratch(&self, of: Extent, backward: bool) -> usize {
+        if backward { self.backward_scratch(of).iter().sum() } else { self.forward_scratch(of).iter().sum() }
     }
 
     fn pair(&self) -> &LoraPair {
@@ -95,9 +95,9 @@ impl<D: Device> Method<D> for Dora {
     }
 
     fn forward(&self, layer: &mut LayerPass<D>, [x, y]: [Piece; 2], memory: AdapterMemory) -> Result<()> {
-        let extent = layer.extent(memory.kept);
-        let [z, norms, saved] = parts(memory.saved, self.of_saved(extent));
-        let [dropped, scratch] = parts(memory.scratch, self.of_forward(extent));
+        let extent = layer.extent(memory.backward_follows);
+        let [z, norms, saved] = split(memory.saved, self.saved_lengths(extent));
+        let [dropped, scratch] = split(memory.scratch, self.forward_scratch(extent));
         if self.norms.is_none() {
             row_norms(layer, Some(self.pair), norms)?;
         }
@@ -105,7 +105,7 @@ impl<D: Device> Method<D> for Dora {
         self.pair.project(layer, input, z)?;
         let [_, b] = self.pair.matrices(layer);
         let thin = Some((Matrix::of(z, layer.rows, self.pair.rank), b));
-        let u = match (memory.kept, extent.dropout) {
+        let u = match (memory.backward_follows, extent.dropout) {
             (true, _) => saved,
             (false, true) => scratch,
             (false, false) => y,
@@ -129,8 +129,8 @@ impl<D: Device> Method<D> for Dora {
         memory: AdapterMemory,
     ) -> Result<()> {
         let extent = layer.extent(true);
-        let [z, norms, u] = parts(memory.saved, self.of_saved(extent));
-        let [dz, du, dropped] = parts(memory.scratch, self.of_backward(extent));
+        let [z, norms, u] = split(memory.saved, self.saved_lengths(extent));
+        let [dz, du, dropped] = split(memory.scratch, self.backward_scratch(extent));
         let [a, _] = self.pair.matrices(layer);
         let thin = Some((Matrix::of(dz, layer.rows, self.pair.rank), a));
         let (by, gradient) = (self.factors(layer, norms, 0.0), layer.piece(self.magnitude));

@@ -4,7 +4,7 @@
 
 use lora_drop_compute::device::{Device, Matrix, Piece, Result, Start, To};
 
-use super::{AdapterMemory, Extent, Method, parts};
+use super::{AdapterMemory, Extent, Method, split};
 use crate::linear::LayerPass;
 use crate::parameters::ParamId;
 
@@ -141,8 +141,8 @@ impl<D: Device> Method<D> for LoraPair {
 
     /// Number of values of dz, (rows, rank), in the backward pass and of the dropped input, (rows,
     /// in), with dropout.
-    fn scratch(&self, of: Extent, back: bool) -> usize {
-        of.dropped() + if back { of.rows * self.rank } else { 0 }
+    fn scratch(&self, of: Extent, backward: bool) -> usize {
+        of.dropped() + if backward { of.rows * self.rank } else { 0 }
     }
 
     fn pair(&self) -> &LoraPair {
@@ -162,7 +162,7 @@ impl<D: Device> Method<D> for LoraPair {
         memory: AdapterMemory,
     ) -> Result<()> {
         let of = layer.extent(true);
-        let [dz, dropped] = parts(memory.scratch, [of.rows * self.rank, of.dropped()]);
+        let [dz, dropped] = split(memory.scratch, [of.rows * self.rank, of.dropped()]);
         let halves = self.halves(layer);
         self.backward_with(layer, xdy, dx, [memory.saved, dz, dropped], &halves)
     }

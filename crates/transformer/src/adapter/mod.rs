@@ -93,9 +93,9 @@ pub trait Method<D: Device> {
     /// Number of floats that the forward pass of a layer saves for the backward pass.
     fn saved(&self, of: Extent) -> usize;
 
-    /// Number of floats that the forward pass, or with `back` the backward pass, needs while it
+    /// Number of floats that the forward pass, or with `backward` the backward pass, needs while it
     /// runs.
-    fn scratch(&self, of: Extent, back: bool) -> usize;
+    fn scratch(&self, of: Extent, backward: bool) -> usize;
 
     /// Returns the pair. Its z = s·A x, (rows, rank), is at the start of what is saved; the module
     /// is scored from it.
@@ -125,7 +125,7 @@ pub struct Extent {
     /// Whether the adapter's input has dropout.
     pub dropout: bool,
     /// Whether a backward pass follows, which reads what is saved.
-    pub kept: bool,
+    pub backward_follows: bool,
 }
 
 impl Extent {
@@ -141,13 +141,13 @@ pub struct AdapterMemory {
     pub saved: Piece,
     pub scratch: Piece,
     /// Whether a backward pass follows, which reads what is saved.
-    pub kept: bool,
+    pub backward_follows: bool,
 }
 
 impl<'a, D: Device> LayerPass<'a, '_, D> {
-    fn extent(&self, kept: bool) -> Extent {
+    fn extent(&self, backward_follows: bool) -> Extent {
         let LinearWeights { input, output, .. } = *self.weights;
-        Extent { rows: self.rows, input, output, dropout: self.dropout.is_some(), kept }
+        Extent { rows: self.rows, input, output, dropout: self.dropout.is_some(), backward_follows }
     }
 
     /// Returns the range of a parameter among the values, which is also that of its gradient.
@@ -220,7 +220,7 @@ impl LoraTable {
 }
 
 /// Splits a piece into pieces of these lengths, one after the other.
-fn parts<const N: usize>(piece: Piece, lengths: [usize; N]) -> [Piece; N] {
+fn split<const N: usize>(piece: Piece, lengths: [usize; N]) -> [Piece; N] {
     let mut start = piece.start;
     let parts = lengths.map(|len| {
         start += len;

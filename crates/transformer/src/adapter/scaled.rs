@@ -15,7 +15,7 @@
 use lora_drop_compute::device::{self, Device, Matrix, Operation, Piece, Result, To};
 
 use super::lora::Halves;
-use super::{AdapterMemory, Extent, LoraPair, Method, parts};
+use super::{AdapterMemory, Extent, LoraPair, Method, split};
 use crate::linear::LayerPass;
 use crate::parameters::ParamId;
 
@@ -34,19 +34,19 @@ pub struct Scaled {
 
 impl Scaled {
     /// Lengths of the forward pass's scratch: B' (rank, out) and the dropped input (rows, in).
-    fn of_forward(&self, of: Extent) -> [usize; 2] {
+    fn forward_scratch(&self, of: Extent) -> [usize; 2] {
         [self.pair.rank * of.output, of.dropped()]
     }
 
     /// Lengths of the backward pass's scratch: B' and dB' (rank, out), dz (rows, rank), the dropped
     /// input (rows, in).
-    fn of_backward(&self, of: Extent) -> [usize; 4] {
-        let [folded, dropped] = self.of_forward(of);
+    fn backward_scratch(&self, of: Extent) -> [usize; 4] {
+        let [folded, dropped] = self.forward_scratch(of);
         [folded, folded, of.rows * self.pair.rank, dropped]
     }
 
     /// Returns Bᵀ with the vectors that scale its rows (u) and columns (v).
-    fn of_b<'a, D: Device>(&self, layer: &LayerPass<'a, '_, D>) -> device::Scaled<'a, D> {
+    fn scaled_b<'a, D: Device>(&self, layer: &LayerPass<'a, '_, D>) -> device::Scaled<'a, D> {
         let [matrix, rows] = [self.pair.b, self.inner].map(|id| layer.parameter(id));
         let columns = self.outer.map(|id| layer.parameter(id));
         device::Scaled { matrix, rows, columns, width: layer.weights.output }
@@ -54,7 +54,7 @@ impl Scaled {
 
     /// Computes B'ᵀ, (rank, out), into its piece.
     fn folded<'a, D: Device>(&self, layer: &mut LayerPass<'a, '_, D>, to: Piece) -> Result<Matrix<'a, D>> {
-        let scaled = self.of_b(layer);
+        let scaled = self.scaled_b(layer);
         layer.compute(Operation::Scaled { scaled, to })?;
         Ok(Matrix::of(to, self.pair.rank, layer.weights.output))
     }
@@ -66,8 +66,8 @@ impl<D: Device> Method<D> for Scaled {
         of.rows * self.pair.rank
     }
 
-    fn scratch(&self, of: Extent, back: bool) -> usize {
-        if back { self.of_backward(of).iter().sum() } else { self.of_forward(of).iter().sum() }
+    fn scratch(&self, of: Extent, backward: bool) -> usize {
+        if backward { self.backward_scratch(of).iter().sum() } else { self.forward_scratch(of).iter().sum() }
     }
 
     fn pair(&self) -> &LoraPair {
@@ -75,7 +75,8 @@ impl<D: Device> Method<D> for Scaled {
     }
 
     fn forward(&self, layer: &mut LayerPass<D>, xy: [Piece; 2], memory: AdapterMemory) -> Result<()> {
-        let [folded, dropped] = parts(memory.scratch, self.of_forward(layer.extent(memory.kept)));
+        let [folded, dropped] =
+            split(memory.scratch, self.forward_scratch(layer.extent(memory.backward_follows)));
         let b = self.folded(layer, folded)?;
         self.pair.forward_with(layer, xy, [memory.saved, dropped], b)
     }
@@ -87,8 +88,8 @@ impl<D: Device> Method<D> for Scaled {
         dx: Option<(Piece, bool)>,
         memory: AdapterMemory,
     ) -> Result<()> {
-        let lengths = self.of_backward(layer.extent(true));
-        let [folded, d, dz, dropped] = parts(memory.scratch, lengths);
+        let lengths = self.backward_scratch(layer.extent(true));
+        let [folded, d, dz, dropped] = split(memory.scratch, lengths);
         let b = self.folded(layer, folded)?;
         let [a, _] = self.pair.matrices(layer);
         let [gradient_a, gradient_b] =
@@ -97,7 +98,7 @@ impl<D: Device> Method<D> for Scaled {
         self.pair.backward_with(layer, xdy, dx, [memory.saved, dz, dropped], &halves)?;
         let gradients =
             [gradient_b, Some(layer.piece(self.inner)), self.outer.map(|outer| layer.piece(outer))];
-        let scaled = self.of_b(layer);
+        let scaled = self.scaled_b(layer);
         layer.compute(Operation::ScaledBackward { scaled, d, gradients })
     }
 }

@@ -283,7 +283,7 @@ impl Op {
 pub enum TakenOver {
     Always,
     /// Unless the value is saved exactly.
-    UnlessKept,
+    UnlessSaved,
 }
 
 /// A list of operations from an input to an output value.
@@ -295,7 +295,7 @@ pub struct Segment {
     pub input: Option<ValueId>,
     pub output: ValueId,
     /// By value: the operation that computes it; None for the input.
-    pub maker: Vec<Option<usize>>,
+    pub producer: Vec<Option<usize>>,
     /// By value: the last operation that reads it.
     pub last_read: Vec<Option<usize>>,
     /// By value: the value that takes over its memory.
@@ -434,9 +434,9 @@ impl Builder {
 
     pub fn finish(self, output: ValueId) -> Segment {
         let Builder { ops, values, input } = self;
-        let (mut maker, mut last_read) = (vec![None; values.len()], vec![None; values.len()]);
+        let (mut producer, mut last_read) = (vec![None; values.len()], vec![None; values.len()]);
         for (i, op) in ops.iter().enumerate() {
-            op.writes().into_iter().for_each(|value| maker[value] = Some(i));
+            op.writes().into_iter().for_each(|value| producer[value] = Some(i));
             op.reads().into_iter().for_each(|value| last_read[value] = Some(i));
         }
         let mut taken_over = vec![None; values.len()];
@@ -446,13 +446,13 @@ impl Builder {
                 | Op::Add { branch: x, y, .. }
                 | Op::Scale { x, y, .. }
                 | Op::Dropout { x, y, .. } => (x, y, TakenOver::Always),
-                Op::Activation { x, y, .. } | Op::Gate { gate: x, y, .. } => (x, y, TakenOver::UnlessKept),
+                Op::Activation { x, y, .. } | Op::Gate { gate: x, y, .. } => (x, y, TakenOver::UnlessSaved),
                 _ => continue,
             };
-            if maker[x].is_some() && last_read[x] == Some(i) {
+            if producer[x].is_some() && last_read[x] == Some(i) {
                 taken_over[x] = Some((y, how));
             }
         }
-        Segment { ops, values, input, output, maker, last_read, taken_over }
+        Segment { ops, values, input, output, producer, last_read, taken_over }
     }
 }

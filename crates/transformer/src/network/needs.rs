@@ -11,8 +11,8 @@ impl<D: Device> Walk<'_, '_, D> {
     /// Whether an activation's input is saved rounded to bf16: if the layers that compute it
     /// multiply in bf16.
     fn rounds(&self, value: ValueId) -> bool {
-        let made = self.segment.maker[value].map(|op| &self.segment.ops[op]);
-        let Some(Op::Linear { layers, .. }) = made else { return false };
+        let producer = self.segment.producer[value].map(|op| &self.segment.ops[op]);
+        let Some(Op::Linear { layers, .. }) = producer else { return false };
         D::ROUNDS && layers.iter().all(|(layer, _)| self.net.layers[*layer].precision == Precision::Bf16)
     }
 
@@ -21,82 +21,83 @@ impl<D: Device> Walk<'_, '_, D> {
     pub fn needs(&self, input_gradient: bool) -> Needs {
         let Segment { ops, values, input, .. } = self.segment;
         let mut needs = Needs {
-            wanted: vec![false; values.len()],
-            kept: vec![SavedAs::No; values.len()],
-            beside: vec![false; ops.len()],
+            gradient: vec![false; values.len()],
+            saved_as: vec![SavedAs::No; values.len()],
+            aux: vec![false; ops.len()],
         };
         if let Some(input) = *input {
-            needs.wanted[input] = input_gradient;
+            needs.gradient[input] = input_gradient;
         }
         for op in ops {
-            let any = op.reads().iter().any(|&x| needs.wanted[x]);
+            let any = op.reads().iter().any(|&x| needs.gradient[x]);
             let trains = |weight: &WeightId| self.net.weights[*weight].trains();
             match op {
                 Op::Linear { layers, .. } => {
-                    layers.iter().for_each(|(layer, y)| needs.wanted[*y] = any || self.trains(*layer));
+                    layers.iter().for_each(|(layer, y)| needs.gradient[*y] = any || self.trains(*layer));
                 }
                 Op::Embed { tables, y } => {
-                    needs.wanted[*y] = tables.iter().any(|(table, _)| trains(table));
+                    needs.gradient[*y] = tables.iter().any(|(table, _)| trains(table));
                 }
                 Op::LayerNorm { gamma, y, .. } | Op::RmsNorm { gamma, y, .. } => {
-                    needs.wanted[*y] = any || trains(gamma);
+                    needs.gradient[*y] = any || trains(gamma);
                 }
-                other => other.writes().into_iter().for_each(|y| needs.wanted[y] = any),
+                other => other.writes().into_iter().for_each(|y| needs.gradient[y] = any),
             }
         }
         for (i, op) in ops.iter().enumerate() {
-            if !op.writes().iter().any(|&y| needs.wanted[y]) {
+            if !op.writes().iter().any(|&y| needs.gradient[y]) {
                 continue;
             }
             match op {
                 Op::Linear { x, layers } if layers.iter().any(|(layer, _)| self.trains(*layer)) => {
-                    needs.beside[i] = true;
-                    self.need(&mut needs, *x);
+                    needs.aux[i] = true;
+                    self.mark_layer_input(&mut needs, *x);
                 }
-                _ => self.reads(&mut needs, i),
+                _ => self.mark_backward_reads(&mut needs, i),
             }
         }
         if let Some(input) = *input {
             // The caller has the input anyway.
-            needs.kept[input] = SavedAs::No;
+            needs.saved_as[input] = SavedAs::No;
         }
         needs
     }
 
-    /// Marks what the backward pass of an operation itself reads: values, and statistics of its
-    /// rows.
-    fn reads(&self, needs: &mut Needs, op: usize) {
+    /// Marks what the backward pass of an operation itself reads: values, and auxiliary values.
+    fn mark_backward_reads(&self, needs: &mut Needs, op: usize) {
         match &self.segment.ops[op] {
-            Op::LayerNorm { .. } => needs.beside[op] = true,
+            Op::LayerNorm { .. } => needs.aux[op] = true,
             Op::RmsNorm { x, .. } => {
-                needs.beside[op] = true;
-                needs.keep(*x, SavedAs::Exact);
+                needs.aux[op] = true;
+                needs.save(*x, SavedAs::Exact);
             }
             Op::Attention { qkv, y, .. } => {
-                needs.beside[op] = true;
-                qkv.iter().chain([y]).for_each(|&value| needs.keep(value, SavedAs::Exact));
+                needs.aux[op] = true;
+                qkv.iter().chain([y]).for_each(|&value| needs.save(value, SavedAs::Exact));
             }
-            Op::Activation { x, .. } => needs.keep(*x, SavedAs::Input),
-            Op::Gate { gate, up, .. } => [gate, up].into_iter().for_each(|&x| needs.keep(x, SavedAs::Input)),
+            Op::Activation { x, .. } => needs.save(*x, SavedAs::Input),
+            Op::Gate { gate, up, .. } => [gate, up].into_iter().for_each(|&x| needs.save(x, SavedAs::Input)),
             _ => {}
         }
     }
 
     /// Marks a value that gradients of layers read. Values that are cheap to recompute are not
     /// saved; the inputs that their own backward pass saves are enough.
-    fn need(&self, needs: &mut Needs, value: ValueId) {
-        let Some(maker) = self.segment.maker[value] else { return };
-        match &self.segment.ops[maker] {
-            Op::RmsNorm { .. } | Op::Activation { .. } | Op::Gate { .. } => self.reads(needs, maker),
-            Op::Gather { x, .. } => self.need(needs, *x),
-            _ => needs.keep(value, SavedAs::Exact),
+    fn mark_layer_input(&self, needs: &mut Needs, value: ValueId) {
+        let Some(producer) = self.segment.producer[value] else { return };
+        match &self.segment.ops[producer] {
+            Op::RmsNorm { .. } | Op::Activation { .. } | Op::Gate { .. } => {
+                self.mark_backward_reads(needs, producer)
+            }
+            Op::Gather { x, .. } => self.mark_layer_input(needs, *x),
+            _ => needs.save(value, SavedAs::Exact),
         }
     }
 
     /// Allocates memory for what is saved.
-    pub fn save(&mut self, needs: &Needs) -> Saved {
-        let values = (0..needs.kept.len()).map(|value| {
-            let rounded = match needs.kept[value] {
+    pub fn allocate_saved(&mut self, needs: &Needs) -> Saved {
+        let values = (0..needs.saved_as.len()).map(|value| {
+            let rounded = match needs.saved_as[value] {
                 SavedAs::No => return None,
                 SavedAs::Exact => false,
                 SavedAs::Input => self.rounds(value),
@@ -106,15 +107,15 @@ impl<D: Device> Walk<'_, '_, D> {
             Some(Kept { piece, count, rounded })
         });
         let values = values.collect();
-        let beside = (needs.beside.iter().enumerate())
-            .map(|(op, &kept)| if kept { self.beside(op) } else { Vec::new() })
+        let aux = (needs.aux.iter().enumerate())
+            .map(|(op, &saved)| if saved { self.allocate_aux(op) } else { Vec::new() })
             .collect();
-        Saved { values, beside }
+        Saved { values, aux }
     }
 
-    /// Allocates memory for what an operation saves beside values: statistics of rows, and what
-    /// adapters save.
-    pub(super) fn beside(&mut self, op: usize) -> Vec<Piece> {
+    /// Allocates memory for an operation's auxiliary values: statistics of rows, and what adapters
+    /// save.
+    pub(super) fn allocate_aux(&mut self, op: usize) -> Vec<Piece> {
         let sizes = match &self.segment.ops[op] {
             Op::LayerNorm { y, .. } => {
                 let Value { rows, .. } = self.value(*y);

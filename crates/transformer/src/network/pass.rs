@@ -485,7 +485,7 @@ impl<'p, 'a, D: Device> Pass<'p, 'a, D> {
         let embedding = if embeds {
             let mut walk = self.walk(&net.graph.embedding, None);
             let needs = walk.needs(false);
-            let saved = walk.save(&needs);
+            let saved = walk.allocate_saved(&needs);
             walk.forward(Piece::default(), inputs[0], Some(&saved))?;
             Some((needs, saved))
         } else {
@@ -503,7 +503,7 @@ impl<'p, 'a, D: Device> Pass<'p, 'a, D> {
                 walk.forward(x, y, None)?;
             } else {
                 let needs = walk.needs(reaches(number));
-                let own = walk.save(&needs);
+                let own = walk.allocate_saved(&needs);
                 walk.forward(x, y, Some(&own))?;
                 saved.push((needs, own));
             }
@@ -526,7 +526,7 @@ impl<'p, 'a, D: Device> Pass<'p, 'a, D> {
                     // were taken in the first pass.
                     walk.shape.scored = false;
                     let needs = walk.needs(reaches(number));
-                    let own = walk.save(&needs);
+                    let own = walk.allocate_saved(&needs);
                     walk.forward(x, y, Some(&own))?;
                     (needs, own)
                 }
@@ -589,7 +589,7 @@ impl<'p, 'a, D: Device> Pass<'p, 'a, D> {
         let logits = self.logits();
         let mut walk = self.walk(head, None);
         let needs = walk.needs(input_gradient);
-        let saved = walk.save(&needs);
+        let saved = walk.allocate_saved(&needs);
         walk.forward(x, logits, Some(&saved))?;
         // Logits of tokens are wide, so their gradient overwrites them.
         let dlogits = if self.net.graph.reads == Reads::Learned { logits } else { self.logits() };

@@ -8,11 +8,11 @@ use super::space::Space;
 /// What the backward pass of a segment needs.
 pub struct Needs {
     /// By value: whether its gradient is computed.
-    pub(super) wanted: Vec<bool>,
+    pub(super) gradient: Vec<bool>,
     /// By value: whether it is saved, and as what.
-    pub(super) kept: Vec<SavedAs>,
-    /// By operation: whether statistics of its rows, or what its adapters save, are saved.
-    pub(super) beside: Vec<bool>,
+    pub(super) saved_as: Vec<SavedAs>,
+    /// By operation: whether its auxiliary values are saved.
+    pub(super) aux: Vec<bool>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,9 +24,10 @@ pub enum SavedAs {
 }
 
 impl Needs {
-    pub(super) fn keep(&mut self, value: ValueId, how: SavedAs) {
-        if self.kept[value] != SavedAs::Exact {
-            self.kept[value] = how;
+    /// Marks a value as saved; one that is already saved exactly stays so.
+    pub(super) fn save(&mut self, value: ValueId, how: SavedAs) {
+        if self.saved_as[value] != SavedAs::Exact {
+            self.saved_as[value] = how;
         }
     }
 }
@@ -34,25 +35,25 @@ impl Needs {
 /// What a segment has saved.
 pub struct Saved {
     pub(super) values: Vec<Option<Kept>>,
-    /// By operation: a layer norm's x̂ and 1/σ of each row, an RMS norm's 1/rms of each row,
-    /// attention's log-sum-exps of each row, and what the adapter of each layer saves.
-    pub(super) beside: Vec<Vec<Piece>>,
+    /// Auxiliary values by operation: a layer norm's x̂ and 1/σ of each row, an RMS norm's 1/rms of
+    /// each row, attention's log-sum-exps of each row, and what the adapter of each layer saves.
+    pub(super) aux: Vec<Vec<Piece>>,
 }
 
 impl Saved {
     /// Frees its memory.
     pub fn release(self, space: &mut Space) {
-        self.values.into_iter().flatten().for_each(|kept| space.give(kept.piece));
-        self.beside.into_iter().flatten().for_each(|piece| space.give(piece));
+        self.values.into_iter().flatten().for_each(|value| space.give(value.piece));
+        self.aux.into_iter().flatten().for_each(|piece| space.give(piece));
     }
 
     /// Returns a value that is saved as f32.
     pub(super) fn exact(&self, value: ValueId) -> Option<Piece> {
-        self.values[value].filter(|kept| !kept.rounded).map(|kept| kept.piece)
+        self.values[value].filter(|value| !value.rounded).map(|value| value.piece)
     }
 
     /// Returns a value that is saved rounded.
     pub(super) fn rounded(&self, value: ValueId) -> Option<Kept> {
-        self.values[value].filter(|kept| kept.rounded)
+        self.values[value].filter(|value| value.rounded)
     }
 }

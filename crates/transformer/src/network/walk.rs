@@ -31,20 +31,18 @@ pub struct Walk<'w, 'a, D: Device> {
     pub run: Option<&'w mut Run<'a, D>>,
 }
 
-/// Memory of the values in the forward pass.
-struct Places {
-    at: Vec<Piece>,
-    /// By value: whether the walk must free the memory.
-    own: Vec<bool>,
-    output: Piece,
-}
-
-/// A gradient in the backward pass.
-#[derive(Clone, Copy)]
-struct Gradient {
+/// Memory of a value or a gradient.
+#[derive(Clone, Copy, Default)]
+struct Owned {
     piece: Piece,
     /// Whether the walk must free the memory.
     own: bool,
+}
+
+/// Memory of the values in the forward pass.
+struct Places {
+    of: Vec<Owned>,
+    output: Piece,
 }
 
 impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
@@ -113,15 +111,22 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
 
     /// Assigns memory to y, which is about to be computed: x's if y takes it over, else the
     /// segment's output, memory of `saved`, or the walk's own.
-    fn make(&mut self, places: &mut Places, x: Option<ValueId>, y: ValueId, saved: Option<&Saved>) -> Piece {
+    fn assign_memory(
+        &mut self,
+        places: &mut Places,
+        x: Option<ValueId>,
+        y: ValueId,
+        saved: Option<&Saved>,
+    ) -> Piece {
         let exact = |value: ValueId| saved.and_then(|saved| saved.exact(value));
         let over = x.filter(|&x| match self.segment.taken_over[x] {
             Some((next, how)) => next == y && (how == TakenOver::Always || exact(x).is_none()),
             None => false,
         });
         if let Some(x) = over {
-            (places.at[y], places.own[y]) = (places.at[x], std::mem::take(&mut places.own[x]));
-            return places.at[y];
+            places.of[y] = places.of[x];
+            places.of[x].own = false;
+            return places.of[y].piece;
         }
         // y's memory is that of the last value that will take it over.
         let mut last = y;
@@ -137,7 +142,7 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
                 None => break (self.space.take(self.count(y)), true),
             }
         };
-        (places.at[y], places.own[y]) = (piece, own);
+        places.of[y] = Owned { piece, own };
         piece
     }
 
@@ -145,26 +150,26 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
     pub fn forward(&mut self, input: Piece, output: Piece, saved: Option<&Saved>) -> Result<()> {
         let segment = self.segment;
         let values = segment.values.len();
-        let mut places = Places { at: vec![Piece::default(); values], own: vec![false; values], output };
+        let mut places = Places { of: vec![Owned::default(); values], output };
         if let Some(value) = segment.input {
-            places.at[value] = input.first(self.count(value));
+            places.of[value].piece = input.first(self.count(value));
         }
         for (i, op) in segment.ops.iter().enumerate() {
-            let kept = saved.map(|saved| &saved.beside[i]).filter(|kept| !kept.is_empty());
-            let beside = match (kept, op) {
-                (Some(kept), _) => kept.clone(),
+            let saved_aux = saved.map(|saved| &saved.aux[i]).filter(|aux| !aux.is_empty());
+            let aux = match (saved_aux, op) {
+                (Some(saved_aux), _) => saved_aux.clone(),
                 // `adapter_memory` allocates it for one layer after the other.
                 (None, Op::Linear { .. }) => Vec::new(),
-                (None, _) => self.beside(i),
+                (None, _) => self.allocate_aux(i),
             };
-            self.compute(op, &mut places, &beside, saved)?;
-            if kept.is_none() {
-                beside.into_iter().for_each(|piece| self.space.give(piece));
+            self.forward_op(op, &mut places, &aux, saved)?;
+            if saved_aux.is_none() {
+                aux.into_iter().for_each(|piece| self.space.give(piece));
             }
             for value in op.reads().into_iter().chain(op.writes()) {
                 let over = segment.last_read[value].is_none_or(|last| last == i);
-                if over && value != segment.output && std::mem::take(&mut places.own[value]) {
-                    self.space.give(places.at[value]);
+                if over && value != segment.output && std::mem::take(&mut places.of[value].own) {
+                    self.space.give(places.of[value].piece);
                 }
             }
         }
@@ -172,83 +177,83 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
     }
 
     /// Runs one operation forward.
-    fn compute(
+    fn forward_op(
         &mut self,
         op: &Op,
         places: &mut Places,
-        beside: &[Piece],
+        aux: &[Piece],
         saved: Option<&Saved>,
     ) -> Result<()> {
         let rounded = |value: ValueId| saved.and_then(|saved| saved.rounded(value));
         match op {
             Op::Embed { tables, y } => {
                 let width = self.value(*y).width;
-                let y = self.make(places, None, *y, saved);
+                let y = self.assign_memory(places, None, *y, saved);
                 match &mut self.run {
                     Some(run) => run.embed(self.net, tables, width, y),
                     None => Ok(()),
                 }
             }
             Op::Gather { x, y } => {
-                let (from, width) = (places.at[*x], self.value(*y).width);
-                let y = self.make(places, Some(*x), *y, saved);
+                let (from, width) = (places.of[*x].piece, self.value(*y).width);
+                let y = self.assign_memory(places, Some(*x), *y, saved);
                 self.call(Operation::Gather { x: from, rows: self.chosen(), width, y })
             }
             Op::Linear { x, layers } => {
                 for (j, (layer, y)) in layers.iter().enumerate() {
-                    let y = self.make(places, None, *y, saved);
-                    self.linear(*layer, *x, y, places, beside.get(j).copied())?;
+                    let y = self.assign_memory(places, None, *y, saved);
+                    self.linear(*layer, *x, y, places, aux.get(j).copied())?;
                 }
                 Ok(())
             }
             Op::LayerNorm { x, residual, drop, gamma, beta, epsilon, y } => {
                 let (keys, epsilon) = (self.keys(*drop, self.value(*y).rows), *epsilon);
-                let residual = residual.map(|residual| places.at[residual]);
-                let (x, y) = (places.at[*x], self.make(places, Some(*x), *y, saved));
+                let residual = residual.map(|residual| places.of[residual].piece);
+                let (x, y) = (places.of[*x].piece, self.assign_memory(places, Some(*x), *y, saved));
                 let (gamma, beta) = (self.weight(*gamma).0, self.weight(*beta).0);
-                let norm = LayerNorm { gamma, beta, normed: beside[0], rstd: beside[1], dropout: keys.get() };
+                let norm = LayerNorm { gamma, beta, normed: aux[0], rstd: aux[1], dropout: keys.get() };
                 self.call(Operation::LayerNorm { norm, epsilon, x, residual, y })
             }
             Op::RmsNorm { x, gamma, offset, epsilon, y } => {
-                let (x, y) = (places.at[*x], self.make(places, Some(*x), *y, saved));
-                let norm = RmsNorm { gamma: self.weight(*gamma).0, offset: *offset, x, rstd: beside[0] };
+                let (x, y) = (places.of[*x].piece, self.assign_memory(places, Some(*x), *y, saved));
+                let norm = RmsNorm { gamma: self.weight(*gamma).0, offset: *offset, x, rstd: aux[0] };
                 self.call(Operation::RmsNorm { norm, epsilon: *epsilon, y })
             }
             Op::Rotary { x, rope, y } => {
-                let y = self.make(places, Some(*x), *y, saved);
+                let y = self.assign_memory(places, Some(*x), *y, saved);
                 match &mut self.run {
                     Some(run) => run.rotary(*rope, Turn::Forward, y),
                     None => Ok(()),
                 }
             }
             Op::Attention { qkv, heads, drop, y } => {
-                let [q, k, v] = qkv.map(|value| places.at[value]);
+                let [q, k, v] = qkv.map(|value| places.of[value].piece);
                 let few = self.value(*y).rows == Rows::Chosen;
-                let out = self.make(places, None, *y, saved);
-                self.attention(heads, *drop, few, [q, k, v, out, beside[0]], None)
+                let out = self.assign_memory(places, None, *y, saved);
+                self.attention(heads, *drop, few, [q, k, v, out, aux[0]], None)
             }
             Op::Activation { f, x, y } => {
                 let rounded = rounded(*x);
-                let (x, y) = (places.at[*x], self.make(places, Some(*x), *y, saved));
+                let (x, y) = (places.of[*x].piece, self.assign_memory(places, Some(*x), *y, saved));
                 self.call(Operation::Activation { f: *f, x, y, rounded })
             }
             Op::Gate { f, gate, up, y } => {
                 let rounded = rounded(*gate).zip(rounded(*up)).map(|(gate, up)| [gate, up]);
-                let gate_and_up = [places.at[*gate], places.at[*up]];
-                let y = self.make(places, Some(*gate), *y, saved);
+                let gate_and_up = [places.of[*gate].piece, places.of[*up].piece];
+                let y = self.assign_memory(places, Some(*gate), *y, saved);
                 self.call(Operation::Gate { f: *f, gate_and_up, y, rounded })
             }
             Op::Add { x, branch, y } => {
-                let (x, to) = (places.at[*x], self.make(places, Some(*branch), *y, saved));
+                let (x, to) = (places.of[*x].piece, self.assign_memory(places, Some(*branch), *y, saved));
                 self.call(Operation::Add { to, x })
             }
             Op::Scale { x, factor, y } => {
-                let x = self.make(places, Some(*x), *y, saved);
+                let x = self.assign_memory(places, Some(*x), *y, saved);
                 self.call(Operation::Scale { x, factor: *factor })
             }
             Op::Dropout { x, drop, y } => {
                 let rows = self.value(*y).rows;
-                let (from, to) = (places.at[*x], self.make(places, Some(*x), *y, saved));
+                let (from, to) = (places.of[*x].piece, self.assign_memory(places, Some(*x), *y, saved));
                 if from.start != to.start {
                     self.call(Operation::Copy { from, to })?;
                 }
@@ -264,9 +269,9 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
     }
 
     /// Returns the sizes of a layer's pass over this number of rows, for its adapter.
-    pub(super) fn extent(&self, layer: LayerId, rows: usize, kept: bool) -> Extent {
+    pub(super) fn extent(&self, layer: LayerId, rows: usize, backward_follows: bool) -> Extent {
         let LinearWeights { input, output, .. } = self.net.layers[layer];
-        Extent { rows, input, output, dropout: self.shape.lora_dropout, kept }
+        Extent { rows, input, output, dropout: self.shape.lora_dropout, backward_follows }
     }
 
     /// Allocates memory of a layer's adapter for one pass. `saved` is memory for what it saves for
@@ -276,15 +281,15 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
         layer: LayerId,
         rows: usize,
         saved: Option<Piece>,
-        back: bool,
+        backward: bool,
     ) -> AdapterMemory {
         let Some(adapter) = self.adapter(layer) else { return AdapterMemory::default() };
         let extent = self.extent(layer, rows, saved.is_some());
         let adapter = adapter.on::<D>();
         AdapterMemory {
             saved: saved.unwrap_or_else(|| self.space.take(adapter.saved(extent))),
-            scratch: self.space.take(adapter.scratch(extent, back)),
-            kept: extent.kept,
+            scratch: self.space.take(adapter.scratch(extent, backward)),
+            backward_follows: extent.backward_follows,
         }
     }
 
@@ -305,7 +310,7 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
         if let Some(run) = &mut self.run {
             let keys = run.lora_keys(&self.net.layers[layer], of);
             let mut layer = run.layer(&self.net.layers[layer], rows, keys.get());
-            let xy = [places.at[x], y];
+            let xy = [places.of[x].piece, y];
             match adapter {
                 None => layer.forward(xy, layer.bias(), None)?,
                 Some(adapter) => adapter.on().forward(&mut layer, xy, memory)?,
@@ -326,10 +331,10 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
         let Some(adapter) = self.adapter(layer).filter(|_| scored) else { return Ok(()) };
         let pair = adapter.on::<D>().pair();
         let (tokens, width) = (self.shape.tokens, pair.rank);
-        let maker = self.segment.maker[x].map(|maker| &self.segment.ops[maker]);
-        let all = match (self.value(x).rows, maker) {
+        let producer = self.segment.producer[x].map(|producer| &self.segment.ops[producer]);
+        let all = match (self.value(x).rows, producer) {
             (Rows::Tokens, _) => None,
-            (Rows::Chosen, Some(Op::Gather { x, .. })) => Some(places.at[*x]),
+            (Rows::Chosen, Some(Op::Gather { x, .. })) => Some(places.of[*x].piece),
             (Rows::Chosen, _) => unreachable!("what lies behind few tokens is not scored"),
         };
         let own = self.space.take(if all.is_some() { tokens * width } else { 0 });
@@ -338,22 +343,22 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
             if let Some(x) = all {
                 pair.project(&mut run.layer(weights, tokens, None), x, own)?;
             }
-            let seen = all.map_or_else(|| [places.at[x], saved.first(tokens * width)], |x| [x, own]);
+            let seen = all.map_or_else(|| [places.of[x].piece, saved.first(tokens * width)], |x| [x, own]);
             run.observe(weights, seen, width)?;
         }
         self.space.give(own);
         Ok(())
     }
 
-    /// Runs attention on these pieces: q, k and v, its output, and its log-sum-exps. With `back`,
-    /// runs the backward pass from the output's gradient to those of q, k and v.
+    /// Runs attention on these pieces: q, k and v, its output, and its log-sum-exps. With
+    /// `backward`, runs the backward pass from the output's gradient to those of q, k and v.
     fn attention(
         &mut self,
         heads: &Heads,
         drop: Drop,
         few: bool,
         [q, k, v, out, lse]: [Piece; 5],
-        back: Option<(Piece, [Piece; 3])>,
+        backward: Option<(Piece, [Piece; 3])>,
     ) -> Result<()> {
         let Some(run) = &mut self.run else { return Ok(()) };
         let keys = run.keys(drop, Rows::Tokens);
@@ -375,7 +380,7 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
             precision: if run.caches.is_some() { Precision::F32 } else { self.net.precision() },
         };
         let block = self.block.expect("attention is in blocks");
-        match (back, &mut run.caches) {
+        match (backward, &mut run.caches) {
             (Some((dout, dqkv)), _) => {
                 let dbias = run.dbias;
                 run.compute(Operation::AttentionBackward { attend, dout, dqkv, dbias })
@@ -388,22 +393,21 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
         }
     }
 
-    /// Returns a value that is saved, or recomputes it from saved values; also whether its memory
-    /// must be freed.
-    fn again(&mut self, value: ValueId, input: Piece, saved: &Saved) -> Result<(Piece, bool)> {
+    /// Returns a value that is saved, or recomputes it from saved values.
+    fn saved_or_recomputed(&mut self, value: ValueId, input: Piece, saved: &Saved) -> Result<Owned> {
         if Some(value) == self.segment.input {
-            return Ok((input, false));
+            return Ok(Owned { piece: input, own: false });
         }
         if let Some(piece) = saved.exact(value) {
-            return Ok((piece, false));
+            return Ok(Owned { piece, own: false });
         }
-        let maker = self.segment.maker[value].expect("only the input is made by nothing");
+        let producer = self.segment.producer[value].expect("only the input has no producer");
         let y = self.space.take(self.count(value));
-        let of = |x: ValueId| saved.values[x].expect("it is kept for that");
-        match &self.segment.ops[maker] {
+        let of = |x: ValueId| saved.values[x].expect("it is saved for that");
+        match &self.segment.ops[producer] {
             Op::RmsNorm { x, gamma, offset, .. } => {
                 let x = if Some(*x) == self.segment.input { input } else { of(*x).piece };
-                let (gamma, rstd) = (self.weight(*gamma).0, saved.beside[maker][0]);
+                let (gamma, rstd) = (self.weight(*gamma).0, saved.aux[producer][0]);
                 let norm = RmsNorm { gamma, offset: *offset, x, rstd };
                 self.call(Operation::RecomputeRmsNorm { norm, y })?;
             }
@@ -415,15 +419,13 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
             }
             Op::Gather { x, y: gathered } => {
                 let width = self.value(*gathered).width;
-                let (x, own) = self.again(*x, input, saved)?;
-                self.call(Operation::Gather { x, rows: self.chosen(), width, y })?;
-                if own {
-                    self.space.give(x);
-                }
+                let x = self.saved_or_recomputed(*x, input, saved)?;
+                self.call(Operation::Gather { x: x.piece, rows: self.chosen(), width, y })?;
+                self.release(x);
             }
             other => unreachable!("{other:?} is not recomputed"),
         }
-        Ok((y, true))
+        Ok(Owned { piece: y, own: true })
     }
 
     /// Returns the place of a value's gradient, and whether it has contents to add to.
@@ -432,17 +434,17 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
             return (gradient.piece, true);
         }
         let piece = self.space.take(self.count(value));
-        grads.of[value] = Some(Gradient { piece, own: true });
+        grads.of[value] = Some(Owned { piece, own: true });
         (piece, false)
     }
 
-    fn release(&mut self, gradient: Gradient) {
-        if gradient.own {
-            self.space.give(gradient.piece);
+    fn release(&mut self, memory: Owned) {
+        if memory.own {
+            self.space.give(memory.piece);
         }
     }
 
-    /// Computes the input's gradient, if `needs` wants it, from the output's gradient `d`, which is
+    /// Computes the input's gradient, if `needs` says so, from the output's gradient `d`, which is
     /// overwritten. The result is in `d` or in other memory, depending on the operations, or is
     /// added to `into`. Adds to the gradients of what trains.
     pub fn backward(
@@ -456,22 +458,22 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
         let segment = self.segment;
         let mut grads = Grads { of: vec![None; segment.values.len()] };
         if let Some(value) = segment.input {
-            grads.of[value] = into.map(|piece| Gradient { piece, own: false });
+            grads.of[value] = into.map(|piece| Owned { piece, own: false });
         }
-        grads.of[segment.output] = Some(Gradient { piece: d.first(self.count(segment.output)), own: false });
+        grads.of[segment.output] = Some(Owned { piece: d.first(self.count(segment.output)), own: false });
         for (i, op) in segment.ops.iter().enumerate().rev() {
-            if op.writes().iter().any(|&y| needs.wanted[y]) {
-                self.back(i, op, input, &mut grads, saved, needs)?;
+            if op.writes().iter().any(|&y| needs.gradient[y]) {
+                self.backward_op(i, op, input, &mut grads, saved, needs)?;
             }
         }
         let dx = segment.input.and_then(|value| grads.of[value].take());
-        // Attention also computes gradients that are not wanted.
+        // Attention also computes gradients that are not needed.
         grads.of.into_iter().flatten().for_each(|gradient| self.release(gradient));
         Ok(dx.map(|gradient| gradient.piece))
     }
 
     /// Runs one operation backward.
-    fn back(
+    fn backward_op(
         &mut self,
         number: usize,
         op: &Op,
@@ -480,7 +482,7 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
         saved: &Saved,
         needs: &Needs,
     ) -> Result<()> {
-        let beside = &saved.beside[number];
+        let aux = &saved.aux[number];
         match op {
             Op::Embed { tables, y } => {
                 let g = grads.take(*y);
@@ -492,7 +494,7 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
             }
             Op::Gather { x, y } => {
                 let g = grads.take(*y);
-                if needs.wanted[*x] {
+                if needs.gradient[*x] {
                     let (dx, add) = self.gradient(grads, *x);
                     if !add {
                         self.call(Operation::Fill { piece: dx, value: 0.0 })?;
@@ -503,50 +505,47 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
             }
             Op::Linear { x, layers } => {
                 let reads = layers.iter().any(|(layer, _)| self.trains(*layer));
-                let (from, own) = if reads { self.again(*x, input, saved)? } else { (input, false) };
-                for (j, (layer, y)) in layers.iter().enumerate().filter(|(_, (_, y))| needs.wanted[*y]) {
+                let from = match reads {
+                    true => self.saved_or_recomputed(*x, input, saved)?,
+                    false => Owned { piece: input, own: false },
+                };
+                for (j, (layer, y)) in layers.iter().enumerate().filter(|(_, (_, y))| needs.gradient[*y]) {
                     let g = grads.take(*y);
-                    let dx = needs.wanted[*x].then(|| self.gradient(grads, *x));
-                    self.linear_back(
-                        *layer,
-                        self.value(*x).rows,
-                        [from, g.piece],
-                        dx,
-                        beside.get(j).copied(),
-                    )?;
+                    let dx = needs.gradient[*x].then(|| self.gradient(grads, *x));
+                    let (rows, xdy) = (self.value(*x).rows, [from.piece, g.piece]);
+                    self.linear_backward(*layer, rows, xdy, dx, aux.get(j).copied())?;
                     self.release(g);
                 }
-                if own {
-                    self.space.give(from);
-                }
+                self.release(from);
             }
             Op::LayerNorm { x, residual, drop, gamma, beta, y, .. } => {
                 let g = grads.take(*y);
                 let keys = self.keys(*drop, self.value(*y).rows);
                 // The gradient of the sum is the residual's and, without dropout, x's too.
-                let whole = residual.filter(|&residual| needs.wanted[residual]);
-                let (du, own) = match whole {
+                let whole = residual.filter(|&residual| needs.gradient[residual]);
+                let du = match whole {
                     Some(residual) => {
-                        let (du, add) = self.gradient(grads, residual);
+                        let (piece, add) = self.gradient(grads, residual);
                         assert!(!add, "a norm's residual gets its first gradient from it");
-                        (du, false)
+                        Owned { piece, own: false }
                     }
-                    None => (self.space.take(self.count(*y)), true),
+                    None => Owned { piece: self.space.take(self.count(*y)), own: true },
                 };
                 let dx = (self.drops(*drop)).then(|| self.space.take(self.count(*x)));
                 let ((gamma, dgamma), (beta, dbeta)) = (self.weight(*gamma), self.weight(*beta));
                 let gradients = dgamma.zip(dbeta).map(|(gamma, beta)| [gamma, beta]);
-                let norm = LayerNorm { gamma, beta, normed: beside[0], rstd: beside[1], dropout: keys.get() };
-                self.call(Operation::LayerNormBackward { norm, dy: g.piece, du, dx, gradients })?;
+                let norm = LayerNorm { gamma, beta, normed: aux[0], rstd: aux[1], dropout: keys.get() };
+                let op = Operation::LayerNormBackward { norm, dy: g.piece, du: du.piece, dx, gradients };
+                self.call(op)?;
                 self.release(g);
                 let of_x = match dx {
                     Some(dx) => {
-                        self.release(Gradient { piece: du, own });
-                        Gradient { piece: dx, own: true }
+                        self.release(du);
+                        Owned { piece: dx, own: true }
                     }
-                    None => Gradient { piece: du, own },
+                    None => du,
                 };
-                if needs.wanted[*x] {
+                if needs.gradient[*x] {
                     grads.of[*x] = Some(of_x);
                 } else {
                     self.release(of_x);
@@ -554,8 +553,8 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
             }
             Op::RmsNorm { x, gamma, offset, y, .. } => {
                 let g = grads.take(*y);
-                let (from, own) = self.again(*x, input, saved)?;
-                let (dx, add) = match needs.wanted[*x] {
+                let from = self.saved_or_recomputed(*x, input, saved)?;
+                let (dx, add) = match needs.gradient[*x] {
                     true => self.gradient(grads, *x),
                     false => (self.space.take(self.count(*x)), false),
                 };
@@ -563,10 +562,10 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
                     self.call(Operation::Fill { piece: dx, value: 0.0 })?;
                 }
                 let (gamma, gradient) = self.weight(*gamma);
-                let norm = RmsNorm { gamma, offset: *offset, x: from, rstd: beside[0] };
+                let norm = RmsNorm { gamma, offset: *offset, x: from.piece, rstd: aux[0] };
                 self.call(Operation::RmsNormBackward { norm, dy: g.piece, dx, gradient })?;
-                self.release(Gradient { piece: from, own });
-                self.release(Gradient { piece: dx, own: !needs.wanted[*x] });
+                self.release(from);
+                self.release(Owned { piece: dx, own: !needs.gradient[*x] });
                 self.release(g);
             }
             Op::Rotary { x, rope, y } => {
@@ -579,17 +578,17 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
             Op::Attention { qkv, heads, drop, y } => {
                 let g = grads.take(*y);
                 let dqkv = qkv.map(|value| self.gradient(grads, value).0);
-                let of = |value: ValueId| saved.exact(value).expect("attention keeps what it reads");
+                let of = |value: ValueId| saved.exact(value).expect("attention saves what it reads");
                 let [q, k, v] = qkv.map(of);
                 let few = self.value(*y).rows == Rows::Chosen;
-                let pieces = [q, k, v, of(*y), beside[0]];
+                let pieces = [q, k, v, of(*y), aux[0]];
                 self.attention(heads, *drop, few, pieces, Some((g.piece, dqkv)))?;
                 self.release(g);
             }
             Op::Activation { f, x, y } => {
                 let g = grads.take(*y);
-                let kept = saved.values[*x].expect("an activation saves its input");
-                self.call(Operation::ActivationBackward { f: *f, x: kept, dy: g.piece })?;
+                let input = saved.values[*x].expect("an activation saves its input");
+                self.call(Operation::ActivationBackward { f: *f, x: input, dy: g.piece })?;
                 grads.of[*x] = Some(g);
             }
             Op::Gate { f, gate, up, y } => {
@@ -604,12 +603,12 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
                 // x's, because the operation that computed the branch is the one before.
                 let g = grads.take(*y);
                 assert!(grads.of[*x].is_none(), "a sum's first term gets its first gradient from it");
-                let (wanted_x, wanted_branch) = (needs.wanted[*x], needs.wanted[*branch]);
-                if wanted_x {
+                let (for_x, for_branch) = (needs.gradient[*x], needs.gradient[*branch]);
+                if for_x {
                     grads.of[*x] = Some(g);
                 }
-                if wanted_branch {
-                    grads.of[*branch] = Some(Gradient { own: g.own && !wanted_x, ..g });
+                if for_branch {
+                    grads.of[*branch] = Some(Owned { own: g.own && !for_x, ..g });
                 }
             }
             Op::Scale { x, factor, y } => {
@@ -628,7 +627,7 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
 
     /// Runs a layer's backward pass from x and dy; overwrites `dx`, or adds to it if the flag is
     /// set. `saved` is what its adapter has saved.
-    fn linear_back(
+    fn linear_backward(
         &mut self,
         layer: LayerId,
         of: Rows,
@@ -660,11 +659,11 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
 
 /// Gradients of values in the backward pass.
 struct Grads {
-    of: Vec<Option<Gradient>>,
+    of: Vec<Option<Owned>>,
 }
 
 impl Grads {
-    fn take(&mut self, value: ValueId) -> Gradient {
-        self.of[value].take().expect("what is wanted has a gradient")
+    fn take(&mut self, value: ValueId) -> Owned {
+        self.of[value].take().expect("a value whose gradient is needed has one")
     }
 }
