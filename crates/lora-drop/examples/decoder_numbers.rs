@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicBool;
 use lora_drop::Cancel;
 use lora_drop::model::ModelFiles;
 use lora_drop_compute::random::Key;
-use lora_drop_transformer::{Context, LoraTable, Memory, Parameters, Sequences, Texts, Trained};
+use lora_drop_transformer::{AdapterTable, Context, Memory, Parameters, Sequences, Texts, Trained};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let name = std::env::args().nth(1).ok_or("give a GGUF file or a folder")?;
@@ -17,7 +17,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     if !files.config.architecture.is_decoder() {
         return Err("the model is an encoder".into());
     }
-    let (mut parameters, table) = (Parameters::new(), LoraTable::empty(files.config.layers));
+    let (mut parameters, table) = (Parameters::new(), AdapterTable::empty(files.config.layers));
     let decoder = files.load(None, Trained::Head, None, Key::new(0), &mut parameters)?;
     let mut memory = Memory::default();
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());

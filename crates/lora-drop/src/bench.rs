@@ -9,7 +9,7 @@ use lora_drop_compute::gemm::measure_peak;
 use lora_drop_compute::profile::{self, Recorder};
 use lora_drop_compute::random::Key;
 use lora_drop_transformer::{
-    Head, LoraTable, Memory, ModelConfig, ModuleKind, Observer, Parameters, SavePolicy, Trained,
+    AdapterTable, Head, Memory, ModelConfig, ModuleKind, Observer, Parameters, SavePolicy, Trained,
 };
 
 use crate::assignment::Assignment;
@@ -139,7 +139,7 @@ pub fn generation(settings: &BenchSettings, new_tokens: usize, cancel: &Cancel) 
         let key = Key::new(0);
         let mut decoder = files.load(None, Trained::Head, settings.compute.quantize, key, &mut parameters)?;
         decoder.net.multiply_in(settings.compute.dtype.precision());
-        let table = LoraTable::empty(config.layers);
+        let table = AdapterTable::empty(config.layers);
         let model =
             generate::Model { decoder: &decoder, parameters: &parameters, table: &table, tokens: None };
         let ids = random_ids(config.vocab_size, settings.batch * settings.length);

@@ -2,7 +2,7 @@
 //! batches in the form that models take.
 
 use lora_drop_transformer::linear::FrozenForm;
-use lora_drop_transformer::{LoraTable, Model, PassSize, SavePolicy, Sequences, Texts};
+use lora_drop_transformer::{AdapterTable, Model, PassSize, SavePolicy, Sequences, Texts};
 
 use crate::data::batch::micro_batches;
 use crate::data::text::PackedTexts;
@@ -38,7 +38,7 @@ struct PartSize {
 }
 
 impl PartSize {
-    fn tokens(&self, model: &Model, table: &LoraTable) -> usize {
+    fn tokens(&self, model: &Model, table: &AdapterTable) -> usize {
         let size = PassSize {
             tokens: self.most,
             sequences: 1,
@@ -76,7 +76,12 @@ impl Cut {
     /// Ways to cut the steps of a newly loaded model by default, each with the form in which its
     /// frozen matrices are kept: the fastest way first, then those that take less memory. `trained`
     /// is the number of trained values, `threads` the number of computing threads.
-    pub fn ways(model: &Model, table: &LoraTable, trained: usize, threads: usize) -> Vec<(FrozenForm, Self)> {
+    pub fn ways(
+        model: &Model,
+        table: &AdapterTable,
+        trained: usize,
+        threads: usize,
+    ) -> Vec<(FrozenForm, Self)> {
         // Counted in values and not in this machine's panels, so that the cut is the same
         // everywhere. The output layer of models that write text is outside the blocks and would be
         // packed for each part.

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use lora_drop_compute::{attention, gemm};
 use lora_drop_transformer::linear::FrozenForm;
-use lora_drop_transformer::{LoraTable, Model, ModelConfig, PassSize, SavePolicy};
+use lora_drop_transformer::{AdapterTable, Model, ModelConfig, PassSize, SavePolicy};
 
 use crate::data::TaskRows;
 use crate::engine::{Cut, apart};
@@ -83,7 +83,7 @@ impl BaselineRss {
 pub struct Process<'a> {
     /// As loaded.
     pub model: &'a Model,
-    pub table: &'a LoraTable,
+    pub table: &'a AdapterTable,
     pub config: &'a ModelConfig,
     /// Measured before the weights were read.
     pub before: BaselineRss,
@@ -114,7 +114,7 @@ pub struct PassMemory {
 
 impl PassMemory {
     /// Makes room for a pass of this size in each of the first `places` places.
-    pub fn include(&mut self, places: usize, model: &Model, table: &LoraTable, size: &PassSize) {
+    pub fn include(&mut self, places: usize, model: &Model, table: &AdapterTable, size: &PassSize) {
         let floats = model.net.floats(table, size);
         self.floats.resize(self.floats.len().max(places), 0);
         self.floats[..places].iter_mut().for_each(|most| *most = floats.max(*most));

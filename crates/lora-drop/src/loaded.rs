@@ -5,7 +5,7 @@ use std::path::Path;
 use lora_drop_compute::random::Key;
 use lora_drop_transformer::linear::FrozenForm;
 use lora_drop_transformer::{
-    Head, HeadKind, HeadOrigin, LoraTable, Memory, Model, ModelConfig, Parameters, Trained,
+    AdapterTable, Head, HeadKind, HeadOrigin, Memory, Model, ModelConfig, Parameters, Trained,
 };
 
 use crate::adapter::{AdapterFile, LoraBank, check_token_head};
@@ -41,7 +41,7 @@ pub struct Loaded {
     pub parameters: Parameters,
     /// The adapter's pairs; empty without an adapter.
     pub bank: LoraBank,
-    pub table: LoraTable,
+    pub table: AdapterTable,
     /// What the head's outputs mean; None for a decoder without a head, whose outputs are tokens.
     pub labels: Option<Labels>,
     /// Tokens that end a generated text.

@@ -7,7 +7,7 @@
 //!   generation with a [`Cache`]
 //! - [`Sequences`], [`Texts`], [`TrainPart`], [`TextPart`]: the inputs of passes
 //! - [`Parameters`]: everything that trains, with its gradients
-//! - [`adapter`], [`LoraTable`]: adapters, and the adapter of each module
+//! - [`adapter`], [`AdapterTable`]: adapters, and the adapter of each module
 //! - [`Observer`]: what sees modules in passes
 //! - [`linear`], [`Memory`]: a layer's products, and the memory of passes
 //!
@@ -26,7 +26,7 @@
 //! let mut parameters = Parameters::new();
 //! let model = Model::load(&checkpoint, &config, loading, &mut parameters)?;
 //!
-//! let (table, stop) = (LoraTable::empty(model.layers()), AtomicBool::new(false));
+//! let (table, stop) = (AdapterTable::empty(model.layers()), AtomicBool::new(false));
 //! let mut memory = Memory::default();
 //! let context = Context::new(parameters.read(), &table, &mut memory, &stop);
 //! let (ids, offsets) = (&[101, 7592, 102, 101, 102], &[0, 3, 5]);
@@ -56,7 +56,7 @@ mod quantize;
 mod quantized;
 mod weights;
 
-pub use adapter::{Adapter, AdapterMethod, LoraPair, LoraTable};
+pub use adapter::{Adapter, AdapterMethod, AdapterTable, LoraPair};
 pub use batch::{DropoutRates, PrefixOutput, Sequences, Targets, TextPart, Texts, TrainPart};
 pub use checkpoint::Checkpoint;
 pub use config::{Architecture, ModelConfig};

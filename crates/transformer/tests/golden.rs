@@ -11,7 +11,7 @@ use lora_drop_compute::gemm::Precision;
 use lora_drop_compute::random::Key;
 use lora_drop_transformer::linear::FrozenForm;
 use lora_drop_transformer::{
-    Adapter, Checkpoint, Context, DropoutRates, Group, Head, Loading, LoraPair, LoraTable, Memory, Model,
+    Adapter, AdapterTable, Checkpoint, Context, DropoutRates, Group, Head, Loading, LoraPair, Memory, Model,
     ModelConfig, ModuleId, ModuleKind, Observations, Parameters, PassSize, SavePolicy, Sequences, Targets,
     TrainPart, Trained,
 };
@@ -51,7 +51,7 @@ impl Input {
 struct Case {
     encoder: Model,
     parameters: Parameters,
-    table: LoraTable,
+    table: AdapterTable,
     input: Input,
     memory: Memory,
 }
@@ -65,7 +65,7 @@ impl Case {
         let loading =
             Loading { head: Some(Head::of_sequences(outputs)), trained, quantize: None, key: Key::new(0) };
         let encoder = Model::load(&checkpoint, &config, loading, &mut parameters).unwrap();
-        let table = LoraTable::empty(config.layers);
+        let table = AdapterTable::empty(config.layers);
         Case { encoder, parameters, table, input: Input::of(golden), memory: Memory::default() }
     }
 

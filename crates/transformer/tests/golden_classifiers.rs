@@ -10,7 +10,7 @@ use lora_drop_compute::adamw;
 use lora_drop_compute::blocks::BlockType;
 use lora_drop_compute::random::Key;
 use lora_drop_transformer::{
-    Adapter, Checkpoint, Context, DropoutRates, Group, Head, HeadOrigin, Loading, LoraPair, LoraTable,
+    Adapter, AdapterTable, Checkpoint, Context, DropoutRates, Group, Head, HeadOrigin, Loading, LoraPair,
     Memory, Model, ModelConfig, ModuleId, ModuleKind, Observations, Parameters, Sequences, Stopped, Targets,
     TrainPart, Trained,
 };
@@ -26,7 +26,7 @@ struct Case {
     golden: Golden,
     model: Model,
     parameters: Parameters,
-    table: LoraTable,
+    table: AdapterTable,
     ids: Vec<u32>,
     offsets: Vec<usize>,
     /// Empty for a regression.
@@ -49,7 +49,7 @@ impl Case {
         let folder = folder(model);
         let (inputs, golden) = (Golden::open(model), Golden::file(model, "classifier.safetensors"));
         let config = ModelConfig::read(&folder).unwrap();
-        let (mut parameters, mut table) = (Parameters::new(), LoraTable::empty(config.layers));
+        let (mut parameters, mut table) = (Parameters::new(), AdapterTable::empty(config.layers));
         let regression = task == "regression";
         let outputs = if regression { 1 } else { 3 };
         let checkpoint = Checkpoint::open(&folder).unwrap();
@@ -276,7 +276,7 @@ fn the_head_alone_trains() {
         let head = case.parameters.find("score.weight").unwrap();
         case.train(WHOLE, false, None);
         let with_lora = case.parameters.gradient(head).to_vec();
-        case.table = LoraTable::empty(case.model.config.layers);
+        case.table = AdapterTable::empty(case.model.config.layers);
         case.train(WHOLE, false, None);
         let alone = case.parameters.gradient(head).to_vec();
         assert!(alone.iter().all(|g| *g != 0.0) && alone != with_lora, "{task}");
@@ -297,7 +297,7 @@ fn a_quantized_base_is_near() {
     // Both have the same parameters in the same order, so the golden pairs fit.
     let values = case.parameters.values()[..parameters.count()].to_vec();
     parameters.set_values(&values);
-    case.table = LoraTable::empty(config.layers);
+    case.table = AdapterTable::empty(config.layers);
     let plain = case.logits(0, 6, None);
     (case.model, case.parameters) = (model, parameters);
     let rough = case.logits(0, 6, None);

@@ -12,7 +12,7 @@ use lora_drop_compute::random::Key;
 use lora_drop_transformer::gguf::Gguf;
 use lora_drop_transformer::linear::FrozenForm;
 use lora_drop_transformer::{
-    Adapter, Checkpoint, Context, DropoutRates, Group, Loading, LoraPair, LoraTable, Memory, Model,
+    Adapter, AdapterTable, Checkpoint, Context, DropoutRates, Group, Loading, LoraPair, Memory, Model,
     ModelConfig, ModuleId, ModuleKind, Observations, Parameters, PassSize, SavePolicy, Sequences, Source,
     TextPart, Texts, Trained,
 };
@@ -33,7 +33,7 @@ static GO: AtomicBool = AtomicBool::new(false);
 struct Case {
     decoder: Model,
     parameters: Parameters,
-    table: LoraTable,
+    table: AdapterTable,
     ids: Vec<u32>,
     offsets: Vec<usize>,
     learn: Vec<bool>,
@@ -56,7 +56,7 @@ impl Case {
         let loading = Loading { head: None, trained, quantize: None, key: Key::new(0) };
         let decoder = Model::load(source, config, loading, &mut parameters).unwrap();
         Case {
-            table: LoraTable::empty(config.layers),
+            table: AdapterTable::empty(config.layers),
             decoder,
             parameters,
             ids: golden.integers("input.ids"),

@@ -10,7 +10,7 @@ use golden_file::{Golden, distance, transposed};
 use lora_drop_compute::gemm::Precision;
 use lora_drop_transformer::adapter::{Dora, weight_norms};
 use lora_drop_transformer::linear::FrozenForm;
-use lora_drop_transformer::{Adapter, Group, LoraPair, LoraTable, ModuleId, ModuleKind, Trained};
+use lora_drop_transformer::{Adapter, AdapterTable, Group, LoraPair, ModuleId, ModuleKind, Trained};
 
 const MODELS: [&str; 2] = ["bert", "llama"];
 const BOTH: [ModuleKind; 2] = [ModuleKind::Query, ModuleKind::Value];
@@ -91,7 +91,7 @@ fn a_new_adapter_leaves_the_base_as_it_is() {
             }
             dora.model.net.keep_frozen(form);
             let adapted = dora.outputs();
-            dora.table = LoraTable::empty(dora.model.layers());
+            dora.table = AdapterTable::empty(dora.model.layers());
             // With DoRA, the bias is added after the product instead of before it.
             let off = distance(&adapted, &dora.outputs());
             assert!(off < 1e-6, "{name} {precision:?} {form:?}: {off}");

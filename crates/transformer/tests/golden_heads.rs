@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicBool;
 use golden_file::{Golden, OnReference, agree, close, folder, transposed};
 use lora_drop_compute::random::Key;
 use lora_drop_transformer::{
-    Adapter, Checkpoint, Context, DropoutRates, Group, Head, Loading, LoraPair, LoraTable, Memory, Model,
+    Adapter, AdapterTable, Checkpoint, Context, DropoutRates, Group, Head, Loading, LoraPair, Memory, Model,
     ModelConfig, ModuleId, ModuleKind, Parameters, Sequences, Targets, TrainPart, Trained,
 };
 
@@ -22,7 +22,7 @@ struct Case {
     golden: Golden,
     model: Model,
     parameters: Parameters,
-    table: LoraTable,
+    table: AdapterTable,
     ids: Vec<u32>,
     types: Vec<u32>,
     offsets: Vec<usize>,
@@ -39,7 +39,7 @@ impl Case {
     fn load(name: &str, task: &str) -> Self {
         let (inputs, golden) = (Golden::open(name), Golden::file(name, "heads.safetensors"));
         let config = ModelConfig::read(&folder(name)).unwrap();
-        let (mut parameters, mut table) = (Parameters::new(), LoraTable::empty(config.layers));
+        let (mut parameters, mut table) = (Parameters::new(), AdapterTable::empty(config.layers));
         let of_tokens = task == "token";
         let head = if of_tokens { Head::of_tokens(5) } else { Head::of_sequences(4) };
         let loading = Loading { head: Some(head), trained: Trained::Head, quantize: None, key: Key::new(0) };

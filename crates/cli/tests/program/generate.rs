@@ -9,8 +9,8 @@ use lora_drop::generate::{Finish, GenerateEvent, GenerateOptions, Generated, Mod
 use lora_drop::{Cancel, Error};
 use lora_drop_compute::random::Key;
 use lora_drop_transformer::{
-    Adapter, Checkpoint, Context, Group, Loading, LoraPair, LoraTable, Memory, Model as Decoder, ModelConfig,
-    ModuleId, ModuleKind, Parameters, Texts, Trained,
+    Adapter, AdapterTable, Checkpoint, Context, Group, Loading, LoraPair, Memory, Model as Decoder,
+    ModelConfig, ModuleId, ModuleKind, Parameters, Texts, Trained,
 };
 use safetensors::SafeTensors;
 use serde_json::{Map, Value, json};
@@ -44,7 +44,7 @@ struct Case {
     golden: Golden,
     decoder: Decoder,
     parameters: Parameters,
-    table: LoraTable,
+    table: AdapterTable,
     tokens: Option<Tokens>,
 }
 
@@ -53,7 +53,7 @@ impl Case {
         let folder: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(model);
         let golden = Golden(std::fs::read(folder.join("golden.safetensors")).unwrap());
         let config = ModelConfig::read(&folder).unwrap();
-        let (mut parameters, mut table) = (Parameters::new(), LoraTable::empty(config.layers));
+        let (mut parameters, mut table) = (Parameters::new(), AdapterTable::empty(config.layers));
         let loading = Loading { head: None, trained: Trained::Head, quantize: None, key: Key::new(0) };
         let checkpoint = Checkpoint::open(&folder).unwrap();
         let decoder = Decoder::load(&checkpoint, &config, loading, &mut parameters).unwrap();

@@ -11,7 +11,7 @@ use lora_drop::score::{Evidence, HiddenStates, criterion};
 use lora_drop::settings::CriterionName;
 use lora_drop_compute::random::Key;
 use lora_drop_transformer::{
-    AdapterMethod, Checkpoint, Context, Head, Loading, LoraTable, Memory, Model, ModelConfig, ModuleId,
+    AdapterMethod, AdapterTable, Checkpoint, Context, Head, Loading, Memory, Model, ModelConfig, ModuleId,
     ModuleKind, Observations, Parameters, Sequences, Trained,
 };
 use safetensors::SafeTensors;
@@ -43,7 +43,7 @@ fn agrees(model: &str) {
     let offsets: Vec<usize> = want["offsets"].iter().map(|&offset| offset as usize).collect();
     let types = inputs.get("input.token_types").map_or(&[][..], Vec::as_slice);
     let sequences = Sequences { ids: &inputs["input.ids"], types, offsets: &offsets, labelled: &[] };
-    let (table, mut memory) = (LoraTable::empty(config.layers), Memory::default());
+    let (table, mut memory) = (AdapterTable::empty(config.layers), Memory::default());
     let mut states = HiddenStates::default();
     let context = Context::new(parameters.read(), &table, &mut memory, &GO);
     let see = |level: usize, seen: &[f32]| {

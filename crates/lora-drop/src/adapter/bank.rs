@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use lora_drop_transformer::{
-    AdapterMethod, Group, LoraPair, LoraTable, Model, ModuleId, ModuleKind, ParamId, Parameters,
+    AdapterMethod, AdapterTable, Group, LoraPair, Model, ModuleId, ModuleKind, ParamId, Parameters,
 };
 
 use super::common::{Product, best_common_pair};
@@ -268,8 +268,8 @@ impl LoraBank {
     ///
     /// # Panics
     /// If a module is of a layer after these.
-    pub fn table(&self, layers: usize) -> LoraTable {
-        let mut table = LoraTable::empty(layers);
+    pub fn table(&self, layers: usize) -> AdapterTable {
+        let mut table = AdapterTable::empty(layers);
         let adapter = form(self.method).adapter;
         for (&id, pair) in &self.modules {
             let own = self.own.get(&id).map_or(&[][..], Vec::as_slice);

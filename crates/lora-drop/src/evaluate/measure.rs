@@ -3,7 +3,8 @@
 use std::time::Instant;
 
 use lora_drop_transformer::{
-    Context, Head, HeadKind, LoraTable, Memory, Model, Observations, Observer, Observing, Parameters, Stopped,
+    AdapterTable, Context, Head, HeadKind, Memory, Model, Observations, Observer, Observing, Parameters,
+    Stopped,
 };
 
 use super::answers::Answers;
@@ -41,7 +42,7 @@ pub struct Evaluation {
 pub struct Measuring<'a> {
     pub model: &'a Model,
     pub parameters: &'a Parameters,
-    pub table: &'a LoraTable,
+    pub table: &'a AdapterTable,
     /// Rows of similar length are computed together, about `micro_tokens` at a time, so they do not
     /// come in their order.
     pub micro_tokens: usize,

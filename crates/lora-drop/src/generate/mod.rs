@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 
 use lora_drop_compute::profile;
 use lora_drop_compute::random::Key;
-use lora_drop_transformer::{Cache, Context, LoraTable, Memory, Model as Decoder, Parameters, Sequences};
+use lora_drop_transformer::{AdapterTable, Cache, Context, Memory, Model as Decoder, Parameters, Sequences};
 
 use crate::data::Tokens;
 use crate::{Cancel, Error, Result, finite};
@@ -33,7 +33,7 @@ pub struct Model<'a> {
     pub decoder: &'a Decoder,
     /// The values of its adapters.
     pub parameters: &'a Parameters,
-    pub table: &'a LoraTable,
+    pub table: &'a AdapterTable,
     /// The tokenizer, which stop strings need.
     pub tokens: Option<&'a Tokens>,
 }

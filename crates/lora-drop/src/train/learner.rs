@@ -6,7 +6,7 @@ use std::path::Path;
 use lora_drop_compute::random::Key;
 use lora_drop_transformer::Values;
 use lora_drop_transformer::{
-    AdapterMethod, Context, DropoutRates, Group, Head, HeadOrigin, LoraTable, Memory, Model, ModuleId,
+    AdapterMethod, AdapterTable, Context, DropoutRates, Group, Head, HeadOrigin, Memory, Model, ModuleId,
     Observations, Observing, Parameters, PrefixOutput, TextPart, TrainPart, Trained,
 };
 
@@ -44,7 +44,7 @@ pub struct Learner {
     /// All that changes from step to step.
     pub state: TrainState,
     pub bank: LoraBank,
-    pub table: LoraTable,
+    pub table: AdapterTable,
     /// Memory of concurrent micro-batches, which is reused.
     pub(crate) arenas: WorkerArenas,
     /// The processes that train it together.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use lora_drop_transformer::{LoraTable, Parameters, PassSize, SavePolicy};
+use lora_drop_transformer::{AdapterTable, Parameters, PassSize, SavePolicy};
 
 use super::learner::{self, Learner};
 use super::prepare::Prepared;
@@ -85,7 +85,7 @@ pub fn plan(
 struct Most<'a> {
     learner: &'a Learner,
     /// What the last stage's modules may have, where that may take more.
-    shared: Option<&'a LoraTable>,
+    shared: Option<&'a AdapterTable>,
     passes: Passes,
     memory: PassMemory,
     /// Most tokens of concurrent parts.
@@ -151,7 +151,7 @@ fn shared_table(
     prepared: &Prepared,
     settings: &TrainSettings,
     learner: &Learner,
-) -> Result<Option<LoraTable>> {
+) -> Result<Option<AdapterTable>> {
     if !settings.samples() || settings.selection.rest() == Unselected::Share.into() {
         return Ok(None);
     }

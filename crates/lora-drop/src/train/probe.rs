@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use lora_drop_transformer::{LoraTable, ModuleId, Observations};
+use lora_drop_transformer::{AdapterTable, ModuleId, Observations};
 
 use super::learner::Learner;
 use super::optimiser::Course;
@@ -101,7 +101,7 @@ fn see_states(
 ) -> Result<()> {
     let micro_tokens = learner.passes().evaluation_tokens();
     let Learner { model, state, arenas, ranks, .. } = learner;
-    let (parameters, table) = (&state.parameters, &LoraTable::empty(model.layers()));
+    let (parameters, table) = (&state.parameters, &AdapterTable::empty(model.layers()));
     let (memory, listen) = (arenas.memory(), &mut |event: &Event| hooks.tell(event));
     let mut measuring = Measuring { model, parameters, table, micro_tokens, memory, ranks, cancel, listen };
     measuring.passes(examples, rows, |context, packed| {

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use lora_drop_compute::profile::{self, Work};
-use lora_drop_transformer::{DropoutRates, LoraTable, Model, Sequences};
+use lora_drop_transformer::{AdapterTable, DropoutRates, Model, Sequences};
 
 use crate::{Error, Result};
 
@@ -43,7 +43,7 @@ impl Kept {
 
 /// How many of the lowest blocks give the same output in every step: nothing in them trains, and
 /// they have no dropout.
-pub fn blocks(model: &Model, table: &LoraTable, dropout: DropoutRates) -> usize {
+pub fn blocks(model: &Model, table: &AdapterTable, dropout: DropoutRates) -> usize {
     if dropout.hidden > 0.0 || dropout.attention > 0.0 {
         return 0;
     }

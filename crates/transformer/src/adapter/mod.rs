@@ -180,15 +180,15 @@ impl<'a, D: Device> LayerPass<'a, '_, D> {
 /// The adapter of each module, or none. Modules may share parameters, whose gradient is then the
 /// sum over the modules.
 #[derive(Clone, Debug, Default)]
-pub struct LoraTable {
+pub struct AdapterTable {
     layers: Vec<[Option<Adapter>; ModuleKind::ALL.len()]>,
     lm_head: Option<Adapter>,
 }
 
-impl LoraTable {
+impl AdapterTable {
     /// A table without adapters, for a model of `layers` blocks.
     pub fn empty(layers: usize) -> Self {
-        LoraTable { layers: vec![[None; ModuleKind::ALL.len()]; layers], lm_head: None }
+        AdapterTable { layers: vec![[None; ModuleKind::ALL.len()]; layers], lm_head: None }
     }
 
     /// Sets a module's adapter.

@@ -20,7 +20,7 @@ pub use graph::Reads;
 pub use pass::Context;
 pub use run::Stopped;
 
-use crate::adapter::LoraTable;
+use crate::adapter::AdapterTable;
 use crate::linear::{FrozenForm, LinearWeights, Weight};
 use crate::memory::{FrozenWeights, WeightBytes, embedding_bytes};
 use crate::module::ModuleKind;
@@ -78,7 +78,7 @@ impl<D: Device> Network<D> {
     }
 
     /// Returns the lowest block in which something trains; None if only the head does.
-    pub fn lowest(&self, table: &LoraTable) -> Option<usize> {
+    pub fn lowest(&self, table: &AdapterTable) -> Option<usize> {
         if self.trains_embeddings() { Some(0) } else { table.lowest() }
     }
 
@@ -91,7 +91,7 @@ impl<D: Device> Network<D> {
     /// score is a sum over all tokens, even those whose output nothing reads. The variants serve
     /// for it if only query, key and value of the last block have adapters, without dropout:
     /// `Walk::score` then computes z of all tokens from the block's input.
-    fn tail(&self, table: &LoraTable, shape: &Shape) -> [&Segment; 2] {
+    fn tail(&self, table: &AdapterTable, shape: &Shape) -> [&Segment; 2] {
         let layer = self.graph.blocks.len() - 1;
         let inside = |kind| {
             !matches!(kind, ModuleKind::Query | ModuleKind::Key | ModuleKind::Value)

@@ -16,7 +16,7 @@ use super::saved::{Needs, Saved};
 use super::space::Space;
 use super::walk::Walk;
 use super::{Network, Reads, Shape};
-use crate::adapter::LoraTable;
+use crate::adapter::AdapterTable;
 use crate::batch::{PrefixOutput, Sequences, TextPart, Texts, TrainPart};
 use crate::drops::DropoutPlan;
 use crate::memory::{Memory, PassSize, SavePolicy};
@@ -52,7 +52,7 @@ pub enum Goal<'a> {
 /// A pass in progress.
 pub struct Pass<'p, 'a, D: Device> {
     net: &'p Network<D>,
-    table: &'p LoraTable,
+    table: &'p AdapterTable,
     shape: Shape,
     space: Space,
     run: Option<&'p mut Run<'a, D>>,
@@ -111,7 +111,7 @@ impl<D: Device> Network<D> {
     }
 
     /// Returns the number of floats of activations that a pass of this size takes.
-    pub fn floats(&self, table: &LoraTable, size: &PassSize) -> usize {
+    pub fn floats(&self, table: &AdapterTable, size: &PassSize) -> usize {
         let mut pass = Pass {
             net: self,
             table,
@@ -158,7 +158,7 @@ impl<D: Device> Network<D> {
 pub struct Context<'a, D: Device = Cpu> {
     /// Values of trained tensors and constants.
     pub values: Values<'a, D>,
-    pub table: &'a LoraTable,
+    pub table: &'a AdapterTable,
     /// The observer that is shown every module with an adapter.
     pub observing: Option<Observing<'a, D>>,
     pub memory: &'a mut Memory<D>,
@@ -170,7 +170,7 @@ impl<'a, D: Device> Context<'a, D> {
     /// The context of passes without an observer.
     pub fn new(
         values: Values<'a, D>,
-        table: &'a LoraTable,
+        table: &'a AdapterTable,
         memory: &'a mut Memory<D>,
         stop: &'a AtomicBool,
     ) -> Self {

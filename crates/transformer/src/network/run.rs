@@ -10,7 +10,7 @@ use lora_drop_compute::rotary::{RotaryTable, Turn};
 use super::Network;
 use super::cache::Cache;
 use super::graph::{Drop, Index, Rate, Rows, WeightId};
-use crate::adapter::LoraTable;
+use crate::adapter::AdapterTable;
 use crate::drops::{DropoutPlan, Site, SiteKeys};
 use crate::linear::{LayerPass, LinearWeights};
 use crate::observer::{Observing, Seen};
@@ -38,7 +38,7 @@ pub struct Run<'a, D: Device> {
     pub store: Store<'a, D>,
     /// Descriptions of trained tensors and constants.
     pub list: &'a [Parameter],
-    pub table: &'a LoraTable,
+    pub table: &'a AdapterTable,
     /// Token numbers, (tokens), and token types, (tokens), if the model has them.
     pub ids: &'a [u32],
     pub types: &'a [u32],

@@ -14,7 +14,7 @@ use super::run::{Result, Run};
 use super::saved::{Needs, Saved};
 use super::space::Space;
 use super::{Network, Shape};
-use crate::adapter::{Adapter, AdapterMemory, Extent, LoraTable};
+use crate::adapter::{Adapter, AdapterMemory, AdapterTable, Extent};
 use crate::drops::SiteKeys;
 use crate::linear::LinearWeights;
 
@@ -24,7 +24,7 @@ pub struct Walk<'w, 'a, D: Device> {
     pub segment: &'w Segment,
     /// Index of the block, if the segment is one.
     pub block: Option<usize>,
-    pub table: &'w LoraTable,
+    pub table: &'w AdapterTable,
     pub shape: Shape,
     pub space: &'w mut Space,
     /// None if the walk only measures.

@@ -7,7 +7,7 @@ use lora_drop_compute::gemm::Precision;
 use lora_drop_compute::random::Key;
 use lora_drop_transformer::linear::FrozenForm;
 use lora_drop_transformer::{
-    Checkpoint, Context, DropoutRates, Head, Loading, LoraTable, Memory, Model, ModelConfig, Parameters,
+    AdapterTable, Checkpoint, Context, DropoutRates, Head, Loading, Memory, Model, ModelConfig, Parameters,
     PassSize, SavePolicy, Sequences, Targets, TextPart, Texts, TrainPart, Trained,
 };
 
@@ -21,7 +21,7 @@ const DROPOUT: DropoutRates = DropoutRates { hidden: 0.0, attention: 0.0, head: 
 pub struct Adapted {
     pub model: Model,
     pub parameters: Parameters,
-    pub table: LoraTable,
+    pub table: AdapterTable,
     memory: Memory,
     ids: Vec<u32>,
     types: Vec<u32>,
@@ -47,7 +47,7 @@ impl Adapted {
         let model = Model::load(&checkpoint, &config, loading, &mut parameters).unwrap();
         let wide = |name: &str| golden.integers(name).into_iter().map(|x| x as usize).collect();
         Adapted {
-            table: LoraTable::empty(model.layers()),
+            table: AdapterTable::empty(model.layers()),
             model,
             parameters,
             memory: Memory::default(),

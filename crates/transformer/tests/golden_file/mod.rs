@@ -14,7 +14,7 @@ use lora_drop_transformer::Network;
 use lora_drop_transformer::Values;
 use lora_drop_transformer::linear::Weight;
 use lora_drop_transformer::{
-    Context, LoraTable, Memory, Observations, Observing, Parameters, SecondMoments, Sequences, TextPart,
+    AdapterTable, Context, Memory, Observations, Observing, Parameters, SecondMoments, Sequences, TextPart,
     Texts, TrainPart,
 };
 use reference::Reference;
@@ -133,19 +133,24 @@ impl OnReference {
         self.values[at] += by;
     }
 
-    fn context<'a>(&'a mut self, parameters: &'a Parameters, table: &'a LoraTable) -> Passes<'a> {
+    fn context<'a>(&'a mut self, parameters: &'a Parameters, table: &'a AdapterTable) -> Passes<'a> {
         let OnReference { net, values, gradients, moments, memory } = self;
         let values = Values { list: parameters.read().list, values: &values[..] };
         let context = Context { values, table, observing: Some(second_moments(moments)), memory, stop: &GO };
         Passes { net, context, gradients }
     }
 
-    pub fn outputs(&mut self, parameters: &Parameters, table: &LoraTable, sequences: Sequences) -> Vec<f32> {
+    pub fn outputs(
+        &mut self,
+        parameters: &Parameters,
+        table: &AdapterTable,
+        sequences: Sequences,
+    ) -> Vec<f32> {
         let Passes { net, context, .. } = self.context(parameters, table);
         net.outputs(Context { observing: None, ..context }, sequences).unwrap()
     }
 
-    pub fn losses(&mut self, parameters: &Parameters, table: &LoraTable, texts: Texts) -> Vec<f32> {
+    pub fn losses(&mut self, parameters: &Parameters, table: &AdapterTable, texts: Texts) -> Vec<f32> {
         let Passes { net, context, .. } = self.context(parameters, table);
         net.losses(Context { observing: None, ..context }, texts).unwrap()
     }
@@ -154,7 +159,7 @@ impl OnReference {
     pub fn train(
         &mut self,
         parameters: &Parameters,
-        table: &LoraTable,
+        table: &AdapterTable,
         part: TrainPart,
         scored: bool,
     ) -> f64 {
@@ -166,7 +171,7 @@ impl OnReference {
     pub fn train_texts(
         &mut self,
         parameters: &Parameters,
-        table: &LoraTable,
+        table: &AdapterTable,
         part: TextPart,
         scored: bool,
     ) -> f64 {
