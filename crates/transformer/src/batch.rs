@@ -3,7 +3,7 @@
 use lora_drop_compute::device;
 use lora_drop_compute::random::{Dropout, Key};
 
-use crate::drops::DropoutPlan;
+use crate::dropout::DropoutPlan;
 
 /// Packed sequences: one after the other, without padding.
 #[derive(Clone, Copy)]
@@ -77,7 +77,7 @@ impl DropoutRates {
     pub const NONE: DropoutRates = DropoutRates { hidden: 0.0, attention: 0.0, head: 0.0, lora: 0.0 };
 
     /// Returns the dropout of a pass over sequences with these keys.
-    pub(crate) fn drops<'a>(&self, keys: &'a [Key], offsets: &[usize]) -> DropoutPlan<'a> {
+    pub(crate) fn plan<'a>(&self, keys: &'a [Key], offsets: &[usize]) -> DropoutPlan<'a> {
         assert_eq!(keys.len() + 1, offsets.len());
         let [hidden, attention, head, lora] =
             [self.hidden, self.attention, self.head, self.lora].map(Dropout::new);

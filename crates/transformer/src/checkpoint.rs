@@ -21,7 +21,7 @@ use serde::de::{Deserializer, MapAccess, Visitor};
 use crate::config::read_text;
 use crate::error::{Error, Result};
 use crate::json;
-use crate::quantized;
+use crate::unsupported_quantization;
 
 /// Limit of the safetensors format on the length of its header.
 const MOST_HEADER_BYTES: u64 = 100_000_000;
@@ -95,7 +95,9 @@ impl Checkpoint {
     /// # Errors
     /// `Error::Folder` with the method and a tensor.
     pub fn check_unquantized(&self) -> Result<()> {
-        let Some((method, tensor)) = quantized::by_tensors(self.names()) else { return Ok(()) };
+        let Some((method, tensor)) = unsupported_quantization::by_tensors(self.names()) else {
+            return Ok(());
+        };
         let problem = format!(
             "the weights are quantized by {method} (tensor {tensor}), and such weights are not read; give the \
              unquantized model"

@@ -39,7 +39,7 @@ pub mod adapter;
 mod batch;
 mod checkpoint;
 mod config;
-mod drops;
+mod dropout;
 mod error;
 mod families;
 pub mod gguf;
@@ -53,7 +53,7 @@ mod network;
 mod observer;
 mod parameters;
 mod quantize;
-mod quantized;
+mod unsupported_quantization;
 mod weights;
 
 pub use adapter::{Adapter, AdapterMethod, AdapterTable, LoraPair};

@@ -13,7 +13,7 @@ use crate::model::{Head, HeadOrigin, Model};
 use crate::network::Network;
 use crate::network::graph::{Place, WeightSpec};
 use crate::parameters::{Group, ParamId, Parameters};
-use crate::quantize::quantized_where_asked;
+use crate::quantize::quantize_if_asked;
 use crate::weights::{HeadTensor, Source, Stored, Weights};
 
 /// Which of the model's own weights train.
@@ -121,7 +121,7 @@ impl Model {
                 Weight::Trained(found.train(group, parameters))
             } else {
                 Weight::Frozen(match (found.stored, &found.spec.shape[..]) {
-                    (stored, [_, _]) => quantized_where_asked(stored, quantize),
+                    (stored, [_, _]) => quantize_if_asked(stored, quantize),
                     (Stored::F32(tensor), _) => Storage::F32(tensor),
                     (Stored::Blocks(matrix), _) => Storage::Blocks(matrix),
                 })

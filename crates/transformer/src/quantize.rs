@@ -9,11 +9,11 @@ use crate::weights::Stored;
 
 /// Returns a matrix in its file's storage or, if it is f32 or half precision and its rows are whole
 /// blocks, quantized to `quantize`.
-pub fn quantized_where_asked(stored: Stored, quantize: Option<BlockType>) -> Storage {
+pub fn quantize_if_asked(stored: Stored, quantize: Option<BlockType>) -> Storage {
     let quantized = quantize.and_then(|kind| match &stored {
         Stored::F32(tensor) => {
             let &[rows, cols] = tensor.shape() else { return None };
-            quantized(kind, rows, cols, |rows| {
+            quantize_in_parts(kind, rows, cols, |rows| {
                 let values = rows.start * cols..rows.end * cols;
                 let part = BlockMatrix::quantize(kind, rows.len(), cols, &tensor[values.clone()]);
                 tensor.release(values);
@@ -22,7 +22,7 @@ pub fn quantized_where_asked(stored: Stored, quantize: Option<BlockType>) -> Sto
         }
         Stored::Blocks(matrix) if matrix.kind().values() == 1 => {
             let (all, cols) = (matrix.rows(), matrix.cols());
-            quantized(kind, all, cols, |rows| {
+            quantize_in_parts(kind, all, cols, |rows| {
                 let mut values = vec![0.0; rows.len() * cols];
                 for (row, out) in rows.clone().zip(values.chunks_exact_mut(cols)) {
                     matrix.widen_row_range(row, 0..cols, out);
@@ -41,7 +41,7 @@ pub fn quantized_where_asked(stored: Stored, quantize: Option<BlockType>) -> Sto
 
 /// Quantizes a matrix in parts, so that it never exists in f32 as a whole. `part` quantizes a range
 /// of rows.
-fn quantized(
+fn quantize_in_parts(
     kind: BlockType,
     rows: usize,
     cols: usize,

@@ -3,17 +3,19 @@
 use lora_drop_compute::attention::Sight;
 use serde_json::{Map, Value};
 
-use super::family::{Module, Parts, module};
+use super::family::{Module, WeightCollector, module};
 use super::rope::{FULL, SLIDING};
 use crate::config::{Keys, ModelConfig};
-use crate::drops::Site;
+use crate::dropout::Site;
 use crate::error::Result;
 use crate::gguf::architecture::Written;
 use crate::gguf::metadata;
 use crate::model::{Head, HeadKind};
 use crate::module::ModuleKind;
 use crate::network::Reads;
-use crate::network::graph::{self, Builder, Drop, Graph, Heads, Index, Place, Rate, Rows, Segment, ValueId};
+use crate::network::graph::{
+    self, Builder, DropoutSpec, Graph, Heads, Index, Place, Rate, Rows, Segment, ValueId,
+};
 
 /// The linear layers of a block.
 pub const MODULES: [Module; 7] = [
@@ -159,12 +161,16 @@ pub fn attention(b: &mut Builder, config: &ModelConfig, number: usize, qkv: [Val
         sight: Sight::Causal { window: config.windows[number] },
         biased: false,
     };
-    b.attention(qkv, heads, Drop { site: Site::Attention(number), rate: Rate::Attention, by_row: false })
+    b.attention(
+        qkv,
+        heads,
+        DropoutSpec { site: Site::Attention(number), rate: Rate::Attention, by_row: false },
+    )
 }
 
 /// What differs between decoders.
 pub struct Decoder {
-    pub block: fn(&mut Parts, usize) -> Segment,
+    pub block: fn(&mut WeightCollector, usize) -> Segment,
     /// Factor on the embeddings.
     pub embedding_scale: Option<f32>,
     /// Offset on γ of the last norm; blocks set their own.
@@ -175,17 +181,17 @@ pub struct Decoder {
 /// without a head, with the layer that predicts tokens.
 pub fn graph(config: &ModelConfig, head: Option<Head>, own: Decoder) -> Graph {
     let h = config.hidden_size;
-    let mut parts = Parts::new(config);
+    let mut weights = WeightCollector::new(config);
     let mut b = Builder::new(None);
-    let words = parts.table("embed_tokens.weight", config.vocab_size, h);
+    let words = weights.table("embed_tokens.weight", config.vocab_size, h);
     let x = b.embed(vec![(words, Index::Tokens)], h);
     let x = own.embedding_scale.map_or(x, |scale| b.scale(x, scale));
     let embedding = b.finish(x);
-    let blocks = (0..config.layers).map(|number| (own.block)(&mut parts, number)).collect();
+    let blocks = (0..config.layers).map(|number| (own.block)(&mut weights, number)).collect();
     let mut b = tokens(h);
     let x = b.input();
     let x = b.gather(x);
-    let mut n = b.rms_norm(x, (parts.vector("norm.weight", h), own.norm_offset), config.norm_eps);
+    let mut n = b.rms_norm(x, (weights.vector("norm.weight", h), own.norm_offset), config.norm_eps);
     let (stem, width, place, reads) = match head {
         Some(Head { kind: HeadKind::Sequence, outputs }) => ("score", outputs, Place::Head, Reads::Last),
         Some(Head { kind: HeadKind::Token, outputs }) => ("score", outputs, Place::Head, Reads::Labelled),
@@ -193,9 +199,9 @@ pub fn graph(config: &ModelConfig, head: Option<Head>, own: Decoder) -> Graph {
     };
     let of_tokens = reads == Reads::Labelled;
     if of_tokens {
-        n = b.dropout(n, Drop { site: Site::HeadInput, rate: Rate::Head, by_row: true });
+        n = b.dropout(n, DropoutSpec { site: Site::HeadInput, rate: Rate::Head, by_row: true });
     }
-    let [logits] = b.linear(n, [(parts.head(stem, of_tokens, (width, h), place), width)]);
+    let [logits] = b.linear(n, [(weights.head(stem, of_tokens, (width, h), place), width)]);
     let described = Graph {
         embedding,
         blocks,
@@ -206,5 +212,5 @@ pub fn graph(config: &ModelConfig, head: Option<Head>, own: Decoder) -> Graph {
         rope: config.rope.clone(),
         ..Graph::default()
     };
-    parts.into_graph(described)
+    weights.into_graph(described)
 }

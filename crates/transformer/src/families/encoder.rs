@@ -7,15 +7,15 @@ use lora_drop_compute::attention::Sight;
 use lora_drop_compute::device::Relative;
 
 use super::decoder::is_token;
-use super::family::{Module, Parts, module};
+use super::family::{Module, WeightCollector, module};
 use crate::config::{Architecture, Keys, ModelConfig};
-use crate::drops::Site;
+use crate::dropout::Site;
 use crate::error::Result;
 use crate::model::{Head, HeadKind};
 use crate::module::ModuleKind;
 use crate::network::Reads;
 use crate::network::graph::{
-    self, Builder, Drop, Graph, Heads, Index, LayerId, Place, Rate, Rows, Segment, WeightId,
+    self, Builder, DropoutSpec, Graph, Heads, Index, LayerId, Place, Rate, Rows, Segment, WeightId,
 };
 
 /// Linear layers of a block, by their names in BERT and RoBERTa.
@@ -118,52 +118,52 @@ fn refuse_other_arithmetic(keys: &Keys) -> Result<()> {
     Ok(())
 }
 
-fn drop(site: Site, rate: Rate, by_row: bool) -> Drop {
-    Drop { site, rate, by_row }
+fn dropout(site: Site, rate: Rate, by_row: bool) -> DropoutSpec {
+    DropoutSpec { site, rate, by_row }
 }
 
 /// Returns the graph of an encoder with this head.
 pub fn graph(config: &ModelConfig, head: Option<Head>, own: Encoder) -> Graph {
     let head = head.expect("an encoder has a head");
     let h = config.hidden_size;
-    let mut parts = Parts::new(config);
+    let mut weights = WeightCollector::new(config);
     let mut tables = vec![
-        (parts.table("embeddings.word_embeddings.weight", config.vocab_size, h), Index::Tokens),
+        (weights.table("embeddings.word_embeddings.weight", config.vocab_size, h), Index::Tokens),
         (
-            parts.table("embeddings.position_embeddings.weight", config.max_positions, h),
+            weights.table("embeddings.position_embeddings.weight", config.max_positions, h),
             Index::Positions(config.first_position as u32),
         ),
     ];
     if let Some(types) = config.token_types {
-        tables.push((parts.table("embeddings.token_type_embeddings.weight", types, h), Index::Types));
+        tables.push((weights.table("embeddings.token_type_embeddings.weight", types, h), Index::Types));
     }
-    let norm = parts.norm("embeddings.LayerNorm", h);
+    let norm = weights.norm("embeddings.LayerNorm", h);
     let mut b = Builder::new(None);
     let sum = b.embed(tables, h);
     let normed = b.layer_norm(sum, None, norm, config.norm_eps);
-    let dropped = b.dropout(normed, drop(Site::Embedding, Rate::Hidden, true));
+    let dropped = b.dropout(normed, dropout(Site::Embedding, Rate::Hidden, true));
     let embedding = b.finish(dropped);
 
     let layers: Vec<Layer> =
-        (0..config.layers).map(|number| Layer::new(&mut parts, number, own.attention_norm)).collect();
+        (0..config.layers).map(|number| Layer::new(&mut weights, number, own.attention_norm)).collect();
     let last = layers.last().expect("a model has a block");
     let relative = own.relative_bias.map(|name| {
         let (buckets, heads) = (config.relative_buckets, config.heads);
-        (parts.table(name, buckets, heads), Relative { buckets, heads, reach: 0 })
+        (weights.table(name, buckets, heads), Relative { buckets, heads, reach: 0 })
     });
     let (segment, first, reads) = match head.kind {
         HeadKind::Sequence => {
             let [(dense, place), (output, _)] = own.head;
             let head = SequenceHead {
-                dense: parts.head(dense, true, (h, h), place),
-                output: parts.head(output, true, (head.outputs, h), Place::Head),
+                dense: weights.head(dense, true, (h, h), place),
+                output: weights.head(output, true, (head.outputs, h), Place::Head),
                 outputs: head.outputs,
                 drops_input: own.drops_head_input,
             };
             let first = [last.block(config, true), head.segment(h, Rows::Chosen)];
             (head.segment(h, Rows::Tokens), Some(first), Reads::First)
         }
-        HeadKind::Token => (token_head(&mut parts, head.outputs), None, Reads::Labelled),
+        HeadKind::Token => (token_head(&mut weights, head.outputs), None, Reads::Labelled),
     };
     let described = Graph {
         embedding,
@@ -175,7 +175,7 @@ pub fn graph(config: &ModelConfig, head: Option<Head>, own: Encoder) -> Graph {
         relative,
         ..Graph::default()
     };
-    parts.into_graph(described)
+    weights.into_graph(described)
 }
 
 struct Layer {
@@ -187,15 +187,15 @@ struct Layer {
 }
 
 impl Layer {
-    fn new(parts: &mut Parts, number: usize, attention_norm: &str) -> Self {
+    fn new(weights: &mut WeightCollector, number: usize, attention_norm: &str) -> Self {
         use ModuleKind::*;
-        let (layer, h) = (parts.config.architecture.layer(number), parts.config.hidden_size);
+        let (layer, h) = (weights.config.architecture.layer(number), weights.config.hidden_size);
         Layer {
             number,
-            attention: [Query, Key, Value, AttentionOutput].map(|kind| parts.module(number, kind, true)),
-            attention_norm: parts.norm(&format!("{layer}.{attention_norm}"), h),
-            feed_forward: [Intermediate, Output].map(|kind| parts.module(number, kind, true)),
-            output_norm: parts.norm(&format!("{layer}.output.LayerNorm"), h),
+            attention: [Query, Key, Value, AttentionOutput].map(|kind| weights.module(number, kind, true)),
+            attention_norm: weights.norm(&format!("{layer}.{attention_norm}"), h),
+            feed_forward: [Intermediate, Output].map(|kind| weights.module(number, kind, true)),
+            output_norm: weights.norm(&format!("{layer}.output.LayerNorm"), h),
         }
     }
 
@@ -206,11 +206,11 @@ impl Layer {
         let [query, key, value, output] = self.attention;
         let mut b = Builder::new(Some(graph::Value { rows: Rows::Tokens, width: config.hidden_size }));
         let x = b.input();
-        let (asking, qkv) = if first {
-            let asking = b.gather(x);
-            let [q] = b.linear(asking, [query]);
+        let (query_input, qkv) = if first {
+            let query_input = b.gather(x);
+            let [q] = b.linear(query_input, [query]);
             let [k, v] = b.linear(x, [key, value]);
-            (asking, [q, k, v])
+            (query_input, [q, k, v])
         } else {
             (x, b.linear(x, [query, key, value]))
         };
@@ -222,29 +222,29 @@ impl Layer {
             sight: Sight::All,
             biased: true,
         };
-        let context = b.attention(qkv, heads, drop(Site::Attention(number), Rate::Attention, false));
+        let context = b.attention(qkv, heads, dropout(Site::Attention(number), Rate::Attention, false));
         let [branch] = b.linear(context, [output]);
-        let residual = (asking, drop(Site::AttentionOutput(number), Rate::Hidden, true));
+        let residual = (query_input, dropout(Site::AttentionOutput(number), Rate::Hidden, true));
         let middle = b.layer_norm(branch, Some(residual), self.attention_norm, epsilon);
         let [inner, output] = self.feed_forward;
         let [pre] = b.linear(middle, [inner]);
         let inner = b.activation(pre, config.activation);
         let [branch] = b.linear(inner, [output]);
-        let residual = (middle, drop(Site::Output(number), Rate::Hidden, true));
+        let residual = (middle, dropout(Site::Output(number), Rate::Hidden, true));
         let y = b.layer_norm(branch, Some(residual), self.output_norm, epsilon);
         b.finish(y)
     }
 }
 
 /// Returns the head for tokens: dropout and the output layer on the labelled tokens.
-fn token_head(parts: &mut Parts, outputs: usize) -> Segment {
-    let h = parts.config.hidden_size;
+fn token_head(weights: &mut WeightCollector, outputs: usize) -> Segment {
+    let h = weights.config.hidden_size;
     let mut b = Builder::new(Some(graph::Value { rows: Rows::Tokens, width: h }));
     let input = b.input();
     let x = b.gather(input);
-    let x = b.dropout(x, drop(Site::HeadInput, Rate::Head, true));
-    let stem = parts.config.architecture.family().token_head.expect("every encoder has a head for tokens");
-    let [logits] = b.linear(x, [(parts.head(stem, true, (outputs, h), Place::Head), outputs)]);
+    let x = b.dropout(x, dropout(Site::HeadInput, Rate::Head, true));
+    let stem = weights.config.architecture.family().token_head.expect("every encoder has a head for tokens");
+    let [logits] = b.linear(x, [(weights.head(stem, true, (outputs, h), Place::Head), outputs)]);
     b.finish(logits)
 }
 
@@ -262,11 +262,11 @@ impl SequenceHead {
         let input = b.input();
         let mut x = b.gather(input);
         if self.drops_input {
-            x = b.dropout(x, drop(Site::HeadInput, Rate::Head, false));
+            x = b.dropout(x, dropout(Site::HeadInput, Rate::Head, false));
         }
         let [pre] = b.linear(x, [(self.dense, hidden)]);
         let inner = b.activation(pre, Activation::Tanh);
-        let dropped = b.dropout(inner, drop(Site::HeadInner, Rate::Head, false));
+        let dropped = b.dropout(inner, dropout(Site::HeadInner, Rate::Head, false));
         let [logits] = b.linear(dropped, [(self.output, self.outputs)]);
         b.finish(logits)
     }

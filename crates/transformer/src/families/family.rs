@@ -65,16 +65,16 @@ pub const fn module(kind: ModuleKind, name: &'static str, short: &'static str) -
 
 /// Collects the weights and layers of a graph while it is built, in the order in which they are
 /// added.
-pub struct Parts<'a> {
+pub struct WeightCollector<'a> {
     pub config: &'a ModelConfig,
     specs: Vec<WeightSpec>,
     layers: Vec<LayerSpec>,
     weights: Vec<(String, usize)>,
 }
 
-impl<'a> Parts<'a> {
+impl<'a> WeightCollector<'a> {
     pub fn new(config: &'a ModelConfig) -> Self {
-        Parts { config, specs: Vec::new(), layers: Vec::new(), weights: Vec::new() }
+        WeightCollector { config, specs: Vec::new(), layers: Vec::new(), weights: Vec::new() }
     }
 
     /// Adds a norm's weight, (width).
@@ -136,7 +136,7 @@ impl<'a> Parts<'a> {
 
     /// Moves the weights and layers into `graph`.
     pub fn into_graph(self, graph: Graph) -> Graph {
-        let Parts { specs, layers, weights, .. } = self;
+        let WeightCollector { specs, layers, weights, .. } = self;
         Graph { specs, layers, weights, ..graph }
     }
 }

@@ -9,7 +9,7 @@ use lora_drop_compute::activation::Activation;
 use serde_json::{Map, Value, json};
 
 use super::decoder::{self, Decoder, MODULES};
-use super::family::{Family, ModelType, Parts};
+use super::family::{Family, ModelType, WeightCollector};
 use super::rope::{DEFAULT_THETA, FULL, Rope, SLIDING, of_layers};
 use crate::config::{Keys, ModelConfig};
 use crate::error::Result;
@@ -190,31 +190,32 @@ fn config(keys: &Keys, config: ModelConfig) -> Result<ModelConfig> {
     })
 }
 
-fn block(parts: &mut Parts, number: usize) -> Segment {
+fn block(weights: &mut WeightCollector, number: usize) -> Segment {
     use ModuleKind::*;
-    let config = parts.config;
+    let config = weights.config;
     let (layer, h, head) = (config.architecture.layer(number), config.hidden_size, config.head_dim);
     // `rope[1]` has the frequencies of layers with a window.
     let rope = usize::from(config.windows[number].is_some());
-    let norm = |b: &mut Builder, parts: &mut Parts, x: ValueId, part: &str, width: usize| {
-        b.rms_norm(x, (parts.vector(&format!("{layer}.{part}.weight"), width), 1.0), config.norm_eps)
+    let norm = |b: &mut Builder, weights: &mut WeightCollector, x: ValueId, part: &str, width: usize| {
+        b.rms_norm(x, (weights.vector(&format!("{layer}.{part}.weight"), width), 1.0), config.norm_eps)
     };
     let mut b = decoder::tokens(h);
     let x = b.input();
-    let n = norm(&mut b, parts, x, "input_layernorm", h);
-    let [q, k, v] = b.linear(n, [Query, Key, Value].map(|kind| parts.module(number, kind, config.qkv_bias)));
-    let q = norm(&mut b, parts, q, "self_attn.q_norm", head);
-    let k = norm(&mut b, parts, k, "self_attn.k_norm", head);
+    let n = norm(&mut b, weights, x, "input_layernorm", h);
+    let [q, k, v] =
+        b.linear(n, [Query, Key, Value].map(|kind| weights.module(number, kind, config.qkv_bias)));
+    let q = norm(&mut b, weights, q, "self_attn.q_norm", head);
+    let k = norm(&mut b, weights, k, "self_attn.k_norm", head);
     let qkv = [b.rotary(q, rope), b.rotary(k, rope), v];
     let context = decoder::attention(&mut b, config, number, qkv);
-    let [branch] = b.linear(context, [parts.module(number, AttentionOutput, config.output_bias)]);
-    let branch = norm(&mut b, parts, branch, "post_attention_layernorm", h);
+    let [branch] = b.linear(context, [weights.module(number, AttentionOutput, config.output_bias)]);
+    let branch = norm(&mut b, weights, branch, "post_attention_layernorm", h);
     let middle = b.add(x, branch);
-    let n = norm(&mut b, parts, middle, "pre_feedforward_layernorm", h);
-    let [gate, up] = b.linear(n, [Gate, Intermediate].map(|kind| parts.module(number, kind, false)));
+    let n = norm(&mut b, weights, middle, "pre_feedforward_layernorm", h);
+    let [gate, up] = b.linear(n, [Gate, Intermediate].map(|kind| weights.module(number, kind, false)));
     let inner = b.gate(config.activation, gate, up);
-    let [branch] = b.linear(inner, [parts.module(number, Output, false)]);
-    let branch = norm(&mut b, parts, branch, "post_feedforward_layernorm", h);
+    let [branch] = b.linear(inner, [weights.module(number, Output, false)]);
+    let branch = norm(&mut b, weights, branch, "post_feedforward_layernorm", h);
     let y = b.add(middle, branch);
     b.finish(y)
 }

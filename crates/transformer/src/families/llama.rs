@@ -6,7 +6,7 @@
 use serde_json::{Map, Value, json};
 
 use super::decoder::{self, Decoder, MODULES};
-use super::family::{Family, ModelType, Parts};
+use super::family::{Family, ModelType, WeightCollector};
 use super::rope::{DEFAULT_THETA, Rope};
 use crate::config::{Keys, ModelConfig};
 use crate::error::Result;
@@ -161,31 +161,31 @@ fn windows(keys: &Keys, model_type: &str, layers: usize) -> Result<Vec<Option<us
     Ok((0..layers).map(|layer| window.filter(|_| layer >= full)).collect())
 }
 
-fn block(parts: &mut Parts, number: usize) -> Segment {
+fn block(weights: &mut WeightCollector, number: usize) -> Segment {
     use ModuleKind::*;
-    let config = parts.config;
+    let config = weights.config;
     let (layer, h, epsilon) = (config.architecture.layer(number), config.hidden_size, config.norm_eps);
     let mut b = decoder::tokens(h);
     let x = b.input();
-    let n = b.rms_norm(x, (parts.vector(&format!("{layer}.input_layernorm.weight"), h), 0.0), epsilon);
-    let qkv = [Query, Key, Value].map(|kind| parts.module(number, kind, config.qkv_bias));
+    let n = b.rms_norm(x, (weights.vector(&format!("{layer}.input_layernorm.weight"), h), 0.0), epsilon);
+    let qkv = [Query, Key, Value].map(|kind| weights.module(number, kind, config.qkv_bias));
     let [mut q, mut k, v] = b.linear(n, qkv);
     if config.qk_norm {
         let mut norm =
-            |part: &str| parts.vector(&format!("{layer}.self_attn.{part}.weight"), config.head_dim);
+            |part: &str| weights.vector(&format!("{layer}.self_attn.{part}.weight"), config.head_dim);
         q = b.rms_norm(q, (norm("q_norm"), 0.0), epsilon);
         k = b.rms_norm(k, (norm("k_norm"), 0.0), epsilon);
     }
     let qkv = [b.rotary(q, 0), b.rotary(k, 0), v];
     let context = decoder::attention(&mut b, config, number, qkv);
-    let [branch] = b.linear(context, [parts.module(number, AttentionOutput, config.output_bias)]);
+    let [branch] = b.linear(context, [weights.module(number, AttentionOutput, config.output_bias)]);
     let middle = b.add(x, branch);
-    let gamma = parts.vector(&format!("{layer}.post_attention_layernorm.weight"), h);
+    let gamma = weights.vector(&format!("{layer}.post_attention_layernorm.weight"), h);
     let n = b.rms_norm(middle, (gamma, 0.0), epsilon);
     let [gate, up] =
-        b.linear(n, [Gate, Intermediate].map(|kind| parts.module(number, kind, config.mlp_bias)));
+        b.linear(n, [Gate, Intermediate].map(|kind| weights.module(number, kind, config.mlp_bias)));
     let inner = b.gate(config.activation, gate, up);
-    let [branch] = b.linear(inner, [parts.module(number, Output, config.mlp_bias)]);
+    let [branch] = b.linear(inner, [weights.module(number, Output, config.mlp_bias)]);
     let y = b.add(middle, branch);
     b.finish(y)
 }

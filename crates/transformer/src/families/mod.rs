@@ -21,7 +21,7 @@ use crate::gguf::architecture::GgufArchitecture;
 use crate::model::{Head, HeadKind};
 use crate::module::{ModuleId, ModuleKind};
 use crate::network::graph::{Graph, Place};
-use crate::quantized;
+use crate::unsupported_quantization;
 use family::{Family, ModelType, Module};
 
 pub use decoder::token_ids;
@@ -245,7 +245,7 @@ impl ModelConfig {
                 format!("model_type {model_type:?} is not supported; {known}")
             })
         })?;
-        quantized::check_config(&keys)?;
+        unsupported_quantization::check_config(&keys)?;
         let family = architecture.family();
         for (key, value) in (family.defaults)(&model_type) {
             raw.entry(key).or_insert(value);

@@ -10,7 +10,7 @@ use lora_drop_compute::activation::Activation;
 use lora_drop_compute::attention::Sight;
 use lora_drop_compute::device::Relative;
 
-use crate::drops::{DropoutPlan, Site};
+use crate::dropout::{DropoutPlan, Site};
 use crate::module::ModuleId;
 
 /// Index of a value in its segment.
@@ -110,7 +110,7 @@ pub struct Value {
 
 /// Dropout of an operation: its site, its rate, and how keys are derived.
 #[derive(Clone, Copy, Debug)]
-pub struct Drop {
+pub struct DropoutSpec {
     pub site: Site,
     pub rate: Rate,
     /// Whether each row has a key, derived from its position; otherwise each sequence has one.
@@ -127,12 +127,12 @@ pub enum Rate {
 }
 
 impl Rate {
-    pub fn of(self, drops: &DropoutPlan) -> lora_drop_compute::random::Dropout {
+    pub fn of(self, plan: &DropoutPlan) -> lora_drop_compute::random::Dropout {
         match self {
-            Rate::Hidden => drops.hidden,
-            Rate::Attention => drops.attention,
-            Rate::Head => drops.head,
-            Rate::Lora => drops.lora,
+            Rate::Hidden => plan.hidden,
+            Rate::Attention => plan.attention,
+            Rate::Head => plan.head,
+            Rate::Lora => plan.lora,
         }
     }
 }
@@ -181,7 +181,7 @@ pub enum Op {
     LayerNorm {
         x: ValueId,
         residual: Option<ValueId>,
-        drop: Option<Drop>,
+        dropout: Option<DropoutSpec>,
         gamma: WeightId,
         beta: WeightId,
         epsilon: f32,
@@ -204,7 +204,7 @@ pub enum Op {
     Attention {
         qkv: [ValueId; 3],
         heads: Heads,
-        drop: Drop,
+        dropout: DropoutSpec,
         y: ValueId,
     },
     /// f(x), in place unless x is saved exactly.
@@ -235,7 +235,7 @@ pub enum Op {
     /// Dropout of x, in place if x is computed in this segment and read by nothing else.
     Dropout {
         x: ValueId,
-        drop: Drop,
+        dropout: DropoutSpec,
         y: ValueId,
     },
 }
@@ -367,13 +367,13 @@ impl Builder {
     pub fn layer_norm(
         &mut self,
         x: ValueId,
-        residual: Option<(ValueId, Drop)>,
+        residual: Option<(ValueId, DropoutSpec)>,
         [gamma, beta]: [WeightId; 2],
         epsilon: f32,
     ) -> ValueId {
         let y = self.like(x, None);
-        let (residual, drop) = residual.unzip();
-        self.ops.push(Op::LayerNorm { x, residual, drop, gamma, beta, epsilon, y });
+        let (residual, dropout) = residual.unzip();
+        self.ops.push(Op::LayerNorm { x, residual, dropout, gamma, beta, epsilon, y });
         y
     }
 
@@ -391,9 +391,9 @@ impl Builder {
         y
     }
 
-    pub fn attention(&mut self, qkv: [ValueId; 3], heads: Heads, drop: Drop) -> ValueId {
+    pub fn attention(&mut self, qkv: [ValueId; 3], heads: Heads, dropout: DropoutSpec) -> ValueId {
         let y = self.like(qkv[0], None);
-        self.ops.push(Op::Attention { qkv, heads, drop, y });
+        self.ops.push(Op::Attention { qkv, heads, dropout, y });
         y
     }
 
@@ -426,9 +426,9 @@ impl Builder {
         y
     }
 
-    pub fn dropout(&mut self, x: ValueId, drop: Drop) -> ValueId {
+    pub fn dropout(&mut self, x: ValueId, dropout: DropoutSpec) -> ValueId {
         let y = self.like(x, None);
-        self.ops.push(Op::Dropout { x, drop, y });
+        self.ops.push(Op::Dropout { x, dropout, y });
         y
     }
 

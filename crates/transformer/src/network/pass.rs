@@ -18,7 +18,7 @@ use super::walk::Walk;
 use super::{Network, Reads, Shape};
 use crate::adapter::AdapterTable;
 use crate::batch::{PrefixOutput, Sequences, TextPart, Texts, TrainPart};
-use crate::drops::DropoutPlan;
+use crate::dropout::DropoutPlan;
 use crate::memory::{Memory, PassSize, SavePolicy};
 use crate::observer::Observing;
 use crate::parameters::Values;
@@ -27,7 +27,7 @@ use crate::parameters::Values;
 struct Options<'a, D: Device> {
     /// For passes with a backward pass.
     gradients: Option<&'a mut D::Buffer>,
-    drops: Option<DropoutPlan<'a>>,
+    dropout: Option<DropoutPlan<'a>>,
     /// Each token's position in its sequence, if positions do not start from 0.
     positions: Option<Vec<u32>>,
     caches: Option<Vec<&'a mut Cache<D>>>,
@@ -35,7 +35,7 @@ struct Options<'a, D: Device> {
 
 impl<D: Device> Default for Options<'_, D> {
     fn default() -> Self {
-        Options { gradients: None, drops: None, positions: None, caches: None }
+        Options { gradients: None, dropout: None, positions: None, caches: None }
     }
 }
 
@@ -71,7 +71,7 @@ impl<D: Device> Network<D> {
         f: impl FnOnce(&mut Pass<D>) -> Result<R>,
     ) -> Result<R> {
         let Context { values, table, observing, memory, stop } = context;
-        let Options { gradients, drops, positions, caches } = options;
+        let Options { gradients, dropout, positions, caches } = options;
         let Sequences { ids, types, offsets, .. } = sequences;
         let places = || offsets.windows(2).flat_map(|ends| 0..(ends[1] - ends[0]) as u32).collect();
         let positions = positions.unwrap_or_else(places);
@@ -89,7 +89,7 @@ impl<D: Device> Network<D> {
             positions: &positions,
             offsets,
             chosen,
-            drops,
+            dropout,
             rotary: &rotary,
             bias: None,
             dbias: None,
@@ -192,12 +192,12 @@ impl<D: Device> Network<D> {
     /// the observations; returns the sum of the losses of sequences or labelled tokens.
     pub fn train(&self, context: Context<D>, gradients: &mut D::Buffer, part: TrainPart) -> Result<f64> {
         let sequences = part.sequences;
-        let drops = part.dropout.drops(part.keys, sequences.offsets);
-        let (dropped, scored) = (drops.lora.is_active(), context.observing.is_some());
-        let size = PassSize::of_training(sequences.offsets, part.recompute, dropped, scored);
+        let dropout = part.dropout.plan(part.keys, sequences.offsets);
+        let (lora_dropout, scored) = (dropout.lora.is_active(), context.observing.is_some());
+        let size = PassSize::of_training(sequences.offsets, part.recompute, lora_dropout, scored);
         let size = PassSize { learned: sequences.labelled.len(), ..size };
         let chosen = self.chosen(sequences);
-        let options = Options { gradients: Some(gradients), drops: Some(drops), ..Options::default() };
+        let options = Options { gradients: Some(gradients), dropout: Some(dropout), ..Options::default() };
         let goal = Goal::Head(part.targets());
         let train = |pass: &mut Pass<D>| pass.train(goal, part.recompute, part.prefix);
         self.pass(context, (sequences, &chosen), size, options, train)
@@ -207,12 +207,12 @@ impl<D: Device> Network<D> {
     /// observations; returns the sum of the targets' losses.
     pub fn train_texts(&self, context: Context<D>, gradients: &mut D::Buffer, part: TextPart) -> Result<f64> {
         let texts = part.texts;
-        let drops = part.dropout.drops(part.keys, texts.offsets);
+        let dropout = part.dropout.plan(part.keys, texts.offsets);
         let (chosen, targets) = texts.targets();
-        let (dropped, scored) = (drops.lora.is_active(), context.observing.is_some());
-        let size = PassSize::of_training(texts.offsets, part.recompute, dropped, scored);
+        let (lora_dropout, scored) = (dropout.lora.is_active(), context.observing.is_some());
+        let size = PassSize::of_training(texts.offsets, part.recompute, lora_dropout, scored);
         let size = PassSize { learned: chosen.len(), ..size };
-        let options = Options { gradients: Some(gradients), drops: Some(drops), ..Options::default() };
+        let options = Options { gradients: Some(gradients), dropout: Some(dropout), ..Options::default() };
         let goal = Goal::Tokens(&targets, 1.0 / part.total as f32);
         let train = |pass: &mut Pass<D>| pass.train(goal, part.recompute, part.prefix);
         self.pass(context, (texts.sequences(), &chosen), size, options, train)

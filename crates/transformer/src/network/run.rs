@@ -9,9 +9,9 @@ use lora_drop_compute::rotary::{RotaryTable, Turn};
 
 use super::Network;
 use super::cache::Cache;
-use super::graph::{Drop, Index, Rate, Rows, WeightId};
+use super::graph::{DropoutSpec, Index, Rate, Rows, WeightId};
 use crate::adapter::AdapterTable;
-use crate::drops::{DropoutPlan, Site, SiteKeys};
+use crate::dropout::{DropoutPlan, Site, SiteKeys};
 use crate::linear::{LayerPass, LinearWeights};
 use crate::observer::{Observing, Seen};
 use crate::parameters::Parameter;
@@ -48,7 +48,7 @@ pub struct Run<'a, D: Device> {
     pub offsets: &'a [usize],
     /// The tokens that the head reads.
     pub chosen: &'a [usize],
-    pub drops: Option<DropoutPlan<'a>>,
+    pub dropout: Option<DropoutPlan<'a>>,
     /// Rotary tables, by index in the graph's frequencies.
     pub rotary: &'a [Arc<RotaryTable>],
     /// The relative position bias with its reach, and the bias's gradient, if it trains.
@@ -62,13 +62,13 @@ pub struct Run<'a, D: Device> {
 
 impl<'a, D: Device> Run<'a, D> {
     /// Returns the dropout of a site and its keys; none if nothing is dropped there.
-    pub fn keys(&self, drop: Drop, rows: Rows) -> SiteKeys {
-        let Some(drops) = self.drops.filter(|drops| drop.rate.of(drops).is_active()) else {
+    pub fn keys(&self, dropout: DropoutSpec, rows: Rows) -> SiteKeys {
+        let Some(plan) = self.dropout.filter(|plan| dropout.rate.of(plan).is_active()) else {
             return SiteKeys::default();
         };
-        let keys = drops.keys.iter().map(|key| key.fold(drop.site.number()));
+        let keys = plan.keys.iter().map(|key| key.fold(dropout.site.number()));
         let keys = match rows {
-            _ if !drop.by_row => keys.collect(),
+            _ if !dropout.by_row => keys.collect(),
             Rows::Tokens => {
                 let of_rows = |(key, ends): (Key, &[usize])| {
                     (0..(ends[1] - ends[0]) as u64).map(move |row| key.fold(row))
@@ -84,14 +84,15 @@ impl<'a, D: Device> Run<'a, D> {
                 self.chosen.iter().map(key).collect()
             }
         };
-        SiteKeys(Some((drop.rate.of(&drops), keys)))
+        SiteKeys(Some((dropout.rate.of(&plan), keys)))
     }
 
     /// Returns the dropout of the input of a layer's adapter.
     pub fn lora_keys(&self, layer: &LinearWeights<D>, rows: Rows) -> SiteKeys {
         let module = layer.module.filter(|&module| self.table.get(module).is_some());
-        let drop = module.map(|module| Drop { site: Site::Lora(module), rate: Rate::Lora, by_row: true });
-        drop.map_or(SiteKeys::default(), |drop| self.keys(drop, rows))
+        let dropout =
+            module.map(|module| DropoutSpec { site: Site::Lora(module), rate: Rate::Lora, by_row: true });
+        dropout.map_or(SiteKeys::default(), |dropout| self.keys(dropout, rows))
     }
 
     /// Returns a layer's pass over this number of rows, with dropout on its adapter's input.

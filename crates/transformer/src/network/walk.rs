@@ -9,13 +9,13 @@ use lora_drop_compute::device::{At, Attend, Device, LayerNorm, Operation, Piece,
 use lora_drop_compute::gemm::Precision;
 use lora_drop_compute::rotary::Turn;
 
-use super::graph::{Drop, Heads, LayerId, Op, Rows, Segment, TakenOver, Value, ValueId, WeightId};
+use super::graph::{DropoutSpec, Heads, LayerId, Op, Rows, Segment, TakenOver, Value, ValueId, WeightId};
 use super::run::{Result, Run};
 use super::saved::{Needs, Saved};
 use super::space::Space;
 use super::{Network, Shape};
 use crate::adapter::{Adapter, AdapterMemory, AdapterTable, Extent};
-use crate::drops::SiteKeys;
+use crate::dropout::SiteKeys;
 use crate::linear::LinearWeights;
 
 /// A walk over one segment.
@@ -93,18 +93,18 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
     }
 
     /// Returns the dropout of an operation and its keys, if it drops anything.
-    fn keys(&self, drop: Option<Drop>, rows: Rows) -> SiteKeys {
-        match (&self.run, drop) {
-            (Some(run), Some(drop)) => run.keys(drop, rows),
+    fn keys(&self, dropout: Option<DropoutSpec>, rows: Rows) -> SiteKeys {
+        match (&self.run, dropout) {
+            (Some(run), Some(dropout)) => run.keys(dropout, rows),
             _ => SiteKeys::default(),
         }
     }
 
     /// Whether an operation drops anything; a walk that only measures assumes that it does.
-    fn drops(&self, drop: Option<Drop>) -> bool {
-        match (&self.run, drop) {
+    fn drops_any(&self, dropout: Option<DropoutSpec>) -> bool {
+        match (&self.run, dropout) {
             (_, None) => false,
-            (Some(run), Some(drop)) => run.drops.is_some_and(|drops| drop.rate.of(&drops).is_active()),
+            (Some(run), Some(dropout)) => run.dropout.is_some_and(|plan| dropout.rate.of(&plan).is_active()),
             (None, Some(_)) => true,
         }
     }
@@ -206,8 +206,8 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
                 }
                 Ok(())
             }
-            Op::LayerNorm { x, residual, drop, gamma, beta, epsilon, y } => {
-                let (keys, epsilon) = (self.keys(*drop, self.value(*y).rows), *epsilon);
+            Op::LayerNorm { x, residual, dropout, gamma, beta, epsilon, y } => {
+                let (keys, epsilon) = (self.keys(*dropout, self.value(*y).rows), *epsilon);
                 let residual = residual.map(|residual| places.of[residual].piece);
                 let (x, y) = (places.of[*x].piece, self.assign_memory(places, Some(*x), *y, saved));
                 let (gamma, beta) = (self.weight(*gamma).0, self.weight(*beta).0);
@@ -226,11 +226,11 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
                     None => Ok(()),
                 }
             }
-            Op::Attention { qkv, heads, drop, y } => {
+            Op::Attention { qkv, heads, dropout, y } => {
                 let [q, k, v] = qkv.map(|value| places.of[value].piece);
                 let few = self.value(*y).rows == Rows::Chosen;
                 let out = self.assign_memory(places, None, *y, saved);
-                self.attention(heads, *drop, few, [q, k, v, out, aux[0]], None)
+                self.attention(heads, *dropout, few, [q, k, v, out, aux[0]], None)
             }
             Op::Activation { f, x, y } => {
                 let rounded = rounded(*x);
@@ -251,19 +251,19 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
                 let x = self.assign_memory(places, Some(*x), *y, saved);
                 self.call(Operation::Scale { x, factor: *factor })
             }
-            Op::Dropout { x, drop, y } => {
+            Op::Dropout { x, dropout, y } => {
                 let rows = self.value(*y).rows;
                 let (from, to) = (places.of[*x].piece, self.assign_memory(places, Some(*x), *y, saved));
                 if from.start != to.start {
                     self.call(Operation::Copy { from, to })?;
                 }
-                self.dropout(*drop, rows, to)
+                self.dropout(*dropout, rows, to)
             }
         }
     }
 
-    fn dropout(&mut self, drop: Drop, rows: Rows, x: Piece) -> Result<()> {
-        let keys = self.keys(Some(drop), rows);
+    fn dropout(&mut self, dropout: DropoutSpec, rows: Rows, x: Piece) -> Result<()> {
+        let keys = self.keys(Some(dropout), rows);
         let Some((dropout, keys)) = keys.get() else { return Ok(()) };
         self.call(Operation::Dropout { x, dropout, keys })
     }
@@ -355,13 +355,13 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
     fn attention(
         &mut self,
         heads: &Heads,
-        drop: Drop,
+        dropout: DropoutSpec,
         few: bool,
         [q, k, v, out, lse]: [Piece; 5],
         backward: Option<(Piece, [Piece; 3])>,
     ) -> Result<()> {
         let Some(run) = &mut self.run else { return Ok(()) };
-        let keys = run.keys(drop, Rows::Tokens);
+        let keys = run.keys(dropout, Rows::Tokens);
         let attend = Attend {
             q,
             k,
@@ -518,9 +518,9 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
                 }
                 self.release(from);
             }
-            Op::LayerNorm { x, residual, drop, gamma, beta, y, .. } => {
+            Op::LayerNorm { x, residual, dropout, gamma, beta, y, .. } => {
                 let g = grads.take(*y);
-                let keys = self.keys(*drop, self.value(*y).rows);
+                let keys = self.keys(*dropout, self.value(*y).rows);
                 // The gradient of the sum is the residual's and, without dropout, x's too.
                 let whole = residual.filter(|&residual| needs.gradient[residual]);
                 let du = match whole {
@@ -531,7 +531,7 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
                     }
                     None => Owned { piece: self.space.take(self.count(*y)), own: true },
                 };
-                let dx = (self.drops(*drop)).then(|| self.space.take(self.count(*x)));
+                let dx = self.drops_any(*dropout).then(|| self.space.take(self.count(*x)));
                 let ((gamma, dgamma), (beta, dbeta)) = (self.weight(*gamma), self.weight(*beta));
                 let gradients = dgamma.zip(dbeta).map(|(gamma, beta)| [gamma, beta]);
                 let norm = LayerNorm { gamma, beta, normed: aux[0], rstd: aux[1], dropout: keys.get() };
@@ -575,14 +575,14 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
                 }
                 grads.of[*x] = Some(g);
             }
-            Op::Attention { qkv, heads, drop, y } => {
+            Op::Attention { qkv, heads, dropout, y } => {
                 let g = grads.take(*y);
                 let dqkv = qkv.map(|value| self.gradient(grads, value).0);
                 let of = |value: ValueId| saved.exact(value).expect("attention saves what it reads");
                 let [q, k, v] = qkv.map(of);
                 let few = self.value(*y).rows == Rows::Chosen;
                 let pieces = [q, k, v, of(*y), aux[0]];
-                self.attention(heads, *drop, few, pieces, Some((g.piece, dqkv)))?;
+                self.attention(heads, *dropout, few, pieces, Some((g.piece, dqkv)))?;
                 self.release(g);
             }
             Op::Activation { f, x, y } => {
@@ -616,9 +616,9 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
                 self.call(Operation::Scale { x: g.piece, factor: *factor })?;
                 grads.of[*x] = Some(g);
             }
-            Op::Dropout { x, drop, y } => {
+            Op::Dropout { x, dropout, y } => {
                 let g = grads.take(*y);
-                self.dropout(*drop, self.value(*y).rows, g.piece)?;
+                self.dropout(*dropout, self.value(*y).rows, g.piece)?;
                 grads.of[*x] = Some(g);
             }
         }
