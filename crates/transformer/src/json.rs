@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn what_strings_hold_and_what_follows_is_not_counted() {
+    fn contents_of_strings_and_trailing_text_are_not_counted() {
         let commas = ",[{".repeat(100_000);
         assert!(check(format!("{{\"a\\\"{commas}\\\\\":\"{commas}\"}}").as_bytes()).is_ok());
         assert!(check(format!("{{\"a\":[1]}}{commas}").as_bytes()).is_ok());

@@ -12,7 +12,7 @@ fn raw(header: &[u8], data: &[u8]) -> Vec<u8> {
 }
 
 /// Returns a valid safetensors file with these tensors (name, dtype, shape, bytes).
-fn sound(tensors: &[(&str, &str, &[usize], Vec<u8>)]) -> Vec<u8> {
+fn valid(tensors: &[(&str, &str, &[usize], Vec<u8>)]) -> Vec<u8> {
     let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
     for (name, dtype, shape, bytes) in tensors {
         let offsets = [data.len(), data.len() + bytes.len()];
@@ -51,10 +51,10 @@ fn header_damage(header: &str) -> String {
 }
 
 #[test]
-fn tensors_are_read_whatever_their_type_and_alignment() {
+fn tensors_of_any_type_and_alignment_are_read() {
     let half = |v: f32| half::f16::from_f32(v).to_le_bytes().to_vec();
     let brain = |v: f32| half::bf16::from_f32(v).to_le_bytes().to_vec();
-    let file = sound(&[
+    let file = valid(&[
         ("f16", "F16", &[1, 1], half(0.5)),
         // Starts 2 bytes after an aligned offset, so it must be copied.
         ("shifted", "F32", &[2], f32s(&[1.5, -2.5])),
@@ -88,17 +88,17 @@ fn tensors_are_read_whatever_their_type_and_alignment() {
 }
 
 #[test]
-fn damaged_lengths_and_headers_are_told_apart() {
+fn damaged_lengths_and_headers_have_distinct_messages() {
     assert!(damage(b"").starts_with("0 bytes long, which is too short for a safetensors file"));
     assert!(damage(b"1234567").starts_with("7 bytes long, which is too short for a safetensors file"));
     assert!(damage(&u64::MAX.to_le_bytes()).starts_with("its header claims 18446744073709551615 bytes"));
     assert!(damage(&100_000_001u64.to_le_bytes()).starts_with("its header claims 100000001 bytes"));
 
-    let mut cut = sound(&[("w", "F32", &[4], f32s(&[1.0; 4]))]);
+    let mut cut = valid(&[("w", "F32", &[4], f32s(&[1.0; 4]))]);
     let full = cut.len();
     cut.truncate(20);
     assert!(damage(&cut).starts_with("truncated: the header has"), "{}", damage(&cut));
-    cut = sound(&[("w", "F32", &[4], f32s(&[1.0; 4]))]);
+    cut = valid(&[("w", "F32", &[4], f32s(&[1.0; 4]))]);
     cut.truncate(full - 1);
     assert_eq!(
         damage(&cut),
@@ -162,8 +162,8 @@ fn damaged_entries_name_their_tensor() {
 /// Opening returns for every value of every byte of a header: it never panics and never reads
 /// outside of the file.
 #[test]
-fn no_changed_byte_of_a_header_panics() {
-    let good = sound(&[("a", "F32", &[2], f32s(&[1.0, 2.0])), ("b", "F16", &[1, 2], vec![0; 4])]);
+fn changed_header_bytes_do_not_panic() {
+    let good = valid(&[("a", "F32", &[2], f32s(&[1.0, 2.0])), ("b", "F16", &[1, 2], vec![0; 4])]);
     let folder = folder(&[]);
     let path = folder.path().join("model.safetensors");
     let header_end = good.len() - 12;
@@ -187,7 +187,7 @@ fn index(pairs: &[(&str, &str)]) -> Vec<u8> {
 }
 
 fn one(name: &str) -> Vec<u8> {
-    sound(&[(name, "F32", &[1], f32s(&[1.0]))])
+    valid(&[(name, "F32", &[1], f32s(&[1.0]))])
 }
 
 #[test]
@@ -205,7 +205,7 @@ fn shards_are_read_by_their_index() {
 }
 
 #[test]
-fn an_index_that_does_not_fit_its_shards_is_explained() {
+fn mismatches_of_index_and_shards_are_explained() {
     let sharded = |pairs: &[(&str, &str)], shards: &[(&str, &[u8])]| {
         let index = index(pairs);
         error_of(&[&[("model.safetensors.index.json", index.as_slice())], shards].concat())
@@ -256,7 +256,7 @@ fn a_folder_without_weights_says_what_it_is_instead() {
 
 #[test]
 fn weights_are_found_under_any_of_their_names() {
-    let file = sound(&[
+    let file = valid(&[
         ("bert.a.weight", "F32", &[2, 1], f32s(&[1.0, 2.0])),
         ("b.weight", "F32", &[1], f32s(&[3.0])),
         ("bert.x.LayerNorm.gamma", "F32", &[1], f32s(&[4.0])),
@@ -287,7 +287,7 @@ fn all_unusable_weights_are_reported_together() {
     let mut long = vec![0.5; 3_000_000];
     long[2_500_000] = f32::NAN;
     long[2_900_000] = f32::INFINITY;
-    let file = sound(&[
+    let file = valid(&[
         ("bert.long", "F32", &[3_000_000], f32s(&long)),
         ("bert.half", "F16", &[2], [0u16, 0xfc00].iter().flat_map(|b| b.to_le_bytes()).collect()),
         // Too large for f32.

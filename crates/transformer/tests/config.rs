@@ -8,7 +8,7 @@ use lora_drop_transformer::{Architecture, Head, ModelConfig};
 use serde_json::{Value, json};
 
 /// Returns a small valid configuration of this model_type.
-fn sound(model_type: &str) -> Value {
+fn valid(model_type: &str) -> Value {
     json!({
         "model_type": model_type, "hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 3,
         "intermediate_size": 16, "vocab_size": 20, "max_position_embeddings": 10,
@@ -21,7 +21,7 @@ fn parse(value: &Value) -> Result<ModelConfig, String> {
 
 /// Returns the message for a BERT with this key set (or, for null, absent), after the file's name.
 fn problem(key: &str, value: Value) -> String {
-    let mut config = sound("bert");
+    let mut config = valid("bert");
     config[key] = value;
     let text = parse(&config).expect_err(key);
     text.strip_prefix("m/config.json: ").unwrap_or_else(|| panic!("no file in {text}")).to_string()
@@ -29,7 +29,7 @@ fn problem(key: &str, value: Value) -> String {
 
 #[test]
 fn absent_keys_have_the_defaults_of_transformers() {
-    let bert = parse(&sound("bert")).unwrap();
+    let bert = parse(&valid("bert")).unwrap();
     assert_eq!((bert.architecture, bert.model_type.as_str()), (Architecture::Bert, "bert"));
     assert_eq!((bert.hidden_size, bert.layers, bert.heads, bert.head_dim), (12, 2, 3, 4));
     assert_eq!((bert.intermediate_size, bert.vocab_size, bert.max_positions), (16, 20, 10));
@@ -38,12 +38,12 @@ fn absent_keys_have_the_defaults_of_transformers() {
     assert_eq!((bert.hidden_dropout, bert.attention_dropout, bert.head_dropout), (0.1, 0.1, 0.1));
     assert_eq!(bert.initializer_range, 0.02);
     assert!(bert.labels.is_empty() && bert.problem_type.is_none());
-    assert_eq!(Value::Object(bert.raw.clone()), sound("bert"));
+    assert_eq!(Value::Object(bert.raw.clone()), valid("bert"));
 
-    let mpnet = parse(&sound("mpnet")).unwrap();
+    let mpnet = parse(&valid("mpnet")).unwrap();
     assert_eq!((mpnet.token_types, mpnet.relative_buckets, mpnet.pad_token_id), (None, 32, 1));
     for name in ["roberta", "xlm-roberta", "camembert"] {
-        let roberta = parse(&sound(name)).unwrap();
+        let roberta = parse(&valid(name)).unwrap();
         assert_eq!((roberta.architecture, roberta.model_type.as_str()), (Architecture::Roberta, name));
         assert_eq!((roberta.token_types, roberta.pad_token_id), (Some(2), 1));
     }
@@ -51,10 +51,10 @@ fn absent_keys_have_the_defaults_of_transformers() {
 
 #[test]
 fn roberta_and_mpnet_lose_the_positions_up_to_the_padding() {
-    assert_eq!(parse(&sound("bert")).unwrap().max_tokens(), 10);
-    assert_eq!(parse(&sound("roberta")).unwrap().max_tokens(), 8);
-    assert_eq!(parse(&sound("mpnet")).unwrap().max_tokens(), 8);
-    let mut shifted = sound("roberta");
+    assert_eq!(parse(&valid("bert")).unwrap().max_tokens(), 10);
+    assert_eq!(parse(&valid("roberta")).unwrap().max_tokens(), 8);
+    assert_eq!(parse(&valid("mpnet")).unwrap().max_tokens(), 8);
+    let mut shifted = valid("roberta");
     shifted["pad_token_id"] = json!(4);
     assert_eq!(parse(&shifted).unwrap().max_tokens(), 5);
     shifted["pad_token_id"] = json!(9);
@@ -63,7 +63,7 @@ fn roberta_and_mpnet_lose_the_positions_up_to_the_padding() {
 
 #[test]
 fn given_keys_are_read() {
-    let mut config = sound("mpnet");
+    let mut config = valid("mpnet");
     config["hidden_act"] = json!("gelu_new");
     config["layer_norm_eps"] = json!(1e-5);
     config["hidden_dropout_prob"] = json!(0);
@@ -129,15 +129,15 @@ fn missing_and_impossible_sizes_are_refused() {
         "num_attention_heads (5) does not divide hidden_size (12)"
     );
     assert!(problem("num_attention_heads", json!(24)).contains("does not divide"));
-    for (value, told) in
+    for (value, warning) in
         [(json!(20), "20, outside the vocabulary of 20"), (json!(-1), "-1, expected an integer from 0 up")]
     {
-        let mut padded = sound("roberta");
+        let mut padded = valid("roberta");
         padded["pad_token_id"] = value;
         let seen = parse(&padded).expect_err("positions are counted from it");
-        assert!(seen.ends_with(&format!("pad_token_id is {told}")), "{seen}");
+        assert!(seen.ends_with(&format!("pad_token_id is {warning}")), "{seen}");
     }
-    let mut huge = sound("bert");
+    let mut huge = valid("bert");
     for key in
         ["hidden_size", "num_attention_heads", "intermediate_size", "vocab_size", "max_position_embeddings"]
     {
@@ -145,7 +145,7 @@ fn missing_and_impossible_sizes_are_refused() {
     }
     huge["num_hidden_layers"] = json!(1 << 12);
     assert!(parse(&huge).unwrap_err().contains("more than 2^40 weights"));
-    let mut few = sound("mpnet");
+    let mut few = valid("mpnet");
     few["relative_attention_num_buckets"] = json!(3);
     assert!(parse(&few).unwrap_err().contains("relative_attention_num_buckets is 3, expected at least 4"));
 }
@@ -186,7 +186,7 @@ fn variants_that_compute_something_else_are_refused() {
         let text = problem(key, value.clone());
         assert!(text.starts_with(&format!("{key} is {value}, which is not supported (only ")), "{text}");
     }
-    let mut same = sound("bert");
+    let mut same = valid("bert");
     same["position_embedding_type"] = json!("absolute");
     same["is_decoder"] = json!(false);
     same["embedding_size"] = json!(12);
@@ -209,8 +209,8 @@ fn files_that_are_not_json_objects_are_refused() {
     assert!(read().contains("this is an adapter"));
     std::fs::write(folder.path().join("config.json"), b"{\"a\": \"\xff\"}").unwrap();
     assert!(read().contains("config.json: not UTF-8: the byte at offset 7"), "{}", read());
-    std::fs::write(folder.path().join("config.json"), sound("bert").to_string()).unwrap();
-    assert_eq!(ModelConfig::read(folder.path()).unwrap(), parse(&sound("bert")).unwrap());
+    std::fs::write(folder.path().join("config.json"), valid("bert").to_string()).unwrap();
+    assert_eq!(ModelConfig::read(folder.path()).unwrap(), parse(&valid("bert")).unwrap());
     let missing = ModelConfig::read(&folder.path().join("no")).unwrap_err().to_string();
     assert!(missing.ends_with("no: the folder does not exist"), "{missing}");
     let file = ModelConfig::read(&folder.path().join("config.json")).unwrap_err().to_string();
@@ -220,7 +220,7 @@ fn files_that_are_not_json_objects_are_refused() {
 /// Compares names and shapes of all tensors, and the names of linear layers, with transformers'
 /// models for sequence classification with one layer of width 12 and 3 classes.
 #[test]
-fn names_and_shapes_are_those_of_transformers() {
+fn names_and_shapes_match_transformers() {
     let bert_layer = "\
 attention.self.query 12x12, attention.self.key 12x12, attention.self.value 12x12, attention.output.dense 12x12, \
 attention.output.LayerNorm 12, intermediate.dense 16x12, output.dense 12x16, output.LayerNorm 12";
@@ -243,7 +243,7 @@ attention.LayerNorm 12, intermediate.dense 16x12, output.dense 12x16, output.Lay
         ("mpnet", mpnet_layer, "", ", encoder.relative_attention_bias.weight 32x3", two_layer_head),
     ];
     for (model_type, layer, types, last, head) in cases {
-        let mut value = sound(model_type);
+        let mut value = valid(model_type);
         value["num_hidden_layers"] = json!(1);
         let config = parse(&value).unwrap();
         let text = |name: &str, shape: &[usize]| {
@@ -286,17 +286,17 @@ attention.LayerNorm 12, intermediate.dense 16x12, output.dense 12x16, output.Lay
 /// A few bytes must not become gigabytes: names of classes, numbers in a list.
 #[test]
 fn sizes_that_no_model_has_are_refused() {
-    let mut config = sound("bert");
+    let mut config = valid("bert");
     config["num_labels"] = json!(65_537);
     assert!(parse(&config).unwrap_err().contains("num_labels is 65537, expected an integer from 1 to 65536"));
-    let mut config = sound("bert");
+    let mut config = valid("bert");
     config["more"] = json!(vec![0; 70_000]);
     let problem = parse(&config).unwrap_err();
     assert!(problem.contains("not valid JSON: 700") && problem.contains("values in 140"), "{problem}");
 }
 
 /// Returns a decoder's configuration of this model_type with the keys that are required.
-fn sound_decoder(model_type: &str) -> Value {
+fn valid_decoder(model_type: &str) -> Value {
     json!({
         "model_type": model_type, "hidden_size": 256, "num_hidden_layers": 3, "num_attention_heads": 32,
         "intermediate_size": 16, "vocab_size": 20,
@@ -310,7 +310,7 @@ fn parse_decoder(value: &Value) -> Result<ModelConfig, String> {
 
 /// Returns the message for a decoder with these keys.
 fn decoder_problem(model_type: &str, keys: &[(&str, Value)]) -> String {
-    let mut config = sound_decoder(model_type);
+    let mut config = valid_decoder(model_type);
     keys.iter().for_each(|(key, value)| config[key] = value.clone());
     let text = parse_decoder(&config).expect_err("refused");
     text.strip_prefix("m/config.json: ").unwrap_or_else(|| panic!("no file in {text}")).to_string()
@@ -326,7 +326,7 @@ fn absent_keys_of_decoders_have_their_own_defaults() {
         ("qwen2", 32, 8, 32_768, None),
         ("qwen3", 32, 128, 32_768, None),
     ] {
-        let read = parse_decoder(&sound_decoder(model_type)).unwrap();
+        let read = parse_decoder(&valid_decoder(model_type)).unwrap();
         let sizes = (read.kv_heads, read.head_dim, read.max_positions);
         assert_eq!(sizes, (kv_heads, head_dim, positions), "{model_type}");
         assert_eq!(read.windows, [window; 3], "{model_type}");
@@ -341,8 +341,8 @@ fn absent_keys_of_decoders_have_their_own_defaults() {
 }
 
 #[test]
-fn null_says_something_else_than_an_absent_key() {
-    let mut mistral = sound_decoder("mistral");
+fn null_differs_from_an_absent_key() {
+    let mut mistral = valid_decoder("mistral");
     mistral["num_key_value_heads"] = Value::Null;
     mistral["sliding_window"] = Value::Null;
     let read = parse_decoder(&mistral).unwrap();
@@ -354,9 +354,9 @@ fn null_says_something_else_than_an_absent_key() {
 }
 
 #[test]
-fn the_windows_of_qwen_are_those_of_transformers() {
+fn qwen_windows_match_transformers() {
     let windows = |keys: &[(&str, Value)]| {
-        let mut config = sound_decoder("qwen2");
+        let mut config = valid_decoder("qwen2");
         keys.iter().for_each(|(key, value)| config[key] = value.clone());
         parse_decoder(&config).unwrap().windows
     };
@@ -369,12 +369,12 @@ fn the_windows_of_qwen_are_those_of_transformers() {
 }
 
 #[test]
-fn nothing_of_a_decoder_is_read_leniently() {
+fn invalid_decoder_keys_are_refused() {
     for bad in [json!([2, "x"]), json!([2.5]), json!("2"), json!({})] {
         let expected = format!("eos_token_id is {bad}, expected a token's number or a list of them");
         assert_eq!(decoder_problem("llama", &[("eos_token_id", bad)]), expected);
     }
-    let mut ends = sound_decoder("llama");
+    let mut ends = valid_decoder("llama");
     ends["eos_token_id"] = json!([7, 3]);
     assert_eq!(parse_decoder(&ends).unwrap().eos_token_ids, [7, 3]);
     let flag = [("use_sliding_window", json!("yes"))];
@@ -398,7 +398,7 @@ fn special_tokens_outside_the_vocabulary_are_left_out() {
         model[key] = value;
         parse(model).unwrap()
     };
-    let mut sizes = sound_decoder("llama");
+    let mut sizes = valid_decoder("llama");
     sizes["vocab_size"] = json!(20);
     for value in [json!(-1), json!(20), json!(u32::MAX), json!(1u64 << 40)] {
         for key in ["bos_token_id", "eos_token_id", "pad_token_id"] {
@@ -408,8 +408,9 @@ fn special_tokens_outside_the_vocabulary_are_left_out() {
             llama[key] = value.clone();
             let config = parse_decoder(&llama).unwrap();
             assert_eq!((config.bos_token_id, config.eos_token_ids), (None, vec![]));
-            let told = format!("{key} is {value}, which is no token of the vocabulary of 20; it is not used");
-            assert_eq!(config.warnings, [told]);
+            let warning =
+                format!("{key} is {value}, which is no token of the vocabulary of 20; it is not used");
+            assert_eq!(config.warnings, [warning]);
         }
     }
     sizes["eos_token_id"] = json!([2, -1, 3]);
@@ -417,7 +418,7 @@ fn special_tokens_outside_the_vocabulary_are_left_out() {
     assert_eq!((config.eos_token_ids, config.warnings.len()), (vec![2, 3], 1));
     // BERT's positions do not depend on pad_token_id.
     for value in [json!(20), json!(-1)] {
-        let config = read(&mut sound("bert"), "pad_token_id", value.clone());
+        let config = read(&mut valid("bert"), "pad_token_id", value.clone());
         assert_eq!(
             config.warnings,
             [format!("pad_token_id is {value}, outside the vocabulary of 20; it is not used")]
@@ -428,9 +429,9 @@ fn special_tokens_outside_the_vocabulary_are_left_out() {
 /// Published files have separate keys for the two rotary bases and the pattern; transformers 5
 /// writes objects and a list.
 #[test]
-fn both_forms_of_gemma_are_read_alike() {
+fn both_forms_of_gemma_configurations_are_read() {
     let read = |keys: Value| {
-        let mut config = sound_decoder("gemma3_text");
+        let mut config = valid_decoder("gemma3_text");
         config["head_dim"] = json!(16);
         config["sliding_window"] = json!(5);
         config.as_object_mut().unwrap().extend(keys.as_object().unwrap().clone());

@@ -58,7 +58,7 @@ fn rows_of(file: &Gguf, name: &str, width: usize) -> Vec<usize> {
 }
 
 #[test]
-fn every_type_of_value_survives() {
+fn every_type_of_value_round_trips() {
     let entries = metadata(&[
         ("u8", Value::U8(255)),
         ("i8", Value::I8(-128)),
@@ -133,7 +133,7 @@ fn values_are_where_the_header_says() {
 
 /// Compares with numbers, blocks and values of the gguf package (tools/golden/blocks.py).
 #[test]
-fn every_type_of_blocks_is_read_by_its_number() {
+fn every_block_type_is_read_by_its_number() {
     let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/blocks.safetensors");
     let golden = std::fs::read(golden).unwrap();
     let golden = safetensors::SafeTensors::deserialize(&golden).unwrap();
@@ -180,7 +180,7 @@ fn rows_of_llama_are_read_in_transformers_order() {
 }
 
 #[test]
-fn configurations_are_transformers_own() {
+fn configurations_match_transformers() {
     let embedding: (&str, &[usize]) = ("token_embd.weight", &[10, 8]);
     let mut entries = sizes("llama");
     entries.push(("tokenizer.ggml.bos_token_id".into(), Value::U32(1)));
@@ -210,7 +210,7 @@ fn configurations_are_transformers_own() {
 }
 
 #[test]
-fn what_a_configuration_lacks_is_named() {
+fn missing_and_wrong_metadata_is_named() {
     let embedding: (&str, &[usize]) = ("token_embd.weight", &[10, 8]);
     for key in
         ["block_count", "context_length", "embedding_length", "feed_forward_length", "attention.head_count"]
@@ -310,7 +310,7 @@ fn a_model_is_written_and_read_again() {
 }
 
 #[test]
-fn what_config_json_leaves_out_is_written_as_its_architecture_has_it() {
+fn defaults_of_absent_config_keys_are_written() {
     let config =
         config_of("mistral", 16, &["num_key_value_heads", "max_position_embeddings", "rms_norm_eps"]);
     let metadata = metadata_from_config(&config, "tiny").unwrap();
@@ -322,7 +322,7 @@ fn what_config_json_leaves_out_is_written_as_its_architecture_has_it() {
 }
 
 #[test]
-fn an_adapter_is_what_llama_cpp_reads() {
+fn adapters_have_the_layout_of_llama_cpp() {
     let a: Vec<f32> = (0..16).map(|i| i as f32).collect();
     let (b, folder) = (a.clone(), tempfile::tempdir().unwrap());
     let pairs = ["model.layers.0.self_attn.q_proj", "model.layers.0.mlp.down_proj"]
@@ -386,7 +386,7 @@ fn llama() -> &'static GgufArchitecture {
 }
 
 #[test]
-fn names_go_there_and_back() {
+fn names_round_trip() {
     let llama = llama();
     let pairs = [
         ("token_embd.weight", "model.embed_tokens.weight"),
@@ -415,7 +415,7 @@ fn names_go_there_and_back() {
 }
 
 #[test]
-fn other_names_have_none() {
+fn unknown_names_have_no_counterpart() {
     let llama = llama();
     for name in ["rope_freqs.weight", "blk.03.attn_q.weight", "blk.x.attn_q.weight", "blk.3.attn_q", "blk."] {
         assert_eq!(llama.hf_name(name), None, "{name}");

@@ -219,7 +219,7 @@ fn cases() -> Vec<Case> {
 }
 
 #[test]
-fn every_damage_is_named() {
+fn every_kind_of_damage_is_reported() {
     let cases = cases();
     assert!(cases.len() >= 30);
     let mut wrong = Vec::new();
@@ -248,7 +248,7 @@ fn the_error_of_opening_names_the_file() {
 }
 
 #[test]
-fn every_cut_of_a_sound_file_is_refused() {
+fn every_truncation_of_a_valid_file_is_refused() {
     let whole = Bytes::start(3, 2, 3)
         .key("general.architecture", 8)
         .text(b"llama")

@@ -196,7 +196,7 @@ fn lora_on_all_modules_on_some_and_shared() {
 /// A factor in bf16, with 8 bits, is off by up to 0.4 %. These small random models magnify this:
 /// relative to the norm of the whole gradient, the error is 1 to 7 %.
 #[test]
-fn gradients_in_bf16_are_near_those_in_f32() {
+fn bf16_gradients_are_close_to_f32() {
     for architecture in ARCHITECTURES {
         let golden = Golden::open(architecture);
         let mut case = Case::load(architecture, &golden, 3, Trained::Head);
@@ -216,7 +216,7 @@ fn gradients_in_bf16_are_near_those_in_f32() {
 }
 
 #[test]
-fn packing_frozen_weights_once_changes_no_bit() {
+fn packing_frozen_weights_once_is_bit_identical() {
     for architecture in ARCHITECTURES {
         let golden = Golden::open(architecture);
         for precision in [Precision::F32, Precision::Bf16] {
@@ -244,7 +244,7 @@ fn packing_frozen_weights_once_changes_no_bit() {
 }
 
 #[test]
-fn rounding_frozen_weights_changes_no_bit() {
+fn rounding_frozen_weights_is_bit_identical() {
     for architecture in ARCHITECTURES {
         let golden = Golden::open(architecture);
         let mut case = Case::load(architecture, &golden, 3, Trained::Head);
@@ -359,7 +359,7 @@ fn ten_optimiser_steps() {
 }
 
 #[test]
-fn scores_from_moments_are_the_outputs_norms() {
+fn scores_from_moments_match_summed_output_norms() {
     // PyTorch has summed ‖s B A x‖² over the tokens; here it is computed from Σ z zᵀ and BᵀB.
     for architecture in ARCHITECTURES {
         let golden = Golden::open(architecture);
@@ -394,7 +394,7 @@ fn relative_buckets() {
 
 /// Runs a training pass with dropout over all sequences; returns the loss, the gradients and the
 /// memory.
-fn dropped(
+fn train_with_dropout(
     architecture: &str,
     trained: Trained,
     kinds: &[usize],
@@ -445,22 +445,22 @@ fn touched(floats: &[f32]) -> f64 {
 }
 
 #[test]
-fn what_is_formed_again_has_the_same_bits_in_less_memory() {
+fn recomputing_is_bit_identical_in_less_memory() {
     for architecture in ARCHITECTURES {
         let cases: [(Trained, &[usize]); 3] =
             [(Trained::Head, &[0, 1, 2, 3, 4, 5]), (Trained::Head, &[]), (Trained::Everything, &[])];
         for (trained, kinds) in cases {
             let what = format!("{architecture} {trained:?} {kinds:?}");
-            let (loss, gradients, kept) = dropped(architecture, trained, kinds, false);
-            let again = dropped(architecture, trained, kinds, true);
-            assert!(again.0 == loss && again.1 == gradients, "{what}");
+            let (loss, gradients, saved) = train_with_dropout(architecture, trained, kinds, false);
+            let recomputed = train_with_dropout(architecture, trained, kinds, true);
+            assert!(recomputed.0 == loss && recomputed.1 == gradients, "{what}");
             let head_alone = trained == Trained::Head && kinds.is_empty();
             assert!(
-                if head_alone { again.2.len() == kept.len() } else { again.2.len() < kept.len() },
+                if head_alone { recomputed.2.len() == saved.len() } else { recomputed.2.len() < saved.len() },
                 "{what}"
             );
             // The plan is at most 2 % larger than what a pass uses.
-            for arena in [kept, again.2] {
+            for arena in [saved, recomputed.2] {
                 assert!(touched(&arena) > 0.98, "{what}: {} of {}", touched(&arena), arena.len());
             }
         }
@@ -526,7 +526,7 @@ fn gradients_under_dropout() {
 }
 
 #[test]
-fn same_bits_from_any_number_of_threads() {
+fn results_are_bit_identical_for_any_number_of_threads() {
     for architecture in ARCHITECTURES {
         let golden = Golden::open(architecture);
         let gradients = |threads: usize| {

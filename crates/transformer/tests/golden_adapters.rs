@@ -5,7 +5,7 @@
 mod adapted;
 mod golden_file;
 
-use adapted::{Adapted, WHOLE, check_bits, check_plan};
+use adapted::{Adapted, WHOLE, check_bits, check_estimated_memory};
 use golden_file::{Golden, transposed};
 use lora_drop_transformer::adapter::Scaled;
 use lora_drop_transformer::{Adapter, DropoutRates, Group, LoraPair, ModuleId, ParamId, Parameters, Trained};
@@ -106,7 +106,7 @@ fn with(name: &str, case: &str, weights: Trained) -> Adapted {
 }
 
 #[test]
-fn outputs_losses_and_gradients_are_pytorchs() {
+fn outputs_losses_and_gradients_match_pytorch() {
     for name in MODELS {
         let golden = Golden::file(name, "adapters.safetensors");
         for case in CASES {
@@ -122,24 +122,24 @@ fn gradients_under_dropout() {
         ("llama", "vera", Trained::Head),
         ("bert", "adalora", Trained::Everything),
     ] {
-        with(name, case, weights).check_slopes(&format!("{name} {case}"));
+        with(name, case, weights).check_finite_differences(&format!("{name} {case}"));
     }
 }
 
 #[test]
-fn neither_threads_nor_memory_nor_the_form_of_frozen_weights_change_a_bit() {
+fn results_are_bit_identical_for_any_threads_memory_and_weight_form() {
     for (name, case) in MODELS.into_iter().flat_map(|name| CASES.map(|case| (name, case))) {
         check_bits(&format!("{name} {case}"), || with(name, case, Trained::Head));
     }
 }
 
 #[test]
-fn the_plan_is_what_a_pass_takes() {
-    MODELS.into_iter().for_each(|name| check_plan(name, || with(name, "tied", Trained::Head)));
+fn estimated_memory_is_what_a_pass_uses() {
+    MODELS.into_iter().for_each(|name| check_estimated_memory(name, || with(name, "tied", Trained::Head)));
 }
 
 #[test]
-fn constants_have_neither_gradients_nor_a_place_among_what_trains() {
+fn constants_have_no_gradients_and_do_not_train() {
     let mut adapted = with("bert", "vera", Trained::Head);
     adapted.train(WHOLE, DropoutRates::NONE, false);
     let parameters = &adapted.parameters;

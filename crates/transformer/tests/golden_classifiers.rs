@@ -243,18 +243,18 @@ fn packed_sequences_do_not_see_each_other() {
 }
 
 #[test]
-fn recomputing_changes_no_bit() {
+fn recomputing_is_bit_identical() {
     for (mut case, _) in Case::all() {
         case.dropout = DropoutRates { attention: 0.2, lora: 0.25, ..DropoutRates::NONE };
-        let kept = (case.train(PARTS, false, None), case.parameters.gradients().to_vec());
-        let again = (case.train(PARTS, true, None), case.parameters.gradients().to_vec());
-        assert!(kept == again, "{}", case.name);
+        let saved = (case.train(PARTS, false, None), case.parameters.gradients().to_vec());
+        let recomputed = (case.train(PARTS, true, None), case.parameters.gradients().to_vec());
+        assert!(saved == recomputed, "{}", case.name);
     }
 }
 
 /// Training passes observe all tokens of every module, as a pass without training does.
 #[test]
-fn moments_are_those_of_the_tokens() {
+fn training_and_scoring_passes_have_the_same_moments() {
     for (mut case, _) in Case::all() {
         let (mut trained, mut scored) = (Observations::new(), Observations::new());
         case.train(WHOLE, true, Some(&mut trained));
@@ -271,7 +271,7 @@ fn moments_are_those_of_the_tokens() {
 }
 
 #[test]
-fn the_head_alone_trains() {
+fn without_adapters_only_the_head_has_gradients() {
     for (mut case, task) in Case::all() {
         let head = case.parameters.find("score.weight").unwrap();
         case.train(WHOLE, false, None);
@@ -286,7 +286,7 @@ fn the_head_alone_trains() {
 }
 
 #[test]
-fn a_quantized_base_is_near() {
+fn a_quantized_base_gives_similar_logits() {
     let folder = folder("llama");
     let config = ModelConfig::read(&folder).unwrap();
     let checkpoint = Checkpoint::open(&folder).unwrap();

@@ -207,7 +207,7 @@ fn base_losses() {
 }
 
 #[test]
-fn a_memory_may_serve_one_model_after_another() {
+fn one_memory_serves_several_models() {
     let mut memory = Memory::default();
     // Llama's and Mistral's heads have the same width and different frequencies.
     for model in MODELS {
@@ -245,7 +245,7 @@ fn lora_on_all_modules_on_some_and_shared() {
 /// A factor in bf16, with 8 bits, is off by up to 0.4 %. These small random models magnify this:
 /// relative to the norm of the whole gradient, the error is 1 to 7 %.
 #[test]
-fn gradients_in_bf16_are_near_those_in_f32() {
+fn bf16_gradients_are_close_to_f32() {
     for model in MODELS {
         let golden = Golden::open(model);
         let mut case = Case::load(model, &golden);
@@ -265,7 +265,7 @@ fn gradients_in_bf16_are_near_those_in_f32() {
 }
 
 #[test]
-fn packing_frozen_weights_once_changes_no_bit() {
+fn packing_frozen_weights_once_is_bit_identical() {
     for (model, precision) in MODELS.into_iter().flat_map(|m| [(m, Precision::F32), (m, Precision::Bf16)]) {
         let golden = Golden::open(model);
         let mut case = Case::load(model, &golden);
@@ -282,7 +282,7 @@ fn packing_frozen_weights_once_changes_no_bit() {
 }
 
 #[test]
-fn rounding_frozen_weights_changes_no_bit() {
+fn rounding_frozen_weights_is_bit_identical() {
     for model in MODELS {
         let golden = Golden::open(model);
         let mut case = Case::load(model, &golden);
@@ -305,20 +305,20 @@ fn rounding_frozen_weights_changes_no_bit() {
 }
 
 #[test]
-fn recomputing_changes_no_bit() {
+fn recomputing_is_bit_identical() {
     for (model, precision) in MODELS.into_iter().flat_map(|m| [(m, Precision::F32), (m, Precision::Bf16)]) {
         let golden = Golden::open(model);
         let mut case = Case::load(model, &golden);
         case.add_lora(&golden, &KINDS, false);
         case.decoder.net.multiply_in(precision);
-        let kept = (case.train(PARTS, false, None), case.parameters.gradients().to_vec());
-        let again = (case.train(PARTS, true, None), case.parameters.gradients().to_vec());
-        assert!(kept == again, "{model}");
+        let saved = (case.train(PARTS, false, None), case.parameters.gradients().to_vec());
+        let recomputed = (case.train(PARTS, true, None), case.parameters.gradients().to_vec());
+        assert!(saved == recomputed, "{model}");
     }
 }
 
 #[test]
-fn passes_take_the_memory_that_is_foreseen() {
+fn estimated_memory_is_what_a_pass_uses() {
     for model in MODELS {
         let golden = Golden::open(model);
         let mut case = Case::load(model, &golden);
@@ -382,7 +382,7 @@ fn ten_optimiser_steps() {
 }
 
 #[test]
-fn scores_from_moments_are_the_outputs_norms() {
+fn scores_from_moments_match_summed_output_norms() {
     for model in MODELS {
         let golden = Golden::open(model);
         let mut case = Case::load(model, &golden);
@@ -406,7 +406,7 @@ fn scores_from_moments_are_the_outputs_norms() {
 }
 
 #[test]
-fn cached_decoding_is_the_full_pass() {
+fn cached_decoding_matches_the_full_pass() {
     for model in MODELS {
         let golden = Golden::open(model);
         let mut case = Case::load(model, &golden);
@@ -452,7 +452,7 @@ fn every_weight_of_full_fine_tuning() {
 
 /// Compares gradients of every weight with finite differences of the loss, without golden numbers.
 #[test]
-fn gradients_of_full_fine_tuning_are_slopes() {
+fn full_fine_tuning_gradients_match_finite_differences() {
     for model in MODELS {
         let golden = Golden::open(model);
         let mut case = Case::trained(model, &golden, Trained::Everything);

@@ -5,7 +5,7 @@
 mod adapted;
 mod golden_file;
 
-use adapted::{Adapted, check_bits, check_plan};
+use adapted::{Adapted, check_bits, check_estimated_memory};
 use golden_file::{Golden, distance, transposed};
 use lora_drop_compute::gemm::Precision;
 use lora_drop_transformer::adapter::{Dora, weight_norms};
@@ -49,7 +49,7 @@ fn with_dora(name: &str, shared: bool, trained: Trained) -> Adapted {
 }
 
 /// Makes the norms of every module's adapter constants.
-fn fix(dora: &mut Adapted) {
+fn make_norms_constant(dora: &mut Adapted) {
     for (module, weights) in dora.model.linears() {
         if let Some(Adapter::Dora(of)) = dora.table.get(module) {
             let norms = weight_norms(weights, Some(of.pair), dora.parameters.read()).unwrap();
@@ -61,7 +61,7 @@ fn fix(dora: &mut Adapted) {
 }
 
 #[test]
-fn outputs_losses_and_gradients_are_pefts() {
+fn outputs_losses_and_gradients_match_peft() {
     for name in MODELS {
         let golden = Golden::file(name, "dora.safetensors");
         for (case, shared) in [("all", false), ("shared", true)] {
@@ -71,7 +71,7 @@ fn outputs_losses_and_gradients_are_pefts() {
 }
 
 #[test]
-fn a_new_adapter_leaves_the_base_as_it_is() {
+fn a_new_adapter_does_not_change_outputs() {
     for name in MODELS {
         for (precision, form) in [
             (Precision::F32, FrozenForm::AsIs),
@@ -106,27 +106,29 @@ fn gradients_under_dropout() {
     for (name, trained) in [("bert", Trained::Head), ("llama", Trained::Head), ("bert", Trained::Everything)]
     {
         let mut dora = with_dora(name, false, trained);
-        fix(&mut dora);
-        dora.check_slopes(name);
+        make_norms_constant(&mut dora);
+        dora.check_finite_differences(name);
     }
 }
 
 #[test]
-fn neither_threads_nor_memory_nor_the_form_of_frozen_weights_change_a_bit() {
+fn results_are_bit_identical_for_any_threads_memory_and_weight_form() {
     MODELS.into_iter().for_each(|name| check_bits(name, || with_dora(name, false, Trained::Head)));
 }
 
 #[test]
-fn the_plan_is_what_a_pass_takes() {
-    MODELS.into_iter().for_each(|name| check_plan(name, || with_dora(name, false, Trained::Head)));
+fn estimated_memory_is_what_a_pass_uses() {
+    MODELS
+        .into_iter()
+        .for_each(|name| check_estimated_memory(name, || with_dora(name, false, Trained::Head)));
 }
 
 #[test]
-fn constant_norms_give_the_same_bits() {
+fn constant_norms_are_bit_identical() {
     for name in MODELS {
         let mut dora = with_dora(name, true, Trained::Head);
         let want = dora.outputs();
-        fix(&mut dora);
+        make_norms_constant(&mut dora);
         assert!(dora.outputs() == want, "{name}");
     }
 }

@@ -197,7 +197,7 @@ fn packed_sequences_do_not_see_each_other() {
 /// Dropout's keys depend on a token's position in its sequence, and not on the other sequences of
 /// its part.
 #[test]
-fn neither_recomputing_nor_other_rows_change_dropout() {
+fn dropout_does_not_depend_on_recomputing_or_other_rows() {
     for (mut case, _) in Case::all() {
         case.dropout = DropoutRates { hidden: 0.1, attention: 0.2, head: 0.3, lora: 0.25 };
         let whole = (case.train(WHOLE, &[], false), case.parameters.gradients().to_vec());

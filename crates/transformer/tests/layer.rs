@@ -24,7 +24,7 @@ struct Layer {
 }
 
 /// Results of a layer's forward and backward pass.
-struct Given {
+struct PassResults {
     y: Vec<f32>,
     z: Vec<f32>,
     dx: Vec<f32>,
@@ -60,7 +60,7 @@ impl Layer {
         Layer { weights, parameters, adapter, x, dy }
     }
 
-    fn run(&mut self, with_lora: bool, few: bool) -> Given {
+    fn run(&mut self, with_lora: bool, few: bool) -> PassResults {
         let LinearWeights { input, output, .. } = self.weights;
         let rows = self.x.len() / input;
         let mut memory = Vec::new();
@@ -89,7 +89,7 @@ impl Layer {
             adapter.backward(&mut layer, [x, dy], Some((dx, false)), memory_of_adapter).unwrap();
         }
         let of = |piece: Piece| memory[piece.start..piece.end()].to_vec();
-        Given { y: of(y), z: of(z), dx: of(dx), gradients: self.parameters.gradients().to_vec() }
+        PassResults { y: of(y), z: of(z), dx: of(dx), gradients: self.parameters.gradients().to_vec() }
     }
 }
 
@@ -116,7 +116,7 @@ fn layer(storage: Storage, rows: usize, output: usize, input: usize) -> Layer {
 }
 
 #[test]
-fn forward_and_back_as_pytorch() {
+fn forward_and_backward_match_pytorch() {
     let golden = Golden::file("", "ops.safetensors");
     let get = |name: &str| golden.get(&format!("linear_lora.{name}"));
     let [x, weight, bias, a, dy] = ["x", "weight", "bias", "lora_A", "dy"].map(get);
@@ -124,7 +124,7 @@ fn forward_and_back_as_pytorch() {
     let trained = |parameters: &mut Parameters| {
         Weight::Trained(parameters.add("weight", &[10, 12], Group::Base, true, &weight))
     };
-    let given = Layer::of(trained, [&a, &b, &bias], get("scale")[0], [x, dy]).run(true, false);
+    let results = Layer::of(trained, [&a, &b, &bias], get("scale")[0], [x, dy]).run(true, false);
     let check = |name: &str, got: &[f32]| {
         let want = get(name);
         assert_eq!(got.len(), want.len(), "{name}");
@@ -133,16 +133,16 @@ fn forward_and_back_as_pytorch() {
             assert!((got - want).abs() <= 1e-5 * size, "{name}[{i}] = {got}, PyTorch has {want}");
         }
     };
-    check("y", &given.y);
-    check("d_x", &given.dx);
-    check("d_lora_A", &given.gradients[..48]);
-    check("d_lora_B", &transposed(&given.gradients[48..88], RANK));
-    check("d_bias", &given.gradients[88..98]);
-    check("d_weight", &given.gradients[98..]);
+    check("y", &results.y);
+    check("d_x", &results.dx);
+    check("d_lora_A", &results.gradients[..48]);
+    check("d_lora_B", &transposed(&results.gradients[48..88], RANK));
+    check("d_bias", &results.gradients[88..98]);
+    check("d_weight", &results.gradients[98..]);
 }
 
 #[test]
-fn a_layer_of_blocks_is_that_of_their_values() {
+fn block_weights_compute_as_their_f32_values() {
     for kind in [BlockType::Bf16, BlockType::F16, BlockType::Q4_0, BlockType::Q8_0] {
         let (blocks, values) = blocks(kind, 70, 256);
         let [got, want] = [blocks, values].map(|storage| layer(storage, 20, 70, 256).run(true, false));
@@ -152,7 +152,7 @@ fn a_layer_of_blocks_is_that_of_their_values() {
 }
 
 #[test]
-fn a_generating_layer_is_the_training_one_to_rounding() {
+fn generation_matches_training_up_to_rounding() {
     for rows in [1, FEW_ROWS, FEW_ROWS + 1] {
         let (storage, _) = blocks(BlockType::Q4_0, 300, 544);
         let mut layer = layer(storage, rows, 300, 544);

@@ -368,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_leads_back_to_its_module() {
+    fn module_at_inverts_module_path() {
         for architecture in Architecture::ALL {
             for kind in architecture.kinds() {
                 let module = ModuleId { layer: 11, kind };

@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn gaps_are_used_again_and_join() {
+    fn gaps_are_reused_and_merged() {
         let mut space = Space::default();
         let [a, b, c] = [10, 40, 16].map(|len| space.take(len));
         assert_eq!([a, b, c], [Piece::new(0, 10), Piece::new(16, 40), Piece::new(64, 16)]);

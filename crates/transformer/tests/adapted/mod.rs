@@ -151,7 +151,7 @@ impl Adapted {
     /// Checks gradients under dropout with fixed keys against finite differences on the CPU;
     /// `train` compares them with the reference's in f64. Covers adapters that are shared or in
     /// layer 1, and the trained weights of layer 1's query.
-    pub fn check_slopes(&mut self, what: &str) {
+    pub fn check_finite_differences(&mut self, what: &str) {
         self.train(WHOLE, DROPOUT, false);
         let (start, gradients) = (self.parameters.values().to_vec(), self.parameters.gradients().to_vec());
         for p in self.parameters.list().to_vec() {
@@ -203,7 +203,7 @@ pub fn check_bits(what: &str, load: impl Fn() -> Adapted + Sync) {
 }
 
 /// Checks that the plan has as many floats as a pass takes.
-pub fn check_plan(what: &str, load: impl Fn() -> Adapted) {
+pub fn check_estimated_memory(what: &str, load: impl Fn() -> Adapted) {
     for (recompute, dropped) in [(false, false), (false, true), (true, true)] {
         let mut adapted = load();
         adapted.train(WHOLE, if dropped { DROPOUT } else { DropoutRates::NONE }, recompute);
