@@ -46,7 +46,7 @@ impl PartSize {
             saves: SavePolicy::All,
             lora_dropout: false,
             scored: false,
-            every: false,
+            every_token: false,
         };
         let each = (size_of::<f32>() * model.net.floats(table, &size)) as f64 / self.most as f64;
         ((self.bytes / each) as usize).clamp(self.least, self.most)

@@ -135,7 +135,7 @@ pub fn pass_size(rows: TaskRows, part: &[usize], saves: SavePolicy) -> PassSize 
         saves,
         lora_dropout: false,
         scored: false,
-        every: false,
+        every_token: false,
     }
 }
 

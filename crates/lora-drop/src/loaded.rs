@@ -89,7 +89,7 @@ impl Loaded {
         model.net.multiply_in(dtype.precision());
         // A decoder without a head may generate text, and then multiplies few rows, in f32.
         if head.is_some() {
-            model.net.keep_frozen(FrozenForm::Rounded);
+            model.net.convert_frozen(FrozenForm::Rounded);
         }
         let fresh = model.head_origin.as_ref().is_some_and(|origin| *origin != HeadOrigin::Checkpoint);
         if adapter.is_none() && fresh {

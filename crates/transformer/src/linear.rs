@@ -76,7 +76,7 @@ impl<D: Device> LinearWeights<D> {
 
 impl LinearWeights {
     /// Converts a frozen f32 matrix to this form.
-    pub fn keep_frozen(&mut self, form: FrozenForm) {
+    pub fn convert_frozen(&mut self, form: FrozenForm) {
         let Weight::Frozen(Storage::F32(tensor)) = &self.weight else { return };
         let storage = match (form, self.precision) {
             (FrozenForm::Rounded, Precision::Bf16) => Storage::Blocks(round(tensor)),

@@ -13,20 +13,20 @@ use crate::linear::{FrozenForm, LinearWeights, Weight};
 pub struct Memory<D: Device = Cpu> {
     pub(crate) buffer: D::Memory,
     /// Floats of the largest pass so far.
-    pub(crate) most: usize,
+    pub(crate) peak: usize,
     pub(crate) rotary: Vec<Arc<RotaryTable>>,
 }
 
 impl<D: Device> Default for Memory<D> {
     fn default() -> Self {
-        Memory { buffer: D::Memory::default(), most: 0, rotary: Vec::new() }
+        Memory { buffer: D::Memory::default(), peak: 0, rotary: Vec::new() }
     }
 }
 
 impl<D: Device> Memory<D> {
     /// Bytes of the largest pass so far.
     pub fn used_bytes(&self) -> usize {
-        size_of::<f32>() * self.most
+        size_of::<f32>() * self.peak
     }
 }
 
@@ -77,7 +77,7 @@ pub struct PassSize {
     /// Whether modules are scored, which takes more memory in an encoder's last block.
     pub scored: bool,
     /// Whether the last block computes every token, although the head reads few.
-    pub every: bool,
+    pub every_token: bool,
 }
 
 impl PassSize {
@@ -93,7 +93,7 @@ impl PassSize {
             saves,
             lora_dropout,
             scored,
-            every: false,
+            every_token: false,
         }
     }
 

@@ -231,7 +231,7 @@ fn packing_frozen_weights_once_is_bit_identical() {
             };
             let (mut plain, mut packed) = (load(), load());
             let estimated = packed.encoder.net.weight_bytes(FrozenForm::Packed);
-            packed.encoder.net.keep_frozen(FrozenForm::Packed);
+            packed.encoder.net.convert_frozen(FrozenForm::Packed);
             assert!(pass(&mut packed) == pass(&mut plain), "{architecture} {precision:?}");
             // Packed copies for both directions, padded to whole strips.
             let size = plain.encoder.net.frozen_bytes().expect("all matrices are frozen");
@@ -253,7 +253,7 @@ fn rounding_frozen_weights_is_bit_identical() {
             (case.logits(), case.train(false, 0.0, PARTS, None), case.parameters.gradients().to_vec())
         };
         let plain = pass(&mut case);
-        case.encoder.net.keep_frozen(FrozenForm::Rounded);
+        case.encoder.net.convert_frozen(FrozenForm::Rounded);
         assert!(
             case.encoder.net.weight_bytes(FrozenForm::AsIs).copied == 0,
             "{architecture}: layers that multiply in f32"
@@ -262,7 +262,7 @@ fn rounding_frozen_weights_is_bit_identical() {
         case.encoder.net.multiply_in(Precision::Bf16);
         let before = (pass(&mut case), case.encoder.net.weight_bytes(FrozenForm::AsIs));
         let estimated = case.encoder.net.weight_bytes(FrozenForm::Rounded);
-        case.encoder.net.keep_frozen(FrozenForm::Rounded);
+        case.encoder.net.convert_frozen(FrozenForm::Rounded);
         let after = (pass(&mut case), case.encoder.net.weight_bytes(FrozenForm::AsIs));
         assert!(before.0 == after.0 && before.0 != plain, "{architecture}");
         let linears = case.encoder.config.block_parameters();
@@ -272,7 +272,7 @@ fn rounding_frozen_weights_is_bit_identical() {
         let mut case = Case::load(architecture, &golden, 3, Trained::Everything);
         case.encoder.net.multiply_in(Precision::Bf16);
         let before = pass(&mut case);
-        case.encoder.net.keep_frozen(FrozenForm::Rounded);
+        case.encoder.net.convert_frozen(FrozenForm::Rounded);
         assert!(before == pass(&mut case), "{architecture}: what trains stays f32");
     }
 }
@@ -424,7 +424,7 @@ fn train_with_dropout(
         saves: SavePolicy::of_training(recompute),
         lora_dropout: true,
         scored: false,
-        every: false,
+        every_token: false,
     };
     let mut reference = OnReference::of(&case.encoder.net, &case.parameters).expect("in f32");
     let want = reference.train(&case.parameters, &case.table, part, false);

@@ -275,7 +275,7 @@ fn packing_frozen_weights_once_is_bit_identical() {
             (case.losses(), case.train(PARTS, false, None), case.parameters.gradients().to_vec())
         };
         let before = (pass(&mut case), case.decoder.net.weight_bytes(FrozenForm::Packed));
-        case.decoder.net.keep_frozen(FrozenForm::Packed);
+        case.decoder.net.convert_frozen(FrozenForm::Packed);
         let after = (pass(&mut case), case.decoder.net.weight_bytes(FrozenForm::AsIs));
         assert!(before == after && after.1.copied > 0, "{model} {precision:?}");
     }
@@ -294,7 +294,7 @@ fn rounding_frozen_weights_is_bit_identical() {
         let before = pass(&mut case);
         assert_eq!(case.decoder.net.weight_bytes(FrozenForm::AsIs).copied, 0, "{model}");
         let estimated = case.decoder.net.weight_bytes(FrozenForm::Rounded);
-        case.decoder.net.keep_frozen(FrozenForm::Rounded);
+        case.decoder.net.convert_frozen(FrozenForm::Rounded);
         assert!(before == pass(&mut case), "{model}");
         let config = &case.decoder.config;
         let output = if config.tied { 0 } else { config.vocab_size * config.hidden_size };
@@ -333,7 +333,7 @@ fn estimated_memory_is_what_a_pass_uses() {
                 saves,
                 lora_dropout: false,
                 scored: false,
-                every: false,
+                every_token: false,
             };
             case.memory = Memory::default();
             match saves {

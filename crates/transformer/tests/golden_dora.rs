@@ -89,7 +89,7 @@ fn a_new_adapter_does_not_change_outputs() {
                 dora.parameters.value_mut(of.magnitude).copy_from_slice(&norms);
                 dora.parameters.value_mut(of.pair.b).fill(0.0);
             }
-            dora.model.net.keep_frozen(form);
+            dora.model.net.convert_frozen(form);
             let adapted = dora.outputs();
             dora.table = AdapterTable::empty(dora.model.layers());
             // With DoRA, the bias is added after the product instead of before it.

@@ -201,7 +201,7 @@ impl Learner {
 
     /// Sets how steps are computed from now on.
     pub fn use_passes(&mut self, passes: Passes) {
-        self.model.net.keep_frozen(passes.form);
+        self.model.net.convert_frozen(passes.form);
         self.passes = passes;
     }
 

@@ -59,12 +59,12 @@ pub fn plan(
         for (stage, rows, steps) in &stages {
             most.of_training(data.train(), *stage, rows, *steps, settings);
         }
-        let every = settings.samples() && settings.selection.criterion.basis() == Basis::HiddenStates;
-        if every || settings.selection.rule() == Selection::Auto {
+        let every_token = settings.samples() && settings.selection.criterion.basis() == Basis::HiddenStates;
+        if every_token || settings.selection.rule() == Selection::Auto {
             // Those that are looked at are among them.
             let lengths = data.train().lengths();
             for rows in batch::evaluation_batches(&lengths, passes.evaluation_tokens()) {
-                most.of_pass(1, data.train(), &rows, SavePolicy::Nothing, [false, every]);
+                most.of_pass(1, data.train(), &rows, SavePolicy::Nothing, [false, every_token]);
             }
         }
         if train {
@@ -134,10 +134,10 @@ impl Most<'_> {
         rows: TaskRows,
         part: &[usize],
         saves: SavePolicy,
-        [scored, every]: [bool; 2],
+        [scored, every_token]: [bool; 2],
     ) -> usize {
         let lora_dropout = saves != SavePolicy::Nothing && self.learner.drops_lora();
-        let size = PassSize { lora_dropout, scored, every, ..pass_size(rows, part, saves) };
+        let size = PassSize { lora_dropout, scored, every_token, ..pass_size(rows, part, saves) };
         for table in [Some(&self.learner.table), self.shared].into_iter().flatten() {
             self.memory.include(places, &self.learner.model, table, &size);
         }

@@ -48,7 +48,7 @@ pub fn blocks(model: &Model, table: &AdapterTable, dropout: DropoutRates) -> usi
         return 0;
     }
     // The last block of an encoder computes first tokens alone, so it is never among them.
-    model.net.lowest(table).unwrap_or(model.layers() - 1)
+    model.net.lowest_trained_block(table).unwrap_or(model.layers() - 1)
 }
 
 impl Reuse {

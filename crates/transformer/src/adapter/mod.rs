@@ -214,7 +214,7 @@ impl AdapterTable {
     }
 
     /// The number of the lowest block with an adapter.
-    pub fn lowest(&self) -> Option<usize> {
+    pub fn lowest_block(&self) -> Option<usize> {
         self.layers.iter().position(|adapters| adapters.iter().any(Option::is_some))
     }
 }

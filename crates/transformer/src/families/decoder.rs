@@ -88,7 +88,13 @@ pub fn write_gguf_window(config: &ModelConfig) -> Written {
 
 /// Sets model_type, class and, under `key`, the activation in the config.json of a GGUF file's
 /// model.
-pub fn set(config: &mut Map<String, Value>, model_type: &str, class: &str, key: &str, activation: &str) {
+pub fn set_model_type(
+    config: &mut Map<String, Value>,
+    model_type: &str,
+    class: &str,
+    key: &str,
+    activation: &str,
+) {
     config.insert("architectures".into(), vec![class].into());
     for (key, value) in [("model_type", model_type), (key, activation)] {
         config.insert(key.into(), value.into());
@@ -147,7 +153,7 @@ pub fn sliding_layers(keys: &Keys, layers: usize) -> Result<Option<Vec<bool>>> {
 }
 
 /// Begins a segment whose input is (tokens, hidden).
-pub fn tokens(hidden: usize) -> Builder {
+pub fn begin_segment(hidden: usize) -> Builder {
     Builder::new(Some(graph::Value { rows: Rows::Tokens, width: hidden }))
 }
 
@@ -188,7 +194,7 @@ pub fn graph(config: &ModelConfig, head: Option<Head>, own: Decoder) -> Graph {
     let x = own.embedding_scale.map_or(x, |scale| b.scale(x, scale));
     let embedding = b.finish(x);
     let blocks = (0..config.layers).map(|number| (own.block)(&mut weights, number)).collect();
-    let mut b = tokens(h);
+    let mut b = begin_segment(h);
     let x = b.input();
     let x = b.gather(x);
     let mut n = b.rms_norm(x, (weights.vector("norm.weight", h), own.norm_offset), config.norm_eps);

@@ -60,7 +60,13 @@ const PATTERN_KEY: &str = "attention.sliding_window_pattern";
 const CAP_KEY: &str = "final_logit_softcapping";
 
 fn read_gguf(keys: &metadata::GgufKeys, config: &mut Map<String, Value>) -> Result<()> {
-    decoder::set(config, "gemma3_text", "Gemma3ForCausalLM", "hidden_activation", "gelu_pytorch_tanh");
+    decoder::set_model_type(
+        config,
+        "gemma3_text",
+        "Gemma3ForCausalLM",
+        "hidden_activation",
+        "gelu_pytorch_tanh",
+    );
     if keys.optional(CAP_KEY).is_some() {
         return Err(keys.fault(CAP_KEY, "is set, but capped logits are not supported"));
     }
@@ -199,7 +205,7 @@ fn block(weights: &mut WeightCollector, number: usize) -> Segment {
     let norm = |b: &mut Builder, weights: &mut WeightCollector, x: ValueId, part: &str, width: usize| {
         b.rms_norm(x, (weights.vector(&format!("{layer}.{part}.weight"), width), 1.0), config.norm_eps)
     };
-    let mut b = decoder::tokens(h);
+    let mut b = decoder::begin_segment(h);
     let x = b.input();
     let n = norm(&mut b, weights, x, "input_layernorm", h);
     let [q, k, v] =

@@ -48,7 +48,7 @@ const LLAMA: GgufArchitecture = GgufArchitecture {
             Some(_) => ("mistral", "MistralForCausalLM"),
             None => ("llama", "LlamaForCausalLM"),
         };
-        decoder::set(config, model_type, class, "hidden_act", "silu");
+        decoder::set_model_type(config, model_type, class, "hidden_act", "silu");
         config.insert("attention_bias".into(), json!(keys.file.has_tensor("blk.0.attn_q.bias")));
         config.insert("mlp_bias".into(), json!(keys.file.has_tensor("blk.0.ffn_up.bias")));
         config.extend(window.map(|window| ("sliding_window".to_string(), json!(window))));
@@ -86,7 +86,7 @@ fn read_qwen(
     model_type: &str,
     class: &str,
 ) -> Result<()> {
-    decoder::set(config, model_type, class, "hidden_act", "silu");
+    decoder::set_model_type(config, model_type, class, "hidden_act", "silu");
     if let Some(window) = decoder::gguf_window(keys)? {
         let added = [
             ("sliding_window", json!(window)),
@@ -165,7 +165,7 @@ fn block(weights: &mut WeightCollector, number: usize) -> Segment {
     use ModuleKind::*;
     let config = weights.config;
     let (layer, h, epsilon) = (config.architecture.layer(number), config.hidden_size, config.norm_eps);
-    let mut b = decoder::tokens(h);
+    let mut b = decoder::begin_segment(h);
     let x = b.input();
     let n = b.rms_norm(x, (weights.vector(&format!("{layer}.input_layernorm.weight"), h), 0.0), epsilon);
     let qkv = [Query, Key, Value].map(|kind| weights.module(number, kind, config.qkv_bias));

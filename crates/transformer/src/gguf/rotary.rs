@@ -43,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn halves_become_neighbours_and_halves_again() {
+    fn row_orders_are_inverse() {
         // Two heads of six rows.
         assert_eq!(to_gguf_rows(12, 2).unwrap(), [0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11]);
         assert_eq!(to_hf_rows(12, 2).unwrap(), [0, 2, 4, 1, 3, 5, 6, 8, 10, 7, 9, 11]);

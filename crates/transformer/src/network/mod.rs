@@ -47,7 +47,7 @@ pub struct Shape {
     pub chosen: usize,
     pub lora_dropout: bool,
     pub scored: bool,
-    pub every: bool,
+    pub every_token: bool,
 }
 
 /// Maximum floats of token logits that exist at once: 128 MiB, unless `LEAST_LOGIT_ROWS` rows need
@@ -59,7 +59,7 @@ const LEAST_LOGIT_ROWS: usize = 256;
 
 impl<D: Device> Network<D> {
     /// Returns the number of token logits' rows that exist at once.
-    pub(crate) fn chunk(&self) -> usize {
+    pub(crate) fn logit_rows(&self) -> usize {
         (MOST_LOGITS / self.graph.head.values[self.graph.head.output].width).max(LEAST_LOGIT_ROWS)
     }
 
@@ -78,8 +78,8 @@ impl<D: Device> Network<D> {
     }
 
     /// Returns the lowest block in which something trains; None if only the head does.
-    pub fn lowest(&self, table: &AdapterTable) -> Option<usize> {
-        if self.trains_embeddings() { Some(0) } else { table.lowest() }
+    pub fn lowest_trained_block(&self, table: &AdapterTable) -> Option<usize> {
+        if self.trains_embeddings() { Some(0) } else { table.lowest_block() }
     }
 
     /// Iterates over the blocks' linear layers, block by block.
@@ -99,7 +99,7 @@ impl<D: Device> Network<D> {
         };
         match &self.graph.first {
             Some(first)
-                if !shape.every
+                if !shape.every_token
                     && (!shape.scored
                         || !(shape.lora_dropout || ModuleKind::ALL.into_iter().any(inside))) =>
             {
@@ -159,10 +159,10 @@ impl Network {
     }
 
     /// Converts frozen f32 matrices to this form.
-    pub fn keep_frozen(&mut self, form: FrozenForm) {
+    pub fn convert_frozen(&mut self, form: FrozenForm) {
         for number in 0..self.layers.len() {
             let form = self.form_of(&self.layers[number], form);
-            self.layers[number].keep_frozen(form);
+            self.layers[number].convert_frozen(form);
         }
     }
 

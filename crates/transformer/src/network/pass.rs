@@ -77,7 +77,7 @@ impl<D: Device> Network<D> {
         let positions = positions.unwrap_or_else(places);
         let rotary = self.rotary(&positions, memory);
         let len = self.floats(table, &size);
-        memory.most = memory.most.max(len);
+        memory.peak = memory.peak.max(len);
         let memory = self.device.room(&mut memory.buffer, len)?;
         let mut run = Run {
             device: &self.device,
@@ -127,17 +127,17 @@ impl<D: Device> Network<D> {
             SavePolicy::All => pass.train(Goal::None, false, None).map(drop),
         });
         measured.expect("nothing stops what computes nothing");
-        pass.space.most()
+        pass.space.peak()
     }
 
     fn shape(&self, size: &PassSize) -> Shape {
-        let PassSize { tokens, sequences, learned, lora_dropout, scored, every, .. } = *size;
+        let PassSize { tokens, sequences, learned, lora_dropout, scored, every_token, .. } = *size;
         let chosen = match self.graph.reads {
             Reads::First | Reads::Last => sequences,
             Reads::Labelled => learned,
-            Reads::Learned => learned.min(self.chunk()),
+            Reads::Learned => learned.min(self.logit_rows()),
         };
-        Shape { tokens, chosen, lora_dropout, scored, every }
+        Shape { tokens, chosen, lora_dropout, scored, every_token }
     }
 
     /// Returns rotary tables for the graph's frequencies. Those in `memory` are reused if they have
@@ -249,7 +249,7 @@ impl<D: Device> Network<D> {
         sequences: Sequences,
         see: impl FnMut(usize, &[f32]),
     ) -> Result<()> {
-        let size = PassSize { every: true, ..PassSize::of_forward(sequences.offsets, false) };
+        let size = PassSize { every_token: true, ..PassSize::of_forward(sequences.offsets, false) };
         self.pass(context, (sequences, &[]), size, Options::default(), |pass| pass.hidden_states(see))
     }
 
@@ -435,7 +435,7 @@ impl<'p, 'a, D: Device> Pass<'p, 'a, D> {
 
     /// Splits the chosen tokens and their targets into chunks whose logits exist at once.
     fn chunks<'t>(&self, targets: &'t [u32]) -> Vec<(&'a [usize], &'t [u32])> {
-        let each = self.net.chunk();
+        let each = self.net.logit_rows();
         self.chosen.chunks(each).zip(targets.chunks(each)).collect()
     }
 
@@ -470,7 +470,7 @@ impl<'p, 'a, D: Device> Pass<'p, 'a, D> {
     pub fn train(&mut self, goal: Goal, recompute: bool, prefix: Option<PrefixOutput>) -> Result<f64> {
         let net = self.net;
         let (blocks, embeds) = (net.graph.blocks.len(), net.trains_embeddings());
-        let lowest = net.lowest(self.table);
+        let lowest = net.lowest_trained_block(self.table);
         // Blocks below the lowest one that trains save nothing.
         let first_saved = lowest.unwrap_or(blocks);
         let computed = prefix.map_or(0, |prefix| prefix.blocks);

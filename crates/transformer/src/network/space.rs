@@ -12,13 +12,13 @@ pub struct Space {
     gaps: Vec<Piece>,
     top: usize,
     /// The highest `top` so far.
-    most: usize,
+    peak: usize,
 }
 
 impl Space {
     /// Returns the end of the highest piece so far.
-    pub fn most(&self) -> usize {
-        self.most
+    pub fn peak(&self) -> usize {
+        self.peak
     }
 
     /// Allocates a piece of `len` values, with undefined contents.
@@ -42,7 +42,7 @@ impl Space {
                 self.top - room
             }
         };
-        self.most = self.most.max(self.top);
+        self.peak = self.peak.max(self.top);
         Piece::new(start, len)
     }
 
@@ -88,7 +88,7 @@ mod tests {
         assert_eq!(d, Piece::new(0, 17));
         assert_eq!(space.take(32), Piece::new(32, 32));
         assert_eq!(space.take(1), Piece::new(80, 1));
-        assert_eq!((space.most(), space.take(0)), (96, Piece::default()));
+        assert_eq!((space.peak(), space.take(0)), (96, Piece::default()));
         space.give(c);
         space.give(d);
         space.give(Piece::new(80, 1));

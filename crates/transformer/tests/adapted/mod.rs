@@ -187,7 +187,7 @@ pub fn check_bits(what: &str, load: impl Fn() -> Adapted + Sync) {
             pool.install(|| {
                 let mut adapted = load();
                 adapted.model.net.multiply_in(precision);
-                adapted.model.net.keep_frozen(form);
+                adapted.model.net.convert_frozen(form);
                 let loss = adapted.train(PARTS, DROPOUT, recompute);
                 (loss, adapted.parameters.gradients().to_vec(), adapted.outputs())
             })
@@ -214,7 +214,7 @@ pub fn check_estimated_memory(what: &str, load: impl Fn() -> Adapted) {
             saves: SavePolicy::of_training(recompute),
             lora_dropout: dropped,
             scored: false,
-            every: false,
+            every_token: false,
         };
         assert_eq!(adapted.memory.floats().len(), adapted.model.net.floats(&adapted.table, &size), "{what}");
     }
