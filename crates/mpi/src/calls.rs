@@ -115,7 +115,7 @@ pub enum StartError {
 /// then on.
 ///
 /// # Errors
-/// The library cannot be loaded, or not be used.
+/// The library cannot be loaded or cannot be used.
 pub fn start(path: &Path) -> std::result::Result<Box<dyn Calls>, StartError> {
     // SAFETY: loading runs the library's initialisers; it is an MPI library that the user installed
     // or named.

@@ -16,8 +16,8 @@ impl<D: Device> Walk<'_, '_, D> {
         D::ROUNDS && layers.iter().all(|(layer, _)| self.net.layers[*layer].precision == Precision::Bf16)
     }
 
-    /// Returns what the backward pass needs; with `input_gradient`, it also computes the gradient of
-    /// the segment's input.
+    /// Returns what the backward pass needs; with `input_gradient`, it also computes the gradient
+    /// of the segment's input.
     pub fn needs(&self, input_gradient: bool) -> Needs {
         let Segment { ops, values, input, .. } = self.segment;
         let mut needs = Needs {
