@@ -122,8 +122,8 @@ impl Loaded {
     }
 }
 
-/// The model's end tokens and those that the adapter has learned. An adapter of another program does
-/// not say; it has probably learned the end-of-sequence token.
+/// The model's end tokens and those that the adapter has learned. An adapter of another program
+/// does not list any; it has probably learned the end-of-sequence token.
 fn end_tokens(files: &ModelFiles, adapter: Option<&AdapterFile>) -> Result<Vec<u32>> {
     let tokens = files.tokens()?;
     let mut ends = files.end_tokens(&tokens)?;
