@@ -32,7 +32,7 @@ fn too_little_memory_never_makes_a_wrong_adapter() {
     assert!(done > 0 && stopped > 0, "{done} were done, {stopped} were not");
 }
 
-/// Whether standard output is there changes nothing about the work.
+/// The work is the same whether standard output is there or not.
 #[cfg(unix)]
 #[test]
 #[ignore = "minutes long; .ci/run runs it"]
