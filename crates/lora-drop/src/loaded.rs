@@ -55,8 +55,8 @@ impl Loaded {
     /// Opens a model with an adapter or alone, stored and multiplied as `arithmetic` says. A
     /// decoder has a head if the adapter has one or, alone, if its own files have one.
     ///
-    /// The labels are those in the adapter. An adapter of another program has none; its classes are
-    /// then those of the model's configuration, if the numbers match, or numbers.
+    /// The labels come from the adapter. An adapter of another program has none; its classes then
+    /// have the names in the model's configuration, if their number matches, or numbers as names.
     ///
     /// # Errors
     /// Those of the files; the adapter does not fit the model; an encoder has no head.

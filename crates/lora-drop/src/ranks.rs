@@ -54,8 +54,8 @@ pub trait Exchange: Send + Sync {
     ) -> Exchanged<Vec<f32>>;
 }
 
-/// The ranks of a job, of which this process is one; by default it is the only one. A clone is the
-/// same job.
+/// The ranks of a job. This process is one of them, by default the only one. A clone is the same
+/// job.
 #[derive(Clone, Default)]
 pub struct Ranks(Option<Arc<Job>>);
 

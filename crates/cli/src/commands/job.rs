@@ -182,7 +182,7 @@ pub fn refuse(launch: &Launch) -> Error {
     ))
 }
 
-/// The error of a process that could not join the others, which are told nothing.
+/// The error of a process that could not join the others, which do not learn of it.
 pub fn refuse_joining(error: lora_drop_mpi::Error, launch: &Launch) -> std::result::Result<(), Failure> {
     let place = if launch.rank == 0 { String::new() } else { format!("rank {}: ", launch.rank) };
     Err(Error::Ranks(format!("{place}{error}")).into())

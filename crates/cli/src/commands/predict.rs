@@ -183,8 +183,8 @@ struct Chunk {
     end: Option<Result<()>>,
 }
 
-/// The row's own fields with the prediction's after them. An own field of such a name is kept as
-/// `input_NAME`.
+/// The row's own fields with the prediction's after them. A field of the row that has the name of
+/// one of these is kept as `input_NAME`.
 fn labelled(row: Row, text: &RowText, prediction: Prediction) -> Value {
     let found = prediction.fields(text.is_words());
     let mut out = Map::new();

@@ -197,8 +197,8 @@ impl TableFile {
         Ok(table)
     }
 
-    /// The settings that `train` is given for a cell, by name, with those of a trial above them; of
-    /// a pruned line those of the line that it prunes.
+    /// The settings that `train` is given for a cell, by name, overlaid with those of a trial; for
+    /// a pruned line, those of the line that it prunes.
     pub fn given(&self, task: usize, line: usize, seed: u64, trial: &Table) -> Result<Table> {
         let line = &self.lines[line];
         if let Some(prune) = &line.prune {

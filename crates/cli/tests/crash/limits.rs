@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use crate::common::{Fixture, QUICK, config, send, weights, write_model};
 use crate::{check_files, check_run};
 
-/// With too little memory a run ends with an error or dies by a signal; one that says that it is
-/// done has the right bits.
+/// With too little memory a run ends with an error or dies by a signal; if it reports success, its
+/// adapter is bit-identical to that of an unlimited run.
 #[cfg(target_os = "linux")]
 #[test]
 #[ignore = "minutes long; .ci/run runs it"]

@@ -181,7 +181,7 @@ fn a_metrics_file_replaces_only_its_like() {
     assert_eq!(status(&fixture.read("a.prom")), "finished");
 }
 
-/// A run that stops between an epoch and the next, and goes on.
+/// A run that is stopped between two epochs, and resumed.
 #[test]
 fn the_page_and_the_metrics_follow_a_run() {
     let fixture = Fixture::new();

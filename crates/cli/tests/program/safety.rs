@@ -15,8 +15,8 @@ fn with_template(template: &str) -> Fixture {
     fixture
 }
 
-/// The most memory that a process of this test has had so far, those that its children waited for
-/// included; bytes.
+/// The largest peak memory, in bytes, of a child process of this test so far, including the
+/// children that it waited for.
 #[cfg(target_os = "linux")]
 fn peak_of_children() -> u64 {
     let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();

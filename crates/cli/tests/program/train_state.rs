@@ -1,4 +1,4 @@
-//! A run that stops, is written, and goes on in another learner ends with the same bits as one that
+//! A run that is stopped, written and continued in another learner is bit-identical to one that
 //! never stopped; criteria of other kinds than the paper's run through the sample stage.
 
 use std::collections::BTreeMap;

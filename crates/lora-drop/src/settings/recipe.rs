@@ -433,8 +433,8 @@ mod tests {
         assert!(text.contains("model = \"org/base\"\n") && text.contains("rank = 4\n"), "{text}");
     }
 
-    /// Every setting that all runs read, away from its default, except those that exclude each
-    /// other.
+    /// Every setting that all runs read, at another value than its default, except those that
+    /// exclude each other.
     const UNUSUAL: &str = r#"
         model = "org/name"
         data = "data \"quoted\"\\x"

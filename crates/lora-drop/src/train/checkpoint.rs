@@ -155,8 +155,8 @@ pub(super) struct Checkpoints {
 }
 
 impl Checkpoints {
-    /// Reads the run's model and data for their hashes, which have to be those of the run
-    /// that is continued.
+    /// Hashes the run's model and data. If a run is continued, the hashes must be those of its
+    /// checkpoint.
     ///
     /// # Errors
     /// Those of `Sources::of` and `StoppedRun::check`.
