@@ -26,8 +26,8 @@ thread_local! {
 /// Values of k that are widened at a time before the strip is transposed, so that it stays in the
 /// L1 cache.
 const PIECE: usize = 128;
-/// The same for a transposed matrix, where each k is a stored row, of which the columns of all
-/// strips are widened.
+/// The same for a transposed matrix, where each k is a stored row and the columns of all strips are
+/// widened.
 const FEW: usize = 8;
 
 /// Values of the smallest blocks, and height of the panels into which blocks are packed by columns.
@@ -41,7 +41,7 @@ const AHEAD: usize = 16;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     F32,
-    /// f32 whose value is rounded to the nearest bf16.
+    /// f32, with the value rounded to bf16.
     Rounded,
     /// Two bf16 of consecutive k, the smaller k in the lower half. For processors that multiply
     /// them.
@@ -71,9 +71,9 @@ impl Format {
     }
 }
 
-/// Packs columns `k` of scale · m for strips of `height` of its `rows` into consecutive panels; the
-/// last strip may have fewer rows. With r₀ the first row of a strip and k₀ the first k, its panel
-/// is:
+/// Packs columns `k` of scale · m, in strips of `height` of its rows `rows`, into consecutive
+/// panels; the last strip may have fewer rows. With r₀ the first row of a strip and k₀ the first k,
+/// a panel is:
 ///
 /// - f32 or rounded: word (k − k₀) · height + i is the value at (r₀ + i, k)
 /// - pairs: word (k − k₀) / 2 · height + i has the values at k and k + 1 of row r₀ + i
