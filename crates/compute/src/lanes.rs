@@ -27,9 +27,9 @@ pub trait Lanes: Copy {
     fn float(self, x: Self::I) -> Self::F;
     /// Widens signed bytes.
     fn signed(self, x: &[u8; LANES]) -> Self::I;
-    /// Returns (x >> shift) & mask for each byte.
+    /// Returns `(x >> shift) & mask` for each byte.
     fn field(self, x: &[u8; LANES], shift: usize, mask: i32) -> Self::I;
-    /// Returns field(x, shift, mask) · unit − zero as f32, exactly, because these are small
+    /// Returns `field(x, shift, mask) · unit − zero` as f32, exactly, because these are small
     /// integers. `mask` has at most the lowest four bits.
     #[inline(always)]
     fn number(self, x: &[u8; LANES], shift: usize, mask: i32, unit: f32, zero: f32) -> Self::F {
@@ -43,7 +43,7 @@ pub trait Lanes: Copy {
     }
     /// Returns bit i of `word` in lane i.
     fn bits(self, word: u16) -> Self::I;
-    /// Returns table[(x >> shift) & 15] for each byte.
+    /// Returns `table[(x >> shift) & 15]` for each byte.
     fn lookup(self, table: Self::F, x: &[u8; LANES], shift: usize) -> Self::F;
     /// Loads sixteen f32 in native byte order.
     #[inline(always)]
