@@ -339,8 +339,8 @@ impl Attention<'_> {
         }
     }
 
-    /// Returns the work of `products` products of queries with keys, and of reading or writing
-    /// `matrices` [of the size of the queries, of the size of the keys] and `lse` log-sum-exps.
+    /// Returns the work of `products` products of queries with keys. `matrices` counts the matrices
+    /// of the size of the queries and of the keys that are read or written, `lse` the log-sum-exps.
     /// Scores stay in the caches and are not counted.
     fn work(&self, products: usize, matrices: [usize; 2], lse: usize) -> Work {
         let sequences = self.offsets.len() - 1;

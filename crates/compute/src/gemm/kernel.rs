@@ -62,8 +62,8 @@ pub struct Sizes {
     pub own: usize,
 }
 
-/// Both operands stream from the L2 cache: a panel of B takes at most 72 KiB, a task's own operand
-/// 384 KiB.
+/// Panels stream from the L2 cache: a panel of B takes at most 72 KiB, a task's own operand 384
+/// KiB.
 pub const STREAMED: Sizes = Sizes { depth: 576, own: 96 << 10 };
 
 /// The shape of C for which a kernel is made.
