@@ -1,7 +1,7 @@
 //! The layouts of blocks, and the widening of runs of values in registers, exactly as in ggml.
 //!
-//! The unit is a run of 16 values: in every block type, a run has one scale, and the low bits of
-//! its values are in 16 consecutive bytes.
+//! The unit is a run of 16 values: in every quantized type, a run has one scale, and the low bits
+//! of its values are in 16 consecutive bytes.
 
 use crate::lanes::{LANES, Lanes};
 
