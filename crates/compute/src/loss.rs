@@ -1,5 +1,5 @@
-//! Losses of heads: cross-entropy over classes, binary cross-entropy of each class, squared error of
-//! a regression.
+//! Losses of heads: cross-entropy over classes, binary cross-entropy of each class, squared error
+//! of a regression.
 //!
 //! A row's loss is weighted by 1/total, where total is that of the whole optimiser step, so that
 //! micro-batches and accumulation add up to the mean.

@@ -421,7 +421,8 @@ pub trait Device: Send + Sync {
         dlogits: Piece,
     ) -> Result<f64>;
     /// Returns −log p(target) for each row of logits, (targets, vocabulary); with a scale, the
-    /// logits become the gradient of the sum times `scale`.
+    /// logits become the gradient of the sum times `scale`, otherwise their contents are undefined
+    /// afterwards.
     fn token_losses(
         &self,
         memory: &mut Self::Buffer,
