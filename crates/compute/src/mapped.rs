@@ -85,7 +85,7 @@ mod table {
     const ENTRIES: usize = 1024;
 
     struct Slot {
-        /// Address of the first byte; 0 where the slot is free.
+        /// Address of the first byte; 0 if the slot is free.
         start: AtomicUsize,
         end: AtomicUsize,
         /// A name that is never freed. It is one pointer, so that a reader of a slot that is being

@@ -12,9 +12,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Number of roots of each name whose spans are kept one by one.
+/// Number of roots of each name whose spans are kept individually.
 pub(crate) const TRACED_ROOTS: usize = 10;
-/// Maximum number of spans that are kept one by one.
+/// Maximum number of spans that are kept individually.
 pub(crate) const MOST_SPANS: usize = 100_000;
 /// The name under which time outside of operations is counted.
 pub const BETWEEN: &str = "between operations";

@@ -64,7 +64,7 @@ pub fn quantize(
         BlockType::Q4_0 => 65504.0 * 8.0,
         _ => f32::from_bits(0x7f7f_8000), // the largest bf16, and half a unit in the last place
     };
-    // The first such value in their order, whatever the threads.
+    // The first such value in row-major order, whatever the threads.
     let wrong = values.par_chunks(TASK).enumerate().find_map_first(|(number, values)| {
         let wrong = !all_below(values, limit);
         let place = if wrong { values.iter().position(|x| x.is_nan() || x.abs() >= limit) } else { None };

@@ -20,7 +20,7 @@ pub(super) struct Operands<'a, const N: usize> {
     last: (usize, &'a [f32]),
 }
 
-/// Splits the memory into the pieces that are written and what is read.
+/// Splits the memory into the written pieces and the operands that are read.
 pub(super) fn split<'a, const N: usize>(
     memory: &'a mut [f32],
     parameters: &'a [f32],

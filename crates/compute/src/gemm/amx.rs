@@ -111,10 +111,11 @@ unsafe fn set_sizes() {
 #[repr(align(64))]
 struct Sums([f32; 4 * TILE]);
 
-/// Zeros, of which the first row is loaded, with stride 0, as every row of a tile of C.
+/// Zeros: with stride 0, every row of a tile of C is loaded from the first row.
 static ZEROS: Sums = Sums([0.0; 4 * TILE]);
 
-/// Where a kernel loads or stores the tiles of C: the first row, and the bytes from row to row.
+/// The place of the tiles of C that a kernel loads or stores: the first row, and the bytes from row
+/// to row.
 #[derive(Clone, Copy)]
 struct Tiles {
     at: *mut f32,

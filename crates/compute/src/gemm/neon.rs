@@ -198,7 +198,7 @@ unsafe fn bf16_block<const NV: usize>(
 /// sums has two rows and two columns: c₀₀, c₀₁, c₁₀, c₁₁.
 ///
 /// # Safety
-/// As for `bf16_block`, of which this is a part.
+/// As for `bf16_block`, which calls this.
 #[inline(always)]
 unsafe fn add_words<const TWO: bool, const NV: usize>(
     sums: &mut [[[float32x4_t; 2]; NV]; MR / 2],

@@ -220,7 +220,7 @@ pub fn to_words(x: &[f32], format: Format, out: &mut [f32]) {
     }
 }
 
-/// A strip to be packed, without its values, which are stored in several forms.
+/// How a strip is packed, apart from where its values are stored.
 struct Strip {
     rows: usize,
     scale: f32,

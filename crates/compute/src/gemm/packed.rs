@@ -1,5 +1,4 @@
-//! Packs a frozen matrix once, for both directions of a linear layer, instead of each time that it
-//! is multiplied.
+//! Packs a frozen matrix once for both directions of a linear layer, instead of for each product.
 
 use std::ops::Range;
 use std::sync::Arc;
