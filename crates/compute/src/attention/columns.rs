@@ -100,7 +100,7 @@ vectorised! {
 
 vectorised! {
     /// Replaces scores in `p` by probabilities P = exp(scale · score − lse), and their gradients dP
-    /// in `ds` by dS = P · (dP − along).
+    /// in `ds` by dS = P · (dP − along), where `along` is Σ dO·O of each query.
     pub fn gradients(p: &mut [Row], ds: &mut [Row], scale: f32, lse: &Row, along: &Row) {
         for (p, ds) in p.iter_mut().zip(ds) {
             for (((p, ds), &lse), &along) in p.iter_mut().zip(ds).zip(lse).zip(along) {
