@@ -40,8 +40,8 @@ const ROUNDING: f64 = 1e-12;
 ///   budget is found after that stage.
 /// - `Layers(list)`: the modules of these layers, whatever their scores.
 ///
-/// With `Scope::Layer` a layer's score is the sum of its modules' scores, and a kept layer keeps all
-/// its modules.
+/// With `Scope::Layer` a layer's score is the sum of its modules' scores, and a kept layer keeps
+/// all its modules.
 ///
 /// # Errors
 /// `Error::Usage` for a setting out of range, a k above the number of layers, or a budget that

@@ -1,6 +1,6 @@
-//! The added tokens of a model's folder that transformers (5.x) takes from files beside
-//! tokenizer.json: `added_tokens_decoder` and the named special tokens of tokenizer_config.json, and
-//! the older added_tokens.json and special_tokens_map.json.
+//! The added tokens of a model's folder that transformers (5.x) takes from files other than
+//! tokenizer.json: `added_tokens_decoder` and the named special tokens of tokenizer_config.json,
+//! and the older added_tokens.json and special_tokens_map.json.
 
 use std::collections::{BTreeMap, HashSet};
 

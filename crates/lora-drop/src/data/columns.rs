@@ -312,7 +312,7 @@ impl Choice {
         }
     }
 
-    /// The text columns by the usual names, without the label's.
+    /// Finds the text columns by their usual names, leaving out the label column.
     fn texts(&self, label: Option<&str>) -> Result<(String, Option<String>), Error> {
         let label = label.and_then(|name| self.find(name)).cloned();
         let found = self.layouts(RowKind::Labelled, label.as_ref());
@@ -348,7 +348,7 @@ impl Choice {
             .collect()
     }
 
-    /// The label column by the usual names, without the text columns.
+    /// Finds the label column by its usual names, leaving out the text columns.
     fn label(&self, texts: &[Option<&String>], needed: LabelColumn) -> Result<Option<String>, Error> {
         let found = LABELS.iter().filter_map(|name| self.find(name));
         let found: Vec<&String> = found.filter(|column| !texts.contains(&Some(column))).collect();

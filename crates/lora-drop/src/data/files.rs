@@ -112,9 +112,9 @@ pub struct SplitFiles {
 
 impl SplitFiles {
     /// Looks for a folder's split files, or takes one file as train. The files may also be in a
-    /// folder for each split, or in the only folder below that has splits, as on the hub. If no name
-    /// is a split's, the only file of rows is train. A path without the part `-00000-of-00002` of
-    /// some files' names stands for these shards.
+    /// folder for each split, or in the only folder below that has splits, as on the hub. If no
+    /// name is a split's, the only file of rows is train. A path without the part `-00000-of-00002`
+    /// of some files' names stands for these shards.
     ///
     /// # Errors
     /// There is nothing at the path, a file of another format, two candidates for a split, several

@@ -1,4 +1,4 @@
-//! Rows → token numbers, and which of them are learned.
+//! Tokenises rows and marks the tokens that are learned.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -21,7 +21,7 @@ use crate::summary::SplitFacts;
 /// One sequence to learn from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TextExample {
-    /// Token numbers, (tokens), at least two.
+    /// Token ids, (tokens), at least two.
     pub ids: Vec<u32>,
     /// Whether a token is a target, (tokens): the loss counts how it is predicted from the tokens
     /// before it. The first token is never a target, and at least one is.
@@ -47,11 +47,11 @@ impl TextExample {
 /// A row's sequences, and what is reported about it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(in crate::data) struct EncodedRow {
-    /// Tokens and which of them are learned, as in a `TextExample`. Empty where nothing would be
-    /// learned; several where a long text is cut into pieces.
+    /// Token ids and which of them are learned, as in a `TextExample`. Empty if nothing would be
+    /// learned; several if a long text is cut into pieces.
     pub sequences: Vec<(Vec<u32>, Vec<bool>)>,
-    /// Tokens before the row was cut. For a row that is far over the limit, the number of tokens
-    /// that were made, which is over the limit too.
+    /// Number of tokens before the row was cut. For a row that is far over the limit, the number of
+    /// tokens that were made, which is over the limit too.
     pub length: usize,
     /// Whether `length` counts the whole row.
     pub counted: bool,
@@ -60,12 +60,12 @@ pub(in crate::data) struct EncodedRow {
     pub joined: bool,
     /// Whether an answer ends without a special token, so that the model does not learn to stop.
     pub endless: bool,
-    /// Whether generation would start with more than what is before an answer, such as the start of
+    /// Whether generation would start with more text than precedes an answer, such as the start of
     /// thoughts.
     pub unprompted: bool,
     /// Whether the template leaves out an answer's thoughts.
     pub thoughtless: bool,
-    /// The special tokens that end its answers, each once.
+    /// The special tokens that end the row's answers, each once.
     pub ends: Vec<u32>,
 }
 
@@ -75,10 +75,10 @@ struct Whole {
     /// All tokens, or those made of a row that is far over the limit, which are more than fit.
     ids: Vec<u32>,
     learn: Vec<bool>,
-    /// Whether some tokens were not made.
+    /// Whether tokenisation stopped early.
     partial: bool,
-    /// Tokens at the start that stay where the start is cut off: those that the tokenizer puts
-    /// before a text.
+    /// Number of tokens that stay when the start is cut off: those that the tokenizer puts before a
+    /// text.
     fixed: usize,
     joined: bool,
     endless: bool,
@@ -92,7 +92,7 @@ pub struct TextEncoder<'a> {
     tokens: &'a Tokens,
     template: Option<&'a ChatTemplate>,
     options: &'a TextOptions,
-    /// The special tokens that the tokenizer puts before a text.
+    /// Ids of the special tokens that the tokenizer puts before a text.
     prefix: Vec<u32>,
     special: HashSet<u32>,
     /// The text before and after the prompt.
@@ -100,7 +100,7 @@ pub struct TextEncoder<'a> {
 }
 
 impl<'a> TextEncoder<'a> {
-    /// An encoder for a model's tokenizer and chat template.
+    /// Creates an encoder for a model's tokenizer and chat template.
     ///
     /// # Errors
     /// The options do not fit: `prompt_template` does not have `{prompt}` exactly once, `chat` is
@@ -126,7 +126,7 @@ impl<'a> TextEncoder<'a> {
             let message = "prompts are to be turns of a conversation, but the model has no chat template";
             return Err(file(message));
         }
-        // The post-processor puts the same tokens around any text.
+        // The post-processor puts the same tokens around any text, so an empty token shows them.
         let token = Encoding::from_tokens(vec![Token::new(0, String::new(), (0, 0))], 0);
         let around_token = tokens.ask(|tokenizer| tokenizer.post_process(token, None, true));
         let around_token = around_token.map_err(|problem| file(&problem.to_string()))?;
