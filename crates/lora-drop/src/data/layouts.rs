@@ -22,8 +22,8 @@ pub(super) struct Layout {
     pub name: &'static str,
     /// The text, the first text of a pair, the words, the prompt or the conversation.
     pub text: &'static str,
-    /// The second text of a pair, the words' tags, or the completion, by one of these names; empty if
-    /// the layout has none.
+    /// The second text of a pair, the words' tags, or the completion, by one of these names; empty
+    /// if the layout has none.
     pub second: &'static [&'static str],
     /// Columns whose text, if any, follows the prompt on a new line.
     pub input: &'static [&'static str],
