@@ -106,9 +106,8 @@ pub fn run(
     Ok(pruning)
 }
 
-/// Writes prune.json, its page, and if there is one the pruned adapter in both forms with its recipe
-/// and card.
-/// Returns the files' paths.
+/// Writes prune.json, its page and, if there is one, the pruned adapter in both formats with its
+/// recipe and card. Returns the files' paths.
 fn write(
     place: &PruneOutput,
     pruned: Option<&AdapterFile>,
