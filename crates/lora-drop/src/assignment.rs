@@ -1,5 +1,5 @@
-//! Assignment of LoRA pairs to modules: which modules own their pair, which share one, which have
-//! none, and the ranks of the pairs.
+//! The method as data: which modules own their LoRA, which share one, which have none, and the ranks
+//! of the pairs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
@@ -10,11 +10,11 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::settings::Unselected;
 use crate::{Error, Result};
 
-/// The LoRA pair that a module uses.
+/// Whose LoRA a module uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Owner {
-    /// Its own pair: the module is kept.
+    /// The module's own pair: it is kept.
     Own,
     /// The one pair that its module type shares.
     Shared,
@@ -22,23 +22,23 @@ pub enum Owner {
     None,
 }
 
-/// Maps every target module to the owner of its LoRA pair.
+/// The method as data: every target module with the owner of its LoRA.
 ///
 /// If only one module of a type is not kept, it is a shared group of one: it has as many values as
 /// if it were kept, and still counts as not selected.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Assignment {
-    /// The owner of each target module's pair.
+    /// Whose LoRA each target module uses.
     pub owners: BTreeMap<ModuleId, Owner>,
     /// The ranks of pairs that differ from the run's: at least 1, and the same for all modules that
-    /// share a pair. Pairs of every rank have the run's scale.
+    /// share a pair. The scale is the run's in any case.
     pub ranks: BTreeMap<ModuleId, usize>,
 }
 
-/// Treatment of the modules that are not kept.
+/// What the modules that are not kept get.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Rest {
-    /// Whether they share a pair, share one scaled by each module's own vectors, or have no LoRA.
+    /// A shared LoRA, the same with vectors of each module, or none.
     pub unselected: Unselected,
     /// The rank of shared pairs, if it differs from the run's.
     pub shared_rank: Option<usize>,
@@ -51,25 +51,25 @@ impl Rest {
 }
 
 impl From<Unselected> for Rest {
-    /// Gives shared pairs the run's rank.
+    /// With shared pairs of the run's rank.
     fn from(unselected: Unselected) -> Self {
         Rest { unselected, shared_rank: None }
     }
 }
 
-/// Numbers of LoRA values of a module type.
+/// Numbers of values in the LoRAs of a module type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sizes {
-    /// Values in a kept module's pair.
+    /// Of a kept module's pair.
     pub own: usize,
-    /// Values in the pair that the other modules share.
+    /// Of the pair that the other modules share.
     pub shared: usize,
-    /// Values in the own vectors of each module that shares the pair.
+    /// Of each of these modules in addition: its own vectors.
     pub each: usize,
 }
 
 impl Sizes {
-    /// Number of values of a module type if `kept` of its `layers` modules are kept.
+    /// Values of a module type if `kept` of its `layers` modules are kept.
     pub(crate) fn total(self, kept: usize, layers: usize, unselected: Unselected) -> usize {
         let rest = match unselected.shares() && kept < layers {
             true => self.shared + (layers - kept) * self.each,
@@ -80,14 +80,14 @@ impl Sizes {
 }
 
 impl From<usize> for Sizes {
-    /// All pairs have this size, and modules have no vectors of their own.
+    /// All pairs have this size, and modules have nothing in addition.
     fn from(size: usize) -> Self {
         Sizes { own: size, shared: size, each: 0 }
     }
 }
 
 impl From<BTreeMap<ModuleId, Owner>> for Assignment {
-    /// Gives all pairs the run's rank.
+    /// With pairs of the run's rank.
     fn from(owners: BTreeMap<ModuleId, Owner>) -> Self {
         Assignment { owners, ranks: BTreeMap::new() }
     }
@@ -104,7 +104,7 @@ impl Assignment {
         modules.into_iter().map(|m| (m, Owner::Shared)).collect::<BTreeMap<_, _>>().into()
     }
 
-    /// Keeps the modules of these layers, whatever their scores.
+    /// The modules of these layers own their pair, without scores.
     ///
     /// # Errors
     /// `Error::Usage` for a layer that the model does not have.
@@ -112,7 +112,7 @@ impl Assignment {
         Ok(Self::keeping(&of_layers(&modules, layers)?, modules, rest))
     }
 
-    /// Keeps these modules and treats the others as `rest` says.
+    /// These modules own their pair.
     pub(crate) fn keeping(
         kept: &BTreeSet<ModuleId>,
         modules: impl IntoIterator<Item = ModuleId>,
@@ -125,8 +125,7 @@ impl Assignment {
         Assignment { owners, ranks }
     }
 
-    /// Returns the layers of the kept modules for every target module type, ascending; a list may
-    /// be empty.
+    /// For every target module type the layers that own their LoRA, rising; the list may be empty.
     pub fn kept(&self) -> BTreeMap<ModuleKind, Vec<usize>> {
         let mut kept: BTreeMap<ModuleKind, Vec<usize>> = BTreeMap::new();
         for (id, owner) in &self.owners {
@@ -143,13 +142,13 @@ impl Assignment {
         self.owners.iter().filter(|(_, o)| **o == Owner::Shared).map(|(id, _)| id.kind).collect()
     }
 
-    /// Returns the rank of a module's pair in a run whose rank is `rank`.
+    /// The rank of a module's pair in a run whose rank is `rank`.
     pub fn rank(&self, module: ModuleId, rank: usize) -> usize {
         self.ranks.get(&module).copied().unwrap_or(rank)
     }
 
-    /// Number of values in unique pairs: every kept module's pair and, for each type with a shared
-    /// pair, that pair and its modules' own vectors. `sizes` as in [`crate::assign::assign`].
+    /// Number of values in unique pairs: those of each kept module, and for each type that shares one
+    /// pair and the vectors of its modules. `sizes` as in [`crate::assign::assign`].
     pub fn unique_parameters(&self, sizes: impl Fn(ModuleKind) -> Sizes) -> usize {
         let of_module = |(id, owner): (&ModuleId, &Owner)| match owner {
             Owner::Own => sizes(id.kind).own,
@@ -166,7 +165,7 @@ impl Assignment {
     }
 }
 
-/// An element of the serialised assignment, which is a list because JSON keys are strings.
+/// An element of the serialised assignment, which is a list because keys of JSON are strings.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Line {
@@ -206,7 +205,7 @@ impl<'de> Deserialize<'de> for Assignment {
     }
 }
 
-/// Returns all modules of these layers.
+/// All modules of these layers.
 pub(crate) fn of_layers(modules: &[ModuleId], layers: &[usize]) -> Result<BTreeSet<ModuleId>> {
     let last = modules.iter().map(|id| id.layer).max().unwrap_or(0);
     if let Some(layer) = layers.iter().find(|layer| **layer > last) {

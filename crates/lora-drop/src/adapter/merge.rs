@@ -50,7 +50,7 @@ pub(crate) struct MergedWeights<'a> {
     adapter: Cow<'a, AdapterFile>,
     /// Adapted modules by the full names of their weights.
     modules: BTreeMap<String, ModuleId>,
-    /// Whether the base's output layer is its table of embeddings.
+    /// Whether the base's output layer is tied to its embeddings.
     tied: bool,
 }
 

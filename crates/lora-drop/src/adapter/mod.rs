@@ -115,7 +115,7 @@ enum Peft {
     Never,
 }
 
-/// A vector that each module has.
+/// A vector that each module owns.
 #[derive(Clone, Copy)]
 struct Vector {
     /// Its name after the module's, in `Parameters` and in the compact file.

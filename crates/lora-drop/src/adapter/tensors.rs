@@ -1,4 +1,4 @@
-//! Writes safetensors files, one tensor at a time, the same bytes for the same content.
+//! Writes safetensors files, one tensor at a time, with the same bytes for the same content.
 //!
 //! The safetensors crate needs all tensors in memory, and writes the metadata in an order that
 //! changes between runs.

@@ -45,8 +45,8 @@ impl PackedBatch {
     }
 }
 
-/// The order of `rows` in an epoch (from 0): a shuffle that depends only on (seed, purpose, epoch).
-/// `purpose` is different for the sample stage and the training stage.
+/// Returns the order of `rows` in an epoch (from 0): a shuffle that depends only on (seed, purpose,
+/// epoch). `purpose` is different for the sample stage and the training stage.
 pub fn epoch_order(rows: &[usize], seed: u64, purpose: u64, epoch: u64) -> Vec<usize> {
     let mut order = rows.to_vec();
     let key = Stream::new(stream::EPOCH_ORDER, purpose).value(epoch);
@@ -54,7 +54,7 @@ pub fn epoch_order(rows: &[usize], seed: u64, purpose: u64, epoch: u64) -> Vec<u
     order
 }
 
-/// An epoch's order cut into optimiser steps of `batch_size` rows (at least 1); the last may be
+/// Cuts an epoch's order into optimiser steps of `batch_size` rows (at least 1); the last may be
 /// smaller.
 pub fn steps(order: &[usize], batch_size: usize) -> std::slice::Chunks<'_, usize> {
     order.chunks(batch_size.max(1))
@@ -104,8 +104,8 @@ fn divide(descending: &[usize], lengths: &[usize], parts: usize, budget: usize) 
     Some(slots)
 }
 
-/// Micro-batches of at most `budget` tokens for evaluation, of rows of similar length. A sequence
-/// longer than the budget gets its own micro-batch. Returns the rows' indices.
+/// Groups rows of similar length into micro-batches of at most `budget` tokens for evaluation. A
+/// sequence longer than the budget gets its own micro-batch. Returns the rows' indices.
 pub fn evaluation_batches(lengths: &[usize], budget: usize) -> Vec<Vec<usize>> {
     let mut order: Vec<usize> = (0..lengths.len()).collect();
     order.sort_by_key(|&row| (lengths[row], row));

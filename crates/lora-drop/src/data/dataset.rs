@@ -91,8 +91,8 @@ impl DataOptions {
 /// A row in memory, for a model with a head.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LabelledRow {
-    /// The text, or the first text of a pair. With tags as label, its words are what white space
-    /// separates.
+    /// The text, or the first text of a pair. If the label is a list of tags, white space separates
+    /// the words.
     pub text: String,
     /// The second text of a pair: all rows have one, or none has.
     pub pair: Option<String>,

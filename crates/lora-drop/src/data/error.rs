@@ -30,7 +30,7 @@ impl fmt::Display for Place {
     }
 }
 
-/// Why data was refused.
+/// Reason why data was refused.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -80,7 +80,7 @@ pub enum Error {
     Options(String),
 }
 
-/// What is wrong with a row.
+/// Problem with a row.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Problem {

@@ -66,7 +66,7 @@ impl OfFile for RawRow {
     }
 }
 
-/// How the rows of one kind are read.
+/// Reading of the rows of one kind.
 pub(super) trait ReadRows {
     type Columns: Clone;
     type Row;
@@ -283,7 +283,7 @@ impl LeftOut {
         Ok(())
     }
 
-    /// Takes the error of the first such row.
+    /// Takes the error of the first of these rows.
     pub fn take_first(&mut self) -> Option<Error> {
         self.first.take()
     }
@@ -401,10 +401,10 @@ impl RawSplit {
         RawRows::read_files(name, files, bad_rows, &Labelled { split: name, files, named })
     }
 
-    /// A split of rows in memory, numbered from 1.
+    /// Builds a split from rows in memory, numbered from 1.
     ///
     /// # Errors
-    /// There are none; a text is empty; the first row is a pair and another is not.
+    /// There are no rows; a text is empty; the first row is a pair and another is not.
     pub(crate) fn of_rows(name: SplitName, rows: Vec<LabelledRow>) -> Result<Self, Error> {
         let pairs = rows.first().is_some_and(|row| row.pair.is_some());
         let pair = pairs.then(|| "pair".to_string());

@@ -43,7 +43,7 @@ impl RawLabel {
                     (_, Ok(x)) if x.is_finite() => RawLabel::Float(x),
                     _ if text.starts_with('[') => match json::from_slice::<Value>(text.as_bytes()) {
                         Ok(list) => return RawLabel::of(&list, column, false),
-                        // As Python prints lists of texts.
+                        // Python's form of a list of texts.
                         Err(_) if text.starts_with("['") => {
                             return Err(Problem::LabelList { seen: text.chars().take(40).collect() });
                         }

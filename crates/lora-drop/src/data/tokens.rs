@@ -266,11 +266,11 @@ impl Tokens {
         })
     }
 
-    /// Returns a text's tokens, without special ones, of which at most `most` are used: the first
-    /// or, if the tokenizer cuts at the start, the last. These are all tokens or, for a much longer
-    /// text, more than `most` tokens that equal the whole text's; then the cost depends on `most`.
-    /// The cost depends on the text if no part is known to have the same tokens: if a word is
-    /// longer than a quarter of the text, and at the end of a text without spaces.
+    /// Returns a text's tokens, without special ones. At most `most` are used: the first or, if the
+    /// tokenizer cuts at the start, the last. These are all tokens or, for a much longer text, more
+    /// than `most` tokens that equal the whole text's; then the cost depends on `most`. The cost
+    /// depends on the text if no part is known to have the same tokens: if a word is longer than a
+    /// quarter of the text, and at the end of a text without spaces.
     pub(super) fn part(&self, text: &str, most: usize) -> Result<Part, Problem> {
         self.part_of(text, most, small(most), |text| self.ask(|tokenizer| tokenizer.encode_fast(text, false)))
     }

@@ -1,4 +1,4 @@
-//! Generating text with a decoder: prompts in, new tokens out, several prompts at once.
+//! Generates text with a decoder: prompts in, new tokens out, several prompts at once.
 //!
 //! Each pass through the model takes one new token of every text that is being generated and, as
 //! far as there is room, tokens of prompts. When a text is done, the next prompt takes its place.

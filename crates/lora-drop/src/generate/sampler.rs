@@ -173,7 +173,7 @@ mod tests {
         let x = [0.5, 2.0, 2.0, -3.0];
         for step in 0..20 {
             assert_eq!(sampler(0.0, 0, 1.0).choose(&x, Key::new(step)), 1);
-            // As cold as can be: one of the equals.
+            // Close to zero, the draw is one of the equally likely.
             assert!((1..3).contains(&sampler(1e-300, 0, 1.0).choose(&x, Key::new(step))));
         }
     }

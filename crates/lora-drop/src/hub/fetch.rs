@@ -30,7 +30,8 @@ pub(super) const ATTEMPTS: usize = 3;
 /// Interval between two checks of a flag or a lock.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// Downloads what is missing of a model; see `HubOptions::resolve`. Returns its folder or GGUF file.
+/// Downloads what is missing of a model and returns its folder or GGUF file; see
+/// `HubOptions::resolve`.
 pub(super) fn model(
     options: &HubOptions,
     name: &HubName,

@@ -49,9 +49,9 @@ impl HubOptions {
     /// files as they were.
     ///
     /// # Errors
-    /// `Error::Usage` without a token, or for a revision that cannot be one; the hub refuses the token
-    /// or the repository, cannot be reached, or its answers are not valid; the transfer breaks off.
-    /// Each message says what to do. `Error::Interrupted` once `cancel` is raised.
+    /// `Error::Usage` without a token, or for a revision that cannot be one; the hub refuses the
+    /// token or the repository, cannot be reached, or its answers are not valid; the transfer
+    /// breaks off. Each message says what to do. `Error::Interrupted` once `cancel` is raised.
     pub fn push(
         &self,
         parcel: &Parcel,

@@ -1,5 +1,5 @@
-//! The hub's protocol for changes: a repository is created, large files go to their storage, and one
-//! commit makes everything visible.
+//! The hub's protocol for changes: a repository is created, large files go to their storage, and
+//! one commit makes everything visible.
 //!
 //! The token goes only with requests to the endpoint itself. A large file goes to an address that
 //! the hub gives for this one file, which is sent no token.

@@ -16,7 +16,7 @@ use crate::{Cancel, Error, Result};
 ///
 /// # Errors
 /// The model is not a decoder, the adapter has a head or does not fit, or the tokenizer cannot be
-/// written as GGUF; those of the disk.
+/// written as GGUF; the file cannot be written.
 pub(super) fn merge(
     files: &ModelFiles,
     adapter: &AdapterFile,

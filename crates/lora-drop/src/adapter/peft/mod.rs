@@ -43,7 +43,7 @@ impl AdapterFile {
     /// model's blocks.
     ///
     /// # Errors
-    /// No module has a LoRA; those of the disk.
+    /// No module has a LoRA; a file cannot be written.
     pub fn write_peft(&self, folder: &Path, layers: usize) -> Result<()> {
         let error = |problem: &str| Error::file(folder, problem);
         if form(self.method).peft == Peft::Lora(None) && !form(self.method).vectors.is_empty() {

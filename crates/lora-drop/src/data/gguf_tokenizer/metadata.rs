@@ -63,7 +63,7 @@ pub fn tokenizer_metadata(
     for (name, gguf) in [("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")] {
         let token = special.get(&format!("{name}_token")).and_then(|token| tokenizer.token_to_id(token));
         let id = config.get(&format!("{name}_token_id"));
-        // config.json may have a list of ids, of which the first counts.
+        // config.json may have a list of ids; the first one counts.
         let id = id.and_then(|id| id.get(0).unwrap_or(id).as_u64()).and_then(|id| u32::try_from(id).ok());
         let id = token.or(id).filter(|id| (*id as usize) < vocabulary);
         named.push(id);

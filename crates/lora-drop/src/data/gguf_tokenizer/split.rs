@@ -37,7 +37,7 @@ pub(super) struct SplitKind {
 
 /// Definition of a word.
 enum Words {
-    /// As in GPT-2: words, numbers and signs, each with a space before it.
+    /// As in GPT-2: words, numbers and signs, each with the space before it.
     Gpt2,
     /// As in GPT-2, but single digits.
     SingleDigits,

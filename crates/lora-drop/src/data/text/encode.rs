@@ -72,7 +72,7 @@ pub(in crate::data) struct EncodedRow {
 /// A row's tokens before they are cut.
 #[derive(Default)]
 struct Whole {
-    /// All tokens, or those made of a row that is far over the limit, which are more than fit.
+    /// All tokens; of a row that is far over the limit, only some, which are more than fit.
     ids: Vec<u32>,
     learn: Vec<bool>,
     /// Whether tokenisation stopped early.
@@ -399,7 +399,7 @@ impl<'a> TextEncoder<'a> {
         self.template.ok_or_else(|| TextProblem::NoTemplate.into())
     }
 
-    /// Appends a text's tokens, of which at most `most` are used.
+    /// Appends a text's tokens; at most `most` of them are used.
     fn add(&self, to: &mut Whole, text: &str, most: usize) -> Result<(), Problem> {
         let made = self.tokens.part(text, most)?;
         to.ids.extend(made.encoding.get_ids());
@@ -407,9 +407,9 @@ impl<'a> TextEncoder<'a> {
         Ok(())
     }
 
-    /// Encodes a prompt and its completion, of which at most `most` tokens are used, and returns
-    /// the number of the prompt's tokens. The two are tokenised separately, or as one text if the
-    /// tokenizer would put a space between them.
+    /// Encodes a prompt and its completion; at most `most` tokens are used. Returns also the number
+    /// of the prompt's tokens. The two are tokenised separately, or as one text if the tokenizer
+    /// would put a space between them.
     fn completed(&self, prompt: &str, completion: &str, most: usize) -> Result<(Whole, usize), Problem> {
         if !self.tokens.adds_space() {
             let mut whole = self.with_prefix(prompt, most)?;

@@ -506,10 +506,10 @@ impl RawText {
         if all { TextKind::Messages } else { self.columns.kind }
     }
 
-    /// A split of rows in memory, numbered from 1.
+    /// Builds a split from rows in memory, numbered from 1.
     ///
     /// # Errors
-    /// There are none; one is blank, has nothing to learn, or is of another kind than the first.
+    /// There are no rows; one is blank, has nothing to learn, or is of another kind than the first.
     pub(crate) fn of_rows(name: SplitName, rows: Vec<TextContent>) -> Result<Self, Error> {
         let kind = rows.first().map_or(TextKind::Completion, TextContent::kind);
         let text = match kind {

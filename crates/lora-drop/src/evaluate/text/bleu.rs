@@ -24,7 +24,7 @@ pub struct Bleu {
     pub reference_length: usize,
 }
 
-/// Corpus BLEU as sacrebleu's `corpus_bleu`.
+/// Computes corpus BLEU as sacrebleu's `corpus_bleu`.
 ///
 /// # Errors
 /// See [`evaluate`](super::evaluate).

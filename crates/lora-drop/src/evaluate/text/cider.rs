@@ -12,8 +12,8 @@ const ORDER: usize = 4;
 /// Standard deviation of the penalty for a difference in length.
 const SIGMA: f64 = 6.0;
 
-/// The mean over rows of pycocoevalcap's `Cider`, from 0 to 10, with document frequencies from
-/// these references.
+/// Computes the mean over rows of pycocoevalcap's `Cider`, from 0 to 10, with document frequencies
+/// from these references.
 ///
 /// Words are those of 13a in lower case without the punctuation of sentences. A single row gets 0,
 /// as in the package: with one document, no n-gram tells it from others.

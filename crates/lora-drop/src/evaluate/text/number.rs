@@ -54,7 +54,7 @@ pub fn exact_match(hypotheses: &[String], references: &[Vec<String>]) -> Result<
     Ok(right as f64 / hypotheses.len() as f64)
 }
 
-/// Returns the final numbers of a row's references, of which at least one must have a number; the
+/// Returns the final numbers of a row's references; at least one of them must have a number. The
 /// message does not name the row.
 pub(super) fn wanted(references: &[String]) -> std::result::Result<Vec<f64>, String> {
     let wanted: Vec<f64> = references.iter().filter_map(|text| final_number(text)).collect();

@@ -180,7 +180,7 @@ fn value(field: Field, name: &str) -> Result<Value, Problem> {
     })
 }
 
-/// JSON has no NaN and no infinities: they become text, so that such a label can be reported.
+/// JSON has no NaN and no infinities: they become text, so that a label with one can be reported.
 fn number(x: f64) -> Value {
     serde_json::Number::from_f64(x).map_or_else(|| x.to_string().into(), Value::Number)
 }

@@ -2,9 +2,9 @@
 //! page claims before it reads the page, and it skips the elements of unknown lists of booleans one
 //! by one without reading a byte, so a small file could exhaust memory or time.
 //!
-//! Footers and headers are structs of Thrift's compact protocol, of which this module reads the
-//! part that they use. The crate reads a known field as the type that it expects, whatever type the
-//! file declares, and would then take other bytes for lengths than the ones checked here. So known
+//! Footers and headers are structs of Thrift's compact protocol; this module reads the part of it
+//! that they use. The crate reads a known field as the type that it expects, whatever type the file
+//! declares, and would then take other bytes for lengths than the ones checked here. So known
 //! fields must have their types (`shapes`).
 
 use std::fs::File;
