@@ -57,7 +57,7 @@ pub struct NewPairs {
 #[derive(Clone, Debug, Default)]
 pub struct LoraBank {
     pairs: Vec<BankPair>,
-    /// Each target module's index into `pairs`; `None` for a module that was dropped.
+    /// Index into `pairs` of each target module's pair; `None` for a module that was dropped.
     modules: BTreeMap<ModuleId, Option<usize>>,
     rslora: bool,
     method: AdapterMethod,
@@ -250,7 +250,8 @@ impl LoraBank {
         &self.pairs
     }
 
-    /// The target modules, each with its index into [`Self::pairs`]; `None` if it was dropped.
+    /// The target modules, each with the index of its pair in [`Self::pairs`]; `None` if it was
+    /// dropped.
     pub fn modules(&self) -> &BTreeMap<ModuleId, Option<usize>> {
         &self.modules
     }

@@ -24,7 +24,7 @@ const LABELS_KEY: &str = "lora_drop.labels";
 /// Metadata key of the tokens that end a learned text (JSON list of ids), in both files.
 const END_TOKENS_KEY: &str = "lora_drop.end_tokens";
 
-/// Error for an adapter with a LoRA on the output layer, given to a command that changes adapters.
+/// Error text for an adapter with a LoRA on the output layer, in commands that change adapters.
 pub(crate) const LM_HEAD_IS_USED: &str = "it has a LoRA on lm_head; such adapters are evaluated, merged and exported, \
                                          but not trained further, scored or pruned";
 
@@ -73,7 +73,7 @@ pub struct AdapterFile {
     pub architectures: Vec<Architecture>,
     pub method: AdapterMethod,
     pub pairs: Vec<StoredPair>,
-    /// The adapted modules, each with its index into `pairs`.
+    /// The adapted modules, each with the index of its pair in `pairs`.
     pub modules: BTreeMap<ModuleId, usize>,
     /// Each module's own vectors, concatenated in the method's order; empty if the method has none.
     pub own: BTreeMap<ModuleId, Vec<f32>>,

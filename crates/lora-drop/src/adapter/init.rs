@@ -35,8 +35,8 @@ fn seed_of(seed: u64, name: &str) -> u64 {
     mix(seed) ^ hash
 }
 
-/// Initial A of a pair, (rank, in): uniform in ±1/sqrt(in), which is PEFT's Kaiming-uniform with a
-/// = sqrt(5).
+/// Initial A of a pair, (rank, in): PEFT's Kaiming-uniform with a = sqrt(5), which is uniform in
+/// ±1/sqrt(in).
 pub fn kaiming_uniform(seed: u64, name: &str, rank: usize, input: usize) -> Vec<f32> {
     uniform(seed, name, rank * input, (1.0 / (input as f64).sqrt()) as f32)
 }

@@ -19,8 +19,8 @@ pub(super) const TIED_LORA: Form = Form {
     merge: |_, _| (),
 };
 
-/// VeRA: A and B are random and frozen, Kaiming-uniform with bounds sqrt(6 / in) and sqrt(6 /
-/// rank), as in PEFT.
+/// VeRA: A and B are random and frozen, Kaiming-uniform with the bounds `sqrt(6 / in)` and
+/// `sqrt(6 / rank)`, as in PEFT.
 pub(super) const VERA: Form = Form {
     peft: Peft::Vera,
     vectors: &[

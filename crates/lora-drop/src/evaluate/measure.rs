@@ -338,8 +338,8 @@ impl RepeatedPasses {
     }
 }
 
-/// Returns the standard error of the weighted mean of (value, weight) pairs: √(Σ w² (x − mean)²) /
-/// Σ w.
+/// Returns the standard error of the weighted mean of (value, weight) pairs:
+/// `√(Σ w² (x − mean)²) / Σ w`.
 fn standard_error(values: impl Iterator<Item = (f64, f64)> + Clone) -> f64 {
     let weight: f64 = values.clone().map(|(_, w)| w).sum();
     let mean = values.clone().map(|(x, w)| w * x).sum::<f64>() / weight;

@@ -338,7 +338,7 @@ impl Tensors {
         Ok(Tensors { architectures: candidates, modules, head, saved })
     }
 
-    /// Returns the unique pairs, and each module's index into them.
+    /// Returns the unique pairs, and the index of each module's pair.
     fn pairs(
         &self,
         file: &Checkpoint,

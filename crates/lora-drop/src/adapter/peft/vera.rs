@@ -27,8 +27,8 @@ impl AdapterFile {
     }
 }
 
-/// Returns a pair for each module type, and each module's index into them. A module's output width
-/// is the length of its last vector.
+/// Returns a pair for each module type, and the index of each module's pair. A module's output
+/// width is the length of its last vector.
 pub(super) fn shared_constants(
     file: &Checkpoint,
     path: &Path,
