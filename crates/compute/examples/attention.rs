@@ -14,10 +14,10 @@ struct Shape {
     length: usize,
     heads: usize,
     kv_heads: usize,
-    /// Of a head.
+    /// Width of a head.
     width: usize,
     causal: bool,
-    /// Of the probabilities.
+    /// Dropout of the probabilities.
     dropout: f64,
 }
 
@@ -48,7 +48,7 @@ const SHAPES: [Shape; 4] = [
     Shape { sequences: 1, length: 2048, ..SMOLLM2 },
 ];
 
-/// The best of some samples of 30 ms: calls per second.
+/// Returns calls per second, the best of nine samples of 30 ms.
 fn rate(mut call: impl FnMut()) -> f64 {
     let mut sample = || {
         let (began, mut calls) = (Instant::now(), 0);
@@ -91,7 +91,7 @@ fn main() {
             let inputs = Inputs { q: of(&q, wide), k: of(&k, narrow), v: of(&v, narrow) };
             let (mut out, mut lse) = (vec![0.0; tokens * wide], vec![0.0; tokens * heads]);
             let [mut dq, mut dk, mut dv] = [wide, narrow, narrow].map(|columns| vec![0.0; tokens * columns]);
-            // A causal query sees half of the keys.
+            // On average, a causal query sees half of the keys.
             let product = (2 * sequences * length * length * wide) as f64 * if causal { 0.5 } else { 1.0 };
             pool.install(|| {
                 rates.push(2.0 * product * rate(|| attention.forward(inputs, &mut out, &mut lse)) / 1e9);

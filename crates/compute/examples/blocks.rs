@@ -1,8 +1,8 @@
-//! Prints what weights in blocks cost: the rates of widening, of a layer's products and of the
+//! Prints the cost of weights in blocks: the rates of widening, of a layer's products, and of
 //! products of few rows.
 //!
-//! Every rate stands beside what it is to be compared with, taken in the same minute: a plain read
-//! of the same bytes, or the same product with the weight in f32.
+//! Every rate is printed beside its baseline, measured in the same run: a plain read of the same
+//! bytes, or the same product with the weight in f32.
 
 use std::time::Instant;
 
@@ -10,8 +10,8 @@ use lora_drop_compute::blocks::{BlockMatrix, BlockType};
 use lora_drop_compute::gemm::{Mat, MatMut, Precision, Start, matmul, matmul_few};
 use rayon::prelude::*;
 
-/// Seconds of one call: the shortest of 9, for on a machine with other work all the others are too
-/// long.
+/// Returns the seconds of one call: the shortest of 9, because other work on the machine only
+/// lengthens calls.
 fn seconds(mut f: impl FnMut()) -> f64 {
     let one = |_| {
         let began = Instant::now();
@@ -21,7 +21,7 @@ fn seconds(mut f: impl FnMut()) -> f64 {
     (0..9).map(one).fold(f64::INFINITY, f64::min)
 }
 
-/// Seconds to read every byte once, on all threads.
+/// Returns the seconds to read every byte once, on all threads.
 fn read(bytes: &[u8]) -> f64 {
     seconds(|| {
         let sum = bytes
@@ -40,7 +40,7 @@ fn read(bytes: &[u8]) -> f64 {
     })
 }
 
-/// A matrix of blocks that are all alike.
+/// Returns a matrix whose blocks are all equal.
 fn matrix(kind: BlockType, rows: usize, cols: usize) -> BlockMatrix {
     let size = BlockMatrix::size(kind, rows, cols).expect("whole blocks");
     BlockMatrix::new(kind, rows, cols, vec![0x23; size]).expect("whole blocks")
@@ -85,7 +85,7 @@ fn main() {
         }
     }
 
-    // More than the caches hold.
+    // A weight larger than the caches.
     let (out, input) = (16384, 4096);
     println!("\nfew rows with a weight ({out}, {input}): GB/s of the weight, beside a plain read");
     let line = |name: &str, bytes: &[u8], w: Mat| {

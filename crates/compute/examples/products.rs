@@ -1,5 +1,5 @@
 //! Prints the rates of matrix products in f32 and in bf16, on one thread and on all: of the kernel
-//! alone, and of the shapes that a linear layer, its LoRA and a head of attention have.
+//! alone, and in the shapes of a linear layer, its LoRA and a head of attention.
 
 use std::time::{Duration, Instant};
 
@@ -18,8 +18,8 @@ const SHAPES: [(&str, usize, usize, usize); 8] = [
 ];
 const BOTH: [Precision; 2] = [Precision::F32, Precision::Bf16];
 
-/// GFLOP/s of the product, the best of some samples of 20 ms. B is stored by rows, as weights are,
-/// or `by_columns`, as the gradient of their input takes them.
+/// Returns the GFLOP/s of a product, the best of seven samples of 20 ms. B is a weight, stored by
+/// rows as in the forward pass, or `by_columns` as for the gradient of the input.
 fn rate(precision: Precision, (m, n, k): (usize, usize, usize), by_columns: bool) -> f64 {
     let number = |i: usize| (i * 7919 % 1000) as f32 / 500.0 - 1.0;
     let (a, b): (Vec<f32>, Vec<f32>) = ((0..m * k).map(number).collect(), (0..n * k).map(number).collect());

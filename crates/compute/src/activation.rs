@@ -21,7 +21,7 @@ pub enum Activation {
     Tanh,
 }
 
-/// Elements of a task: a chunk stays in the first-level cache between the loops over it.
+/// Elements per task: a chunk stays in the L1 cache between the loops over it.
 const CHUNK: usize = 2048;
 
 impl Activation {
@@ -69,7 +69,8 @@ pub(crate) fn gated_forward(f: Activation, gate: &KeptValues, up: &KeptValues, y
     });
 }
 
-/// The same with the gate in y; with `kept`, gate and up are saved there, rounded to bf16.
+/// As `gated_forward`, with the gate in y; with `kept`, gate and up are saved there, rounded to
+/// bf16.
 pub(crate) fn gated_forward_in_place(
     f: Activation,
     y: &mut [f32],
@@ -93,7 +94,8 @@ pub(crate) fn gated_forward_in_place(
     );
 }
 
-/// The backward pass of the gated part: dy becomes the gradient of up; overwrites that of the gate.
+/// The backward pass of the gated part: dy becomes the gradient of up, and `dgate` is overwritten
+/// with the gradient of the gate.
 pub(crate) fn gated_backward(
     f: Activation,
     gate: &KeptValues,
@@ -111,12 +113,12 @@ pub(crate) fn gated_backward(
     });
 }
 
-/// A number of f32 read or written, and bytes of saved values.
+/// Returns the work of reading or writing `floats` f32 and `kept` bytes of saved values.
 fn moved(floats: usize, kept: usize) -> Work {
     Work { operations: 0, bytes: (4 * floats + kept) as u64 }
 }
 
-/// One of the functions: loops are compiled for each.
+/// An activation as a type, so that loops are compiled for each.
 trait Function {
     fn value<const FMA: bool>(x: f32) -> f32;
     /// f(x) and f′(x).
@@ -201,7 +203,7 @@ impl Function for Tanh {
     }
 }
 
-/// An expression for the function that `f` is, under the name `F`.
+/// Evaluates an expression in which `F` is the type of the activation `f`.
 macro_rules! with {
     ($f:expr, $body:expr) => {
         match $f {

@@ -29,7 +29,7 @@ const CHUNK: usize = 16384;
 /// Updates values, and their first and second moments, from gradients; all of one length.
 pub fn update(u: Update, values: &mut [f32], gradients: &[f32], first: &mut [f32], second: &mut [f32]) {
     assert!(values.len() == gradients.len() && first.len() == values.len() && second.len() == values.len());
-    // Gradients are read, the three others read and written.
+    // Gradients are read; the other three are read and written.
     let _span = profile::operation("AdamW", || Work::floats(7 * values.len()));
     values
         .par_chunks_mut(CHUNK)
@@ -68,8 +68,8 @@ pub fn norm(gradients: &[f32]) -> f64 {
 mod tests {
     use super::*;
 
-    /// A thousand steps beside the same formulas in f64: no more than roundings apart. Constants in
-    /// f32 leave the second moment 5e-5 away after the first step.
+    /// Compares a thousand steps with the same formulas in f64: they differ only by rounding.
+    /// Constants in f32 would put the second moment off by 5e-5 after the first step.
     #[test]
     fn constants_are_not_rounded_before_they_are_used() {
         let constants = |step| Update {

@@ -1,5 +1,5 @@
-//! Buffers that start at a cache line, so that no vector of 64 bytes crosses one, and lie on huge
-//! pages if they are large.
+//! Buffers that start at a cache line, so that no vector of 64 bytes crosses one. Large buffers are
+//! on huge pages.
 
 use std::ops::{Deref, DerefMut};
 
@@ -21,7 +21,7 @@ impl Default for AlignedBuffer {
 impl AlignedBuffer {
     pub const EMPTY: AlignedBuffer = AlignedBuffer { floats: Vec::new(), first: 0, len: 0 };
 
-    /// Zeros.
+    /// Returns a buffer of `len` zeros.
     pub fn new(len: usize) -> Self {
         let boundary = if size_of::<f32>() * len < HUGE_PAGE { LINE } else { HUGE_PAGE };
         let gap = boundary / size_of::<f32>();
@@ -46,11 +46,11 @@ impl DerefMut for AlignedBuffer {
     }
 }
 
-/// Bytes of a huge page, as x86-64 has them and Arm with pages of 4 KiB.
+/// Bytes of a huge page on x86-64, and on Arm with pages of 4 KiB.
 const HUGE_PAGE: usize = 2 << 20;
 
-/// Asks Linux for huge pages wherever a whole one lies inside this memory, which was not used yet:
-/// a product then needs a few entries of the page table's cache instead of one for each row.
+/// Asks Linux to use huge pages for all whole ones inside this memory, which must not have been
+/// used yet. A product then needs a few TLB entries instead of one per row.
 pub fn use_huge_pages<T>(memory: &[T]) {
     #[cfg(target_os = "linux")]
     {
@@ -59,7 +59,7 @@ pub fn use_huge_pages<T>(memory: &[T]) {
         let whole = bytes.saturating_sub(first) / HUGE_PAGE * HUGE_PAGE;
         if whole > 0 {
             let start = memory.as_ptr().wrapping_byte_add(first);
-            // SAFETY: advice, which changes no contents. Where it is refused, pages stay small.
+            // SAFETY: `madvise` changes no contents. If it is refused, pages stay small.
             unsafe { libc::madvise(start.cast_mut().cast(), whole, libc::MADV_HUGEPAGE) };
         }
     }

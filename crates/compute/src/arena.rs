@@ -3,7 +3,7 @@
 use crate::aligned::use_huge_pages;
 use crate::cpu::LINE;
 
-/// Floats in addition to what was planned, so that a thousand pieces can start at cache lines.
+/// Extra floats, so that at least a thousand pieces can start at cache lines.
 const GAPS: usize = 1024 * LINE / size_of::<f32>();
 
 /// Hands out disjoint pieces of a buffer. Their contents are undefined: every operation overwrites
@@ -15,7 +15,7 @@ pub struct Arena<'a> {
 }
 
 impl<'a> Arena<'a> {
-    /// The length of the buffer of an arena of `len` floats.
+    /// Returns the length of the buffer for an arena of `len` floats.
     pub const fn room(len: usize) -> usize {
         len + GAPS
     }
@@ -31,7 +31,8 @@ impl<'a> Arena<'a> {
         Arena { rest: &mut buffer[..all], gaps: GAPS }
     }
 
-    /// The next `len` floats. Panics if the arena is too small: a bug in the program, not in its input.
+    /// Returns the next `len` floats. Panics if the arena is too small: a bug in the program, not
+    /// in its input.
     pub fn take(&mut self, len: usize) -> &'a mut [f32] {
         let rest = std::mem::take(&mut self.rest);
         let planned = rest.len() - self.gaps;

@@ -1,5 +1,5 @@
-//! Which vector instructions the processor has, found out once, and the macro that compiles an
-//! element-wise function for each of them.
+//! Detects the processor's vector instructions, once, and defines the macro that compiles an
+//! element-wise function for each instruction set.
 
 use std::sync::OnceLock;
 
@@ -44,7 +44,7 @@ pub fn level() -> Level {
     })
 }
 
-/// Whether there are AVX-512's or NEON's products of bf16 pairs as well.
+/// Returns whether the processor also has products of bf16 pairs, in AVX-512 or NEON.
 pub fn has_bf16() -> bool {
     static FOUND: OnceLock<bool> = OnceLock::new();
     *FOUND.get_or_init(|| {
@@ -70,17 +70,17 @@ pub fn instruction_sets() -> [(&'static str, bool); 7] {
     ]
 }
 
-/// Bytes of a cache line. A vector that crosses from one into the next is two accesses.
+/// Bytes of a cache line. An access to a vector that crosses into the next line counts twice.
 pub const LINE: usize = 64;
 
-/// Asks for values to be brought into the first-level cache that are needed soon. Rows of a wide
-/// matrix lie on pages of their own, where the processor does not look ahead by itself.
+/// Prefetches values into the L1 cache. Rows of a wide matrix are on separate pages, across which
+/// the processor does not prefetch by itself.
 #[inline(always)]
 pub fn fetch<T>(x: &[T]) {
     prefetch::<1, T>(x);
 }
 
-/// The same into the second-level cache.
+/// Prefetches values into the L2 cache.
 #[inline(always)]
 pub fn fetch_second<T>(x: &[T]) {
     prefetch::<2, T>(x);
@@ -93,14 +93,14 @@ fn prefetch<const CACHE: u8, T>(x: &[T]) {
     }
 }
 
-/// Asks for the cache line of an address, any address, to be brought into the first-level or the
-/// second-level cache.
+/// Prefetches the cache line of an address into the L1 (`CACHE` = 1) or L2 cache. Any address is
+/// allowed.
 #[inline(always)]
 pub fn prefetch_line<const CACHE: u8>(at: *const u8) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
-        // SAFETY: a hint.
+        // SAFETY: any address may be prefetched.
         unsafe {
             match CACHE {
                 1 => _mm_prefetch::<_MM_HINT_T0>(at.cast()),
@@ -108,9 +108,9 @@ pub fn prefetch_line<const CACHE: u8>(at: *const u8) {
             }
         }
     }
-    // The intrinsic is not stable.
+    // The intrinsic is unstable.
     #[cfg(target_arch = "aarch64")]
-    // SAFETY: a hint.
+    // SAFETY: any address may be prefetched.
     unsafe {
         match CACHE {
             1 => std::arch::asm!("prfm pldl1keep, [{}]", in(reg) at, options(nostack, preserves_flags)),
@@ -121,8 +121,8 @@ pub fn prefetch_line<const CACHE: u8>(at: *const u8) {
     let _ = at;
 }
 
-/// Whether there is Intel's matrix unit with its products of bf16 (AMX-TILE and AMX-BF16), and the
-/// system lets this process use it. Those who have it have AVX-512's bf16 as well.
+/// Returns whether the processor has Intel's matrix unit with products of bf16 (AMX-TILE and
+/// AMX-BF16), and the system lets this process use it. Implies AVX512-BF16.
 pub fn has_amx() -> bool {
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     {
@@ -141,22 +141,22 @@ mod amx {
     pub fn is_there() -> bool {
         #[target_feature(enable = "xsave")]
         fn enabled() -> u64 {
-            // SAFETY: register 0 is there with the feature.
+            // SAFETY: register 0 exists on processors with XSAVE.
             unsafe { _xgetbv(0) }
         }
-        // Safe in newer compilers.
+        // `__cpuid_count` is safe in newer compilers.
         #[allow(unused_unsafe)]
-        // SAFETY: leaf 7 is there, for AVX-512 is found by it.
+        // SAFETY: leaf 7 exists, because AVX-512 was detected by it.
         let edx = unsafe { __cpuid_count(7, 0) }.edx;
         let (bf16, tile) = (1 << 22, 1 << 24);
-        // SAFETY: the system has switched AVX-512 on, by the register that this reads.
+        // SAFETY: AVX-512 was detected, so the system has enabled XSAVE and this register.
         let (configuration, data, enabled) = (1 << 17, 1 << 18, unsafe { enabled() });
         edx & (bf16 | tile) == bf16 | tile && enabled & (configuration | data) == configuration | data
     }
 
-    /// Asks Linux for the unit, once for all threads of the process, those that run already too. It
-    /// refuses where the kernel is older than 5.16, and where a thread's stack for signals is too
-    /// small for the registers.
+    /// Asks Linux for permission to use the unit, for all threads of the process, including those
+    /// that are running. It refuses if the kernel is older than 5.16, or if a thread's signal stack
+    /// is too small for the registers.
     pub fn request() -> bool {
         const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
         const XFEATURE_XTILEDATA: libc::c_long = 18;
@@ -165,9 +165,9 @@ mod amx {
     }
 }
 
-/// Defines a function whose body the compiler vectorises once for each level; the call picks the
-/// best. In the body, `fused!(a, b, c)` of `crate::math` is a · b + c in one instruction where
-/// there is one.
+/// Defines a function whose body is compiled once for each level, so that the compiler vectorises
+/// it; a call runs the best. In the body, `fused::<FMA>(a, b, c)` of `crate::math` is a · b + c, in
+/// one instruction if the level has it.
 macro_rules! vectorised {
     ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
         $(#[$meta])*
@@ -191,13 +191,13 @@ macro_rules! vectorised {
                     body::<true>($($arg),*)
                 }
                 match $crate::cpu::level() {
-                    // SAFETY: the level says that the processor has the features.
+                    // SAFETY: the processor has the features of this level.
                     $crate::cpu::Level::Avx512 => return unsafe { avx512($($arg),*) },
                     $crate::cpu::Level::Avx2 => return unsafe { avx2($($arg),*) },
                     _ => {}
                 }
             }
-            // NEON's multiply-add is there without being asked for.
+            // NEON's multiply-add needs no target feature on 64-bit Arm.
             body::<{ cfg!(target_arch = "aarch64") }>($($arg),*)
         }
     };

@@ -12,18 +12,19 @@ pub enum KeptValues<'a> {
     Rounded(&'a [u16]),
 }
 
-/// `count` bf16 in this memory.
+/// Returns the first `count` bf16 in this memory.
 pub(crate) fn halves(memory: &[f32], count: usize) -> &[u16] {
     let (start, len) = (memory.as_ptr().cast::<u16>(), 2 * memory.len());
-    // SAFETY: an f32 has the room of two u16 and is aligned for them; any bits are an u16.
+    // SAFETY: an f32 has the size of two u16 and at least their alignment; any bits are a valid
+    // u16.
     let halves = unsafe { std::slice::from_raw_parts(start, len) };
     &halves[..count]
 }
 
-/// `count` bf16 in this memory, to be written.
+/// Returns the first `count` bf16 in this memory, to be written.
 pub(crate) fn halves_mut(memory: &mut [f32], count: usize) -> &mut [u16] {
     let (start, len) = (memory.as_mut_ptr().cast::<u16>(), 2 * memory.len());
-    // SAFETY: as in `halves`; any bits are an f32.
+    // SAFETY: as in `halves`; any bits are a valid f32.
     let halves = unsafe { std::slice::from_raw_parts_mut(start, len) };
     &mut halves[..count]
 }
@@ -57,7 +58,7 @@ impl KeptValues<'_> {
         }
     }
 
-    /// The `len` values from `start` on in f32, in the buffer where they are stored otherwise.
+    /// Returns the `len` values from `start` on in f32, converted into `buffer` if they are bf16.
     pub(crate) fn floats<'b>(&'b self, start: usize, len: usize, buffer: &'b mut Vec<f32>) -> &'b [f32] {
         if let KeptValues::Floats(x) = self {
             return &x[start..][..len];
@@ -94,7 +95,7 @@ mod tests {
         (0..COUNT as u32).map(|i| ((i.wrapping_mul(2654435761) ^ seed) >> 8) as f32 / 4e6 - 2.0).collect()
     }
 
-    /// The nearest bf16 of each.
+    /// Returns the nearest bf16 of each value.
     fn rounded(x: &[f32]) -> Vec<f32> {
         x.iter().map(|&x| from_bf16(to_bf16(x))).collect()
     }

@@ -1,19 +1,19 @@
-//! Sixteen f32 at a time, for loops that the compiler does not vectorise by itself.
+//! Vectors of sixteen f32, for loops that the compiler does not vectorise by itself.
 //!
 //! A kernel is written once, generic over `Lanes`, and `for_each_level!` compiles it for every
-//! level of instructions. The values that implement `Lanes` are tokens: whoever has one runs on a
-//! processor that has the instructions.
+//! instruction set. Types that implement `Lanes` are tokens: a value exists only on a processor
+//! that has the instructions.
 
 use crate::blocks::half::{from_bf16, from_f16};
 
-/// How many values there are in an `F` or an `I`.
+/// Number of values in an `F` or an `I`.
 pub const LANES: usize = 16;
 
 /// Operations on sixteen lanes.
 pub trait Lanes: Copy {
-    /// f32
+    /// A vector of f32.
     type F: Copy;
-    /// i32
+    /// A vector of i32.
     type I: Copy;
 
     fn splat(self, x: f32) -> Self::F;
@@ -22,49 +22,50 @@ pub trait Lanes: Copy {
     fn add(self, a: Self::F, b: Self::F) -> Self::F;
     fn sub(self, a: Self::F, b: Self::F) -> Self::F;
     fn mul(self, a: Self::F, b: Self::F) -> Self::F;
-    /// a · b + c, rounded once where there is such an instruction.
+    /// Returns a · b + c, rounded once if the processor has a fused multiply-add.
     fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     fn float(self, x: Self::I) -> Self::F;
-    /// Bytes with a sign.
+    /// Widens signed bytes.
     fn signed(self, x: &[u8; LANES]) -> Self::I;
-    /// The bits `mask` of every byte, `shift` places down.
+    /// Returns `(x >> shift) & mask` for each byte.
     fn field(self, x: &[u8; LANES], shift: usize, mask: i32) -> Self::I;
-    /// The field as f32, times `unit`, less `zero`: small whole numbers, so this is exact. `mask` is
-    /// of up to four bits, the lowest ones.
+    /// Returns `field(x, shift, mask) · unit − zero` as f32, exactly, because these are small
+    /// integers. `mask` has at most the lowest four bits.
     #[inline(always)]
     fn number(self, x: &[u8; LANES], shift: usize, mask: i32, unit: f32, zero: f32) -> Self::F {
         let number = self.mul(self.float(self.field(x, shift, mask)), self.splat(unit));
         self.sub(number, self.splat(zero))
     }
-    /// x, and in the lanes whose bit the word has `value` more.
+    /// Adds `value` to the lanes of x whose bit is set in `word`.
     #[inline(always)]
     fn add_where(self, x: Self::F, word: u16, value: f32) -> Self::F {
         self.add(x, self.mul(self.float(self.bits(word)), self.splat(value)))
     }
-    /// Bit i of the word in lane i.
+    /// Returns bit i of `word` in lane i.
     fn bits(self, word: u16) -> Self::I;
-    /// The lanes of `table` that are named by four bits of each byte, `shift` places up.
+    /// Returns `table[(x >> shift) & 15]` for each byte.
     fn lookup(self, table: Self::F, x: &[u8; LANES], shift: usize) -> Self::F;
-    /// Sixteen f32 as they lie in memory.
+    /// Loads sixteen f32 in native byte order.
     #[inline(always)]
     fn f32s(self, x: &[u8; 4 * LANES]) -> Self::F {
         let x = x.as_chunks().0;
         self.load(&std::array::from_fn(|i| f32::from_ne_bytes(x[i])))
     }
-    /// Sixteen f16.
+    /// Widens sixteen f16.
     #[inline(always)]
     fn f16s(self, x: &[u8; 2 * LANES]) -> Self::F {
         let x = x.as_chunks().0;
         self.load(&std::array::from_fn(|i| from_f16(u16::from_le_bytes(x[i]))))
     }
-    /// Sixteen bf16.
+    /// Widens sixteen bf16.
     #[inline(always)]
     fn bf16s(self, x: &[u8; 2 * LANES]) -> Self::F {
         let x = x.as_chunks().0;
         self.load(&std::array::from_fn(|i| from_bf16(u16::from_le_bytes(x[i]))))
     }
 
-    /// The sum of the lanes: halves are added to halves.
+    /// Returns the sum of the lanes: the upper half is added to the lower half until one lane is
+    /// left.
     #[inline(always)]
     fn sum(self, x: Self::F) -> f32 {
         let mut lanes = [0.0; LANES];
@@ -77,20 +78,20 @@ pub trait Lanes: Copy {
         lanes[0]
     }
 
-    /// The value of an f16 in every lane.
+    /// Returns the value of an f16 in every lane.
     #[inline(always)]
     fn splat_half(self, bits: u16) -> Self::F {
         self.splat(self.half(bits))
     }
 
-    /// The value of an f16.
+    /// Returns the value of an f16.
     #[inline(always)]
     fn half(self, bits: u16) -> f32 {
         from_f16(bits)
     }
 }
 
-/// Whatever the compiler makes of it.
+/// Implementation without intrinsics, left to the compiler to vectorise.
 #[derive(Clone, Copy)]
 #[cfg(any(test, not(target_arch = "aarch64")))]
 pub struct Portable;
@@ -161,16 +162,16 @@ impl Lanes for Portable {
     }
 }
 
-/// Operations whose only demand is the instructions (and, where memory is read or written, the
-/// array that they are given).
+/// Defines methods whose bodies need only the token's instructions, and access only the arrays that
+/// are their arguments.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 macro_rules! operations {
     ($(fn $name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)? { $body:expr })*) => {
         $(
             #[inline(always)]
             fn $name(self, $($arg: $ty),*) $(-> $ret)? {
-                // SAFETY: whoever made the token promised the instructions; pointers are to
-                // arrays of this size.
+                // SAFETY: the creator of the token promised the instructions; pointers are to
+                // arrays of the size that is accessed.
                 unsafe { $body }
             }
         )*
@@ -188,11 +189,11 @@ mod x86 {
 
     use super::{LANES, Lanes};
 
-    /// A token that only a processor with AVX-512 F and DQ may hold.
+    /// Token of a processor with AVX-512 F and DQ.
     #[derive(Clone, Copy)]
     pub struct Avx512(());
 
-    /// A token that only a processor with AVX2 and FMA may hold.
+    /// Token of a processor with AVX2 and FMA.
     #[derive(Clone, Copy)]
     pub struct Avx2(());
 
@@ -214,13 +215,13 @@ mod x86 {
         }
     }
 
-    /// The sum of eight lanes, halves added to halves.
+    /// Returns the sum of eight lanes, adding halves to halves.
     ///
     /// # Safety
-    /// AVX.
+    /// The processor has AVX.
     #[inline(always)]
     unsafe fn sum_8(x: __m256) -> f32 {
-        // SAFETY: the caller's.
+        // SAFETY: the caller promises AVX.
         unsafe {
             let four = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
             let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
@@ -251,7 +252,8 @@ mod x86 {
             }
             fn number(x: &[u8; LANES], shift: usize, mask: i32, unit: f32, zero: f32) -> __m512 {
                 {
-                    // One look into a table instead of the mask, the conversion and the rest.
+                    // One table lookup replaces the mask, the conversion, the product and the
+                    // difference.
                     let table: [f32; LANES] = std::array::from_fn(|i| (i as i32 & mask) as f32 * unit - zero);
                     let wide = _mm512_cvtepu8_epi32(_mm_loadu_si128(x.as_ptr().cast()));
                     let place = _mm512_srlv_epi32(wide, _mm512_set1_epi32(shift as i32));
@@ -266,7 +268,7 @@ mod x86 {
             fn bits(word: u16) -> __m512i { _mm512_maskz_set1_epi32(word, 1) }
             fn lookup(table: __m512, x: &[u8; LANES], shift: usize) -> __m512 {
                 {
-                    // Of a lane's number only the lowest four bits count.
+                    // The permutation uses only the lowest four bits of an index.
                     let wide = _mm512_cvtepu8_epi32(_mm_loadu_si128(x.as_ptr().cast()));
                     let place = _mm512_srlv_epi32(wide, _mm512_set1_epi32(shift as i32));
                     _mm512_permutexvar_ps(place, table)
@@ -348,8 +350,8 @@ mod x86 {
                     let wide = [_mm256_cvtepu8_epi32(x), _mm256_cvtepu8_epi32(_mm_srli_si128::<8>(x))];
                     let mut found = [_mm256_setzero_ps(); 2];
                     for (found, wide) in found.iter_mut().zip(wide) {
-                        // Three bits name a lane of either half, the fourth is moved to where it
-                        // chooses the half.
+                        // Three bits select a lane in both halves of the table. The fourth, moved
+                        // to the sign bit, selects the half.
                         let place = _mm256_srlv_epi32(wide, shift);
                         let upper = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(place));
                         *found = _mm256_blendv_ps(
@@ -372,15 +374,15 @@ mod neon {
 
     use super::{LANES, Lanes};
 
-    /// A token that every processor of the architecture may hold.
+    /// Token of the architecture, all of whose processors have NEON.
     #[derive(Clone, Copy)]
     pub struct Neon;
 
     /// # Safety
-    /// NEON.
+    /// The processor has NEON.
     #[inline(always)]
     unsafe fn widen(x: uint8x16_t) -> [int32x4_t; 4] {
-        // SAFETY: the caller's.
+        // SAFETY: the caller promises NEON.
         unsafe {
             let halves = [vmovl_u8(vget_low_u8(x)), vmovl_high_u8(x)];
             let quarters = halves.map(|x| [vmovl_u16(vget_low_u16(x)), vmovl_high_u16(x)]);
@@ -423,7 +425,7 @@ mod neon {
             }
             fn field(x: &[u8; LANES], shift: usize, mask: i32) -> [int32x4_t; 4] {
                 {
-                    // A shift by less than nothing goes down.
+                    // A negative count shifts right.
                     let down = vshlq_u8(vld1q_u8(x.as_ptr()), vdupq_n_s8(-(shift as i8)));
                     widen(vandq_u8(down, vdupq_n_u8(mask as u8)))
                 }
@@ -440,7 +442,7 @@ mod neon {
                     let table = uint8x16x4_t(t0, t1, t2, t3);
                     let lanes = Lanes::field(Neon, x, shift, 15);
                     from_fn(|i| {
-                        // The four bytes of a lane of the table.
+                        // Indices of the four bytes of a lane of the table.
                         let first = vmulq_n_s32(lanes[i], 0x0404_0404);
                         let bytes = vaddq_s32(first, vdupq_n_s32(0x0302_0100));
                         vreinterpretq_f32_u8(vqtbl4q_u8(table, vreinterpretq_u8_s32(bytes)))
@@ -466,8 +468,8 @@ mod neon {
     }
 }
 
-/// Defines a function that runs the kernel `$kernel`, a function generic over `Lanes` and always
-/// inlined, with the best level's lanes before its own arguments.
+/// Defines a function that calls `$kernel` with the token of the best instruction set, followed by
+/// its own arguments. `$kernel` is generic over `Lanes` and always inlined.
 macro_rules! for_each_level {
     ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) = $kernel:ident) => {
         $(#[$meta])*
@@ -488,7 +490,7 @@ macro_rules! for_each_level {
                     $kernel(unsafe { $crate::lanes::Avx2::new() }, $($arg),*)
                 }
                 match $crate::cpu::level() {
-                    // SAFETY: the level says that the processor has the features.
+                    // SAFETY: the processor has the features of this level.
                     $crate::cpu::Level::Avx512 => return unsafe { avx512($($arg),*) },
                     $crate::cpu::Level::Avx2 => return unsafe { avx2($($arg),*) },
                     _ => {}

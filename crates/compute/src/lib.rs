@@ -9,9 +9,9 @@
 //! - [`gemm`]: matrix products
 //! - [`attention`], [`rotary`], [`relative`], [`embedding`], [`norm`], [`activation`]: the CPU's
 //!   operations as functions on slices
-//! - [`loss`], [`adamw`]: what training needs besides
+//! - [`loss`], [`adamw`]: losses and the optimiser
 //! - [`kept_values`], [`rows`], [`random`]: saved activations, sums over rows, random numbers
-//! - [`profile`]: where time goes
+//! - [`profile`]: time and work by operation
 //!
 //! The product y = x Wᵀ on the CPU:
 //!

@@ -1,5 +1,5 @@
-//! Losses of heads: cross-entropy over classes, binary cross-entropy of each class, squared error of
-//! a regression.
+//! Losses of heads: cross-entropy over classes, binary cross-entropy of each class, squared error
+//! of a regression.
 //!
 //! A row's loss is weighted by 1/total, where total is that of the whole optimiser step, so that
 //! micro-batches and accumulation add up to the mean.
@@ -39,7 +39,7 @@ pub fn cross_entropy(
             let share = smoothing / classes as f64 + if class == label { 1.0 - smoothing } else { 0.0 };
             weights.get(class).map_or(share, |weight| weight * share)
         };
-        // The targets of a row without weights add up to 1.
+        // Without weights, the targets of a row add up to 1.
         let mass = if weights.is_empty() { 1.0 } else { (0..classes).map(target).sum() };
         for (class, &logit) in logits.iter().enumerate() {
             let target = target(class);
@@ -54,7 +54,8 @@ pub fn cross_entropy(
 }
 
 /// Binary cross-entropy of each class: −Σ (w t log σ(x) + (1 − t) log(1 − σ(x))), where t is 1 for
-/// the classes that a row has and else 0, and w are the weights of those, (classes); empty for 1.
+/// the classes that a row has and 0 otherwise, and w are the weights of the classes, (classes);
+/// empty for 1.
 ///
 /// logits and targets: (rows, classes). Returns the sum and overwrites dlogits with the gradient of
 /// that sum / total.
@@ -75,7 +76,7 @@ pub fn binary_cross_entropy(
             true if !weights.is_empty() => weights[i % weights.len()],
             _ => 1.0,
         };
-        // −log σ(x) for a class that the row has, −log σ(−x) for another.
+        // −log σ(x) for a class that the row has, otherwise −log σ(−x).
         let x = if has { f64::from(logit) } else { -f64::from(logit) };
         let small = (-x.abs()).exp();
         sum += weight * (small.ln_1p() + (-x).max(0.0));
@@ -120,8 +121,8 @@ vectorised! {
     }
 }
 
-/// (y − target)²; predictions: (rows). Returns the sum and overwrites the gradient of that sum /
-/// total.
+/// Squared error Σ (y − target)²; predictions and targets: (rows). Returns the sum and overwrites
+/// `gradient` with the gradient of that sum / total.
 pub fn squared_error(predictions: &[f32], targets: &[f32], total: f64, gradient: Option<&mut [f32]>) -> f64 {
     assert_eq!(predictions.len(), targets.len());
     let slices = 2 + usize::from(gradient.is_some());

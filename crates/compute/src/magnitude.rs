@@ -1,5 +1,5 @@
 //! Weights by magnitude and direction (DoRA, Liu et al. 2024, eq. 5): the norms of an adapted
-//! weight's rows, and outputs scaled by them, forward and back.
+//! weight's rows, and outputs scaled by them, forward and backward.
 
 use rayon::prelude::*;
 
@@ -12,7 +12,7 @@ use crate::math::sum_by;
 use crate::profile::{self, Work};
 use crate::rows::{CHUNK, add_row, each_row, row, sum_columns};
 
-/// scale · B A beside a weight: A (rank, in) and Bᵀ (rank, out).
+/// The low-rank update scale · B A of a weight: A (rank, in) and Bᵀ (rank, out).
 pub struct LowRank<'a> {
     pub a: &'a [f32],
     pub b_t: &'a [f32],
@@ -20,14 +20,14 @@ pub struct LowRank<'a> {
     pub scale: f32,
 }
 
-/// A weight (out, in) whose rows lie in memory, for their squares.
+/// The rows of a weight (out, in), for their sums of squares.
 pub enum Rows<'a> {
     Floats(&'a [f32]),
     Blocks(&'a BlockMatrix),
 }
 
-/// Σ w² of each row of a weight (out, in) of `width` columns, of its values as products of this
-/// precision have them.
+/// Writes Σ w² of each row of a weight (out, width) to `out`, (out), with w rounded as products in
+/// `precision` round it.
 pub fn squares(rows: Rows, width: usize, precision: Precision, out: &mut [f32]) {
     let _span = profile::operation("row norms", || Work::floats(width * out.len()));
     out.par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, out)| {
@@ -46,17 +46,18 @@ pub fn squares(rows: Rows, width: usize, precision: Precision, out: &mut [f32]) 
     });
 }
 
-/// Of a tensor's rows.
+/// Returns Σ w² of each row of a tensor.
 pub(crate) fn squares_of(tensor: &Tensor, precision: Precision) -> Vec<f32> {
     let mut squares = vec![0.0; tensor.shape()[0]];
     self::squares(Rows::Floats(tensor), tensor.shape()[1], precision, &mut squares);
     squares
 }
 
-/// ‖row of W + scale · B A‖ for W (out, in), of which `norms` (out) holds Σ w².
+/// Computes the norms of the rows of W + scale · B A, for W (out, in). On entry, `norms`, (out),
+/// holds Σ w² of each row of W; on return, the norms.
 ///
-/// ‖w + s Σ b_r a_r‖² = ‖w‖² + 2 s b·(A w) + s² bᵀ(A Aᵀ)b by row, so that W + s B A is never
-/// formed, and W is read as any product reads it.
+/// By row, ‖w + s Σ b_r a_r‖² = ‖w‖² + 2 s b·(A w) + s² bᵀ(A Aᵀ)b. So W + s B A is never computed,
+/// and W is read by a product like any other.
 pub fn norms(weight: Mat, precision: Precision, plus: Option<LowRank>, norms: &mut [f32]) {
     let (output, input) = (weight.rows(), weight.cols());
     if let Some(LowRank { a, b_t, rank, scale }) = plus {
@@ -73,17 +74,17 @@ pub fn norms(weight: Mat, precision: Precision, plus: Option<LowRank>, norms: &m
         let rows = aw.chunks_exact(output).zip(aab.chunks_exact(output)).zip(b_t.chunks_exact(output));
         rows.for_each(|((aw, aab), b)| add_products(norms, b, aw, aab));
     }
-    // Rounding may take a row that is nearly nothing below it.
+    // Rounding may make the square of a norm near zero negative.
     norms.iter_mut().for_each(|norm| *norm = norm.max(0.0).sqrt());
 }
 
-/// magnitude / norm − less, of each column; a row of W that is nothing has no direction, and stays
-/// nothing.
+/// Returns magnitude / norm − less for each column. A zero row of W has no direction; its magnitude
+/// / norm is 0.
 pub fn factors(magnitude: &[f32], norms: &[f32], less: f32) -> Vec<f32> {
     magnitude.iter().zip(norms).map(|(&m, &norm)| per_norm(m, norm) - less).collect()
 }
 
-/// y = start + factor · u by columns; u: (rows, width), or None where it lies in y.
+/// y = start + factor · u by columns; u: (rows, width), or None if it is in y.
 pub fn forward(u: Option<&[f32]>, factors: &[f32], start: Start, y: &mut [f32]) {
     let width = factors.len();
     let _span = profile::operation("magnitude", || Work::floats(2 * y.len()));

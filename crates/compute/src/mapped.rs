@@ -13,7 +13,7 @@ use memmap2::Mmap;
 
 /// A file mapped into memory, read-only.
 pub struct MappedFile {
-    /// Dropped before the map: an address must not be named after a file that is there no more.
+    /// Dropped before the map, so that no address is attributed to a file that is no longer mapped.
     #[cfg(unix)]
     _entry: table::Entry,
     map: Mmap,
@@ -81,15 +81,15 @@ mod table {
     use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize};
     use std::sync::{Mutex, Once, OnceLock, PoisonError};
 
-    /// Maps that are named at most; a model of more shards has some that are not.
+    /// Maximum number of maps in the table; any further ones are not named.
     const ENTRIES: usize = 1024;
 
     struct Slot {
-        /// Address of the first byte; 0 where the slot is free.
+        /// Address of the first byte; 0 if the slot is free.
         start: AtomicUsize,
         end: AtomicUsize,
-        /// A name that is never freed: one pointer, so that a slot which is used anew has either
-        /// name whole.
+        /// A name that is never freed. It is one pointer, so that a reader of a slot that is being
+        /// reused sees either the old name or the new one.
         name: AtomicPtr<&'static str>,
     }
 
@@ -97,11 +97,11 @@ mod table {
         Slot { start: AtomicUsize::new(0), end: AtomicUsize::new(0), name: AtomicPtr::new(null_mut()) }
     }; ENTRIES];
 
-    /// One writer at a time; the handler reads without it. Names live as long as the process, each
-    /// once.
+    /// All names, each once; they live as long as the process. The lock admits one writer to the
+    /// table at a time; the handler reads without it.
     static NAMES: Mutex<BTreeMap<String, &'static &'static str>> = Mutex::new(BTreeMap::new());
 
-    /// A map's place in the table, free again when it is dropped; None where the table was full.
+    /// A map's slot in the table, freed on drop; None if the table was full.
     pub struct Entry(Option<usize>);
 
     impl Entry {
@@ -110,7 +110,7 @@ mod table {
             let Some(at) = SLOTS.iter().position(|slot| slot.start.load(Relaxed) == 0) else {
                 return Entry(None);
             };
-            // As it may be shown: a handler cannot look for control characters.
+            // Control characters are replaced here, because a handler cannot do it.
             let shown: String =
                 path.display().to_string().chars().map(|c| if c.is_control() { '?' } else { c }).collect();
             let name: &'static &'static str = names.entry(shown).or_insert_with_key(|shown| {
@@ -120,7 +120,7 @@ mod table {
             let slot = &SLOTS[at];
             slot.name.store(std::ptr::from_ref(name).cast_mut(), Relaxed);
             slot.end.store(map.as_ptr() as usize + map.len(), Relaxed);
-            // Whoever sees the start sees the rest.
+            // A reader that sees the start also sees the end and the name.
             slot.start.store(map.as_ptr() as usize, Release);
             Entry(Some(at))
         }
@@ -134,10 +134,10 @@ mod table {
         }
     }
 
-    /// What handled SIGBUS before: Rust's own, which tells of overflowed stacks on some systems.
+    /// The previous handler of SIGBUS: Rust's own, which reports stack overflows on some systems.
     static BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
-    /// Several threads may read the same file: one of them tells, and the others wait, for any of
-    /// them may end the process.
+    /// Several threads may fault on the same file. One writes the message, and the others wait for
+    /// it, because any of them may end the process.
     static TELLING: AtomicBool = AtomicBool::new(false);
     static TOLD: AtomicBool = AtomicBool::new(false);
 
@@ -145,8 +145,8 @@ mod table {
         static ONCE: Once = Once::new();
         ONCE.call_once(|| {
             let mut before = MaybeUninit::<libc::sigaction>::uninit();
-            // SAFETY: both structures are whole when they are read, and `handle` calls only what a
-            // handler may.
+            // SAFETY: both structures are initialised before they are read, and `handle` calls only
+            // what a handler may.
             unsafe {
                 if libc::sigaction(libc::SIGBUS, std::ptr::null(), before.as_mut_ptr()) != 0 {
                     return;
@@ -157,14 +157,14 @@ mod table {
                 action.sa_sigaction = handler as libc::sighandler_t;
                 action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
                 libc::sigemptyset(&mut action.sa_mask);
-                // Without a handler the process ends all the same, without a word.
+                // If this fails, the process still ends on SIGBUS, but without a message.
                 libc::sigaction(libc::SIGBUS, &action, null_mut());
             }
         });
     }
 
-    /// Names the file and hands the signal on: the read is tried again on return, and then ends the
-    /// process.
+    /// Names the file, and restores the previous handler, or the default one if a file was named.
+    /// On return the read is repeated, and then ends the process.
     extern "C" fn handle(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut c_void) {
         // SAFETY: the system gives a handler with SA_SIGINFO the signal's information.
         let address = unsafe { (*info).si_addr() } as usize;
@@ -179,7 +179,7 @@ mod table {
                 unsafe { libc::nanosleep(&moment, null_mut()) };
             }
         } else if let Some(slot) = lost {
-            // SAFETY: a slot that is in use has a name, and names are never freed.
+            // SAFETY: a slot in use has a name, and names are never freed.
             let name = unsafe { *slot.name.load(Relaxed) };
             say(b"\nerror: ");
             say(name.as_bytes());
@@ -187,7 +187,7 @@ mod table {
                   here, and no file is left half-written. Restore the file and run again\n");
             TOLD.store(true, SeqCst);
         }
-        // SAFETY: `sigaction` may be called in a handler; the structure is whole.
+        // SAFETY: `sigaction` may be called in a handler; the structure is initialised.
         unsafe {
             match BEFORE.get() {
                 Some(before) if lost.is_none() => libc::sigaction(signal, before, null_mut()),
@@ -197,7 +197,7 @@ mod table {
                     libc::sigaction(signal, &action, null_mut())
                 }
             };
-            // One that another process sent does not come again by itself.
+            // A signal that another process sent does not recur by itself.
             if (*info).si_code <= 0 {
                 libc::raise(signal);
             }
@@ -205,7 +205,8 @@ mod table {
     }
 
     fn say(text: &[u8]) {
-        // SAFETY: `write` may be called in a handler. Where standard error is closed, nobody reads.
+        // SAFETY: `write` may be called in a handler. If standard error is closed, it fails without
+        // effect.
         unsafe { libc::write(libc::STDERR_FILENO, text.as_ptr().cast(), text.len()) };
     }
 }

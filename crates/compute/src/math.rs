@@ -11,7 +11,7 @@ pub fn fused<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FMA { a.mul_add(b, c) } else { a * b + c }
 }
 
-/// eˣ to 2 units in the last place; 0 below −87.3, and x is cut at 88.
+/// eˣ to 2 units in the last place; 0 below −87.3, and x is clamped to at most 88.
 #[inline(always)]
 pub fn exp<const FMA: bool>(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0; // 1.5 · 2²³: adding it rounds to an integer
@@ -19,7 +19,8 @@ pub fn exp<const FMA: bool>(x: f32) -> f32 {
     let x = x.clamp(-87.3, 88.0);
     let rounded = fused::<FMA>(x, std::f32::consts::LOG2_E, ROUND);
     let n = rounded - ROUND;
-    // ln 2 in two parts, the first exact in few bits, so that the reduction loses nothing.
+    // ln 2 in two parts (Cody and Waite): the first has so few bits that its product with n is
+    // exact.
     let r = fused::<FMA>(n, -0.693_359_4, x);
     let r = fused::<FMA>(n, 2.121_944_4e-4, r);
     // Taylor's series on |r| <= ln 2 / 2.
@@ -27,7 +28,7 @@ pub fn exp<const FMA: bool>(x: f32) -> f32 {
     for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
         p = fused::<FMA>(p, r, c);
     }
-    // The lowest bits of that sum are n: a conversion with Rust's care for what no integer can be
+    // The lowest bits of `rounded` are n. A conversion with `as` saturates and maps NaN to 0, and
     // would not be vectorised.
     let power = f32::from_bits(rounded.to_bits().wrapping_add(127) << 23);
     if under { 0.0 } else { p * power }
@@ -51,7 +52,7 @@ pub fn erf<const FMA: bool>(x: f32) -> f32 {
     (x * p / q).clamp(-1.0, 1.0)
 }
 
-/// tanh(x) by exp; absolute error below 2e-7.
+/// tanh(x) from exp; absolute error below 2e-7.
 #[inline(always)]
 pub fn tanh<const FMA: bool>(x: f32) -> f32 {
     1.0 - 2.0 / (exp::<FMA>(2.0 * x) + 1.0)
@@ -59,7 +60,7 @@ pub fn tanh<const FMA: bool>(x: f32) -> f32 {
 
 const LANES: usize = 16;
 
-/// Σ f(xᵢ), in 16 chains of fixed order.
+/// Returns Σ f(xᵢ), accumulated in 16 partial sums in a fixed order.
 #[inline(always)]
 pub fn sum_by(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     let mut lanes = [0.0f32; LANES];
@@ -76,7 +77,7 @@ pub fn sum_by(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     lanes.iter().sum()
 }
 
-/// Σ f(xᵢ, yᵢ), in 16 chains of fixed order.
+/// Returns Σ f(xᵢ, yᵢ), accumulated in 16 partial sums in a fixed order.
 #[inline(always)]
 pub fn sum_by_2(x: &[f32], y: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
     let mut lanes = [0.0f32; LANES];
@@ -93,7 +94,7 @@ pub fn sum_by_2(x: &[f32], y: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
     lanes.iter().sum()
 }
 
-/// The largest value; −∞ of none.
+/// Returns the largest value, or −∞ if there is none.
 #[inline(always)]
 pub fn max(x: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; LANES];

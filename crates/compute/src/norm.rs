@@ -93,7 +93,8 @@ impl Backward<'_> {
     }
 }
 
-/// x = dropout(x), (rows, width) with one key per row. The same on a gradient is the backward pass.
+/// x = dropout(x), (rows, width), with one key per row. The same operation on a gradient is the
+/// backward pass.
 pub(crate) fn dropout_rows(x: &mut [f32], dropout: Dropout, keys: &[Key]) {
     let width = x.len() / keys.len().max(1);
     assert_eq!(width * keys.len(), x.len());
@@ -127,7 +128,7 @@ vectorised! {
 }
 
 vectorised! {
-    /// u = residual + dropout(x) → x̂ and y; returns 1 / √(var + ε).
+    /// Computes u = residual + dropout(x), and x̂ and y from it; returns 1 / √(var u + ε).
     fn forward_row(
         x: &[f32],
         residual: Option<&[f32]>,

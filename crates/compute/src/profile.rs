@@ -1,9 +1,9 @@
-//! Where time goes: spans around operations, each with its work.
+//! Profiles: spans around operations, with the work of each.
 //!
-//! A recorder belongs to a thread. It gets the spans that its thread opens while `Recorder::record`
-//! runs there, and those of no other thread, so concurrent runs in one process do not mix if each
-//! has its own thread pool. An operation is one span on the thread that calls it, wherever its
-//! tasks run; tasks open none. If no thread of the process records, a span is one relaxed load.
+//! A recorder belongs to a thread. It gets only the spans that its thread opens while
+//! `Recorder::record` runs there, so concurrent runs in one process do not mix if each has its own
+//! thread pool. An operation is one span on the thread that calls it, wherever its tasks run; tasks
+//! open none. If no thread of the process records, a span costs one relaxed load.
 
 use std::cell::RefCell;
 use std::marker::PhantomData;
@@ -12,14 +12,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Roots of each name whose spans are kept one by one.
+/// Number of roots of each name whose spans are kept individually.
 pub(crate) const TRACED_ROOTS: usize = 10;
-/// Spans that are kept one by one, at most.
+/// Maximum number of spans that are kept individually.
 pub(crate) const MOST_SPANS: usize = 100_000;
 /// The name under which time outside of operations is counted.
 pub const BETWEEN: &str = "between operations";
 
-/// Threads that record.
+/// Number of threads that record.
 static AT_WORK: AtomicUsize = AtomicUsize::new(0);
 
 thread_local! {
@@ -74,7 +74,7 @@ impl Kind {
     }
 }
 
-/// Begins a root; `number` is its number among those of this name.
+/// Begins a root; `number` counts the roots of this name.
 pub fn root(name: &'static str, number: usize) -> Span {
     Span::open(Kind::Root, name, Some(number), Work::default)
 }
@@ -84,7 +84,7 @@ pub fn phase(name: &'static str) -> Span {
     Span::open(Kind::Phase, name, None, Work::default)
 }
 
-/// Begins the part of the block with this number.
+/// Begins the block with this number.
 pub fn block(number: usize) -> Span {
     Span::open(Kind::Block, "block", Some(number), Work::default)
 }
@@ -106,11 +106,11 @@ pub fn install<R: Send>(pool: &rayon::ThreadPool, f: impl FnOnce() -> R + Send) 
     }
 }
 
-/// Runs `f` on all items concurrently, each on a thread of the current pool as long as there are
-/// enough. Unlike with tasks, a thread that waits within an item never starts another one, which it
-/// would then have to finish first. If the calling thread records, so do these: the time of an
-/// operation counts one n-th, where n is the number of items, so that times add up to elapsed time;
-/// the rest, in which only some items ran, is [`BETWEEN`].
+/// Runs `f` on all items concurrently, each on its own thread of the current pool if there are
+/// enough. Unlike with tasks, a thread that waits within an item never starts another item, which
+/// it would then have to finish first. If the calling thread records, so do these threads. With n
+/// items, the time of an operation counts 1/n, so that times add up to elapsed time; the rest, in
+/// which only some items ran, is [`BETWEEN`].
 pub fn side_by_side<T: Send, R: Send>(items: Vec<T>, f: impl Fn(T) -> R + Sync) -> Vec<R> {
     let count = items.len();
     let branch =
@@ -140,7 +140,7 @@ pub fn side_by_side<T: Send, R: Send>(items: Vec<T>, f: impl Fn(T) -> R + Sync) 
 #[must_use = "a span ends where it is dropped"]
 pub struct Span {
     recorded: bool,
-    /// It ends on the thread on which it began.
+    /// Not Send: a span ends on the thread on which it began.
     here: PhantomData<*const ()>,
 }
 
@@ -209,10 +209,10 @@ struct Open {
     name: &'static str,
     phase: &'static str,
     began: Instant,
-    /// Of the spans within it.
+    /// Time of the spans inside it.
     inside: Duration,
     work: Work,
-    /// Its place among the spans that are kept.
+    /// Its index among the spans that are kept.
     traced: Option<usize>,
 }
 
@@ -223,7 +223,7 @@ pub struct Recorder {
     rows: Vec<Row>,
     roots: Vec<Roots>,
     traced: Vec<Traced>,
-    /// How many spans are kept.
+    /// Maximum number of spans to keep.
     room: usize,
 }
 
@@ -248,7 +248,7 @@ impl Recorder {
 
     /// Runs `f` and records the roots in it. Another recorder of this thread is paused meanwhile.
     pub fn record<R>(&mut self, f: impl FnOnce() -> R) -> R {
-        /// Gives the thread back, however `f` ends.
+        /// Restores the thread's previous recorder, however `f` ends.
         struct Restore<'a> {
             recorder: &'a mut Recorder,
             before: Option<Recorder>,
@@ -292,14 +292,14 @@ impl Recorder {
         all
     }
 
-    /// A recorder for one of `of` items that run concurrently within the span that is open.
+    /// Returns a recorder for one of `count` items that run concurrently within the open span.
     fn branch(&self, count: usize) -> Recorder {
         let around = self.open.last().map(|open| Open { inside: Duration::ZERO, ..open.clone() });
         let room = (self.room - self.traced.len()) / count;
         Recorder { made: self.made, open: around.into_iter().collect(), room, ..Recorder::default() }
     }
 
-    /// Adds what one of `of` branches has recorded.
+    /// Adds the recording of branch `number` of `count`.
     fn join(&mut self, branch: Recorder, number: usize, count: usize) {
         let mut inside = Duration::ZERO;
         for row in branch.rows {
@@ -383,7 +383,7 @@ mod tests {
         std::thread::sleep(Duration::from_millis(2));
     }
 
-    /// A root with a phase, a block, two operations and one within another.
+    /// A root with a phase, a block and three operations, one of them inside another.
     fn step(number: usize) {
         let _root = root("step", number);
         let _phase = phase("forward");
@@ -408,7 +408,7 @@ mod tests {
         assert_eq!((linear.calls, dropout.calls), (3, 6));
         assert_eq!((linear.work.operations, linear.work.bytes, dropout.work.bytes), (30, 12, 72));
         assert!(linear.own >= Duration::from_millis(6) && dropout.own >= Duration::from_millis(6));
-        // The outer operation's time is not counted with the inner one's.
+        // No time is counted for both the outer and the inner operation.
         assert!(linear.own + dropout.own <= all);
         assert_eq!((row(&recorder, "forward", BETWEEN).calls, row(&recorder, "step", BETWEEN).calls), (0, 0));
         assert_eq!(recorder.work(), Work { operations: 30, bytes: 84 });
@@ -490,7 +490,7 @@ mod tests {
         assert_eq!(all, whole);
         let spans: Vec<_> = recorder.traced().iter().map(|span| (span.name, span.track)).collect();
         assert_eq!(spans, [("step", 0), ("forward", 0), ("linear", 0), ("forward", 1), ("linear", 1)]);
-        // Without a recorder they run as well.
+        // Items also run without a recorder.
         assert_eq!(side_by_side(vec![3, 4], |item| item), [3, 4]);
     }
 

@@ -1,6 +1,6 @@
-//! Random numbers from counters: each is a function of a key and a position. So nothing depends on
-//! the order in which threads ask, and a dropout mask is recomputed in the backward pass instead of
-//! saved.
+//! Counter-based random numbers: each is a function of a key and a position. Results therefore do
+//! not depend on the order in which threads draw, and a dropout mask is recomputed in the backward
+//! pass instead of saved.
 
 /// A stream of random numbers, identified by everything that was folded into it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +24,8 @@ impl Key {
         bits(low, high, i)
     }
 
-    /// The key as `Dropout::factor_of` takes it, where every lane has a key of its own.
+    /// Returns the lower and upper half of the key, as `Dropout::factor_of` takes them: there,
+    /// every lane has its own key.
     #[inline(always)]
     pub(crate) fn halves(self) -> [u32; 2] {
         [self.0 as u32, (self.0 >> 32) as u32]
@@ -47,7 +48,7 @@ impl Key {
     }
 }
 
-/// A bijection of the position under the key's halves: multiply, xor-shift, twice.
+/// A bijection of the position that depends on the key's halves: multiply and xor-shift, twice.
 #[inline(always)]
 fn bits(low: u32, high: u32, i: u32) -> u32 {
     let mut x = i.wrapping_mul(0x9e37_79b1) ^ low;
@@ -68,7 +69,7 @@ pub fn mix(mut x: u64) -> u64 {
 /// Dropout of probability p: an element stays, scaled by 1 / (1 − p), or becomes zero.
 #[derive(Clone, Copy, Debug)]
 pub struct Dropout {
-    /// An element falls when its 32 bits are below.
+    /// An element is dropped if its 32 random bits are below this.
     threshold: u32,
     scale: f32,
 }
@@ -95,7 +96,7 @@ impl Dropout {
         self.factor_of(low, high, i)
     }
 
-    /// The same by the key's halves.
+    /// As `factor`, from the key's halves.
     #[inline(always)]
     pub(crate) fn factor_of(self, low: u32, high: u32, i: u32) -> f32 {
         if bits(low, high, i) < self.threshold { 0.0 } else { self.scale }
@@ -108,8 +109,8 @@ mod tests {
 
     #[test]
     fn bits_are_balanced_and_independent_of_neighbours() {
-        // Over 2^16 positions each bit is set half of the time, and a neighbour in position or key
-        // flips it half of the time: 6 standard deviations of a fair coin.
+        // Over 2^16 positions each bit is set half of the time, and differs half of the time from
+        // that of a neighbour in position or key, to within 6 standard deviations of a fair coin.
         let n = 1 << 16;
         let limit = 6.0 * (n as f64).sqrt() / 2.0;
         for k in 0..4 {

@@ -16,12 +16,12 @@ pub fn bucket(distance: isize, buckets: usize) -> usize {
     if n < exact {
         return from + n;
     }
-    // In f32, as transformers computes it: a boundary falls on the same side.
+    // In f32, as transformers computes it, so that distances on a boundary get the same bucket.
     let far = (n as f32 / exact as f32).ln() / (FAR / exact as f32).ln() * (side - exact) as f32;
     from + (exact + far as usize).min(side - 1)
 }
 
-/// Each place in the table by distance, with the place in the weight that it shows.
+/// Iterates over the indices of the table, each with the index of its value in the weight.
 fn places(of: Relative) -> impl Iterator<Item = (usize, usize)> {
     let Relative { buckets, heads, reach } = of;
     let span = 2 * reach - 1;
@@ -31,7 +31,7 @@ fn places(of: Relative) -> impl Iterator<Item = (usize, usize)> {
     })
 }
 
-/// The weight (buckets, heads) as a table by distance (heads, 2 · reach − 1), for
+/// Expands the weight (buckets, heads) to a table by distance (heads, 2 · reach − 1), for
 /// `attention::RelativeBias`.
 pub fn table(weight: &[f32], of: Relative, table: &mut [f32]) {
     places(of).for_each(|(at, of_weight)| table[at] = weight[of_weight]);

@@ -8,14 +8,15 @@ use crate::math::{fused, sum_by, sum_by_2};
 use crate::profile::{self, Work};
 use crate::rows::{each_row, each_row_of_both, row, sum_columns};
 
-/// The factors of a row, `offset` + γ.
+/// The gain g of a row, `offset` + γ, (width).
 #[derive(Clone, Copy)]
 pub struct Gain<'a> {
     pub gamma: &'a [f32],
     pub offset: f32,
 }
 
-/// x, y: (rows, width), where width is `gain.gamma.len()`; rstd: (rows), saved for the backward pass.
+/// Computes y, and rstd = 1 / √(mean x² + ε) for the backward pass. x, y: (rows, width), where
+/// width is `gain.gamma.len()`; rstd: (rows).
 pub fn forward(x: &[f32], gain: Gain, epsilon: f32, y: &mut [f32], rstd: &mut [f32]) {
     let width = gain.gamma.len();
     assert!(x.len() == y.len() && rstd.len() * width == y.len());
@@ -75,7 +76,8 @@ vectorised! {
     }
 }
 
-/// Values of a row that its backward pass scales before it sums their products with x.
+/// Values of a row that the backward pass multiplies by the gain at a time, before it sums their
+/// products with x.
 const WIDEST: usize = 256;
 
 vectorised! {

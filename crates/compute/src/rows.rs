@@ -23,7 +23,7 @@ pub(crate) fn each_row(out: &mut [f32], width: usize, f: impl Fn(usize, &mut [f3
     });
 }
 
-/// The same with the rows of two matrices of these widths.
+/// As `each_row`, with the rows of two matrices of these widths.
 pub(crate) fn each_row_of_both(
     [a, b]: [&mut [f32]; 2],
     widths: [usize; 2],
@@ -81,7 +81,7 @@ pub(crate) fn gather(x: &[f32], rows: &[usize], y: &mut [f32], width: usize) {
     }
 }
 
-/// Row `rows[i]` of x becomes row i of y, (rows, width), or with `add` grows by it.
+/// Row `rows[i]` of x becomes row i of y, (rows, width), or with `add` row i of y is added to it.
 pub(crate) fn scatter(y: &[f32], rows: &[usize], x: &mut [f32], add: bool) {
     let width = y.len() / rows.len().max(1);
     for (y, row) in y.chunks_exact(width).zip(rows) {

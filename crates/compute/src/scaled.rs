@@ -1,6 +1,6 @@
-//! A small matrix scaled by its rows and by its columns, forward and back: B of a low-rank pair
-//! with the vectors that stand before and after it. M' = diag(rows) · M · diag(columns) joins a
-//! layer's product, so the vectors cost no pass over activations.
+//! A small matrix scaled by rows and by columns, forward and backward: M' = diag(rows) · M ·
+//! diag(columns). M is the B of a low-rank pair, and the diagonals are the vectors before and after
+//! it. M' joins a layer's product, so the vectors cost no pass over activations.
 
 use rayon::prelude::*;
 

@@ -1,4 +1,4 @@
-//! Products with weights that stay in blocks.
+//! Checks products with weights that stay in blocks.
 
 use lora_drop_compute::blocks::BlockType::*;
 use lora_drop_compute::blocks::{BlockMatrix, BlockType, QuantizeError};
@@ -18,8 +18,8 @@ fn numbers(n: usize, seed: u32) -> Vec<f32> {
     words(n, seed).map(|x| x as f32 / u32::MAX as f32 - 0.5).collect()
 }
 
-/// Random blocks and their f32. All bytes are below 64: as the upper byte of a scale that is less
-/// than 2.
+/// Returns random blocks and their values in f32. All bytes are below 64, so every f16 scale is
+/// below 2.
 fn blocks(kind: BlockType, rows: usize, cols: usize, seed: u32) -> (BlockMatrix, Vec<f32>) {
     let size = BlockMatrix::size(kind, rows, cols).unwrap();
     let bytes: Vec<u8> = words(size, seed).map(|x| (x >> 8) as u8 & 63).collect();
@@ -28,7 +28,7 @@ fn blocks(kind: BlockType, rows: usize, cols: usize, seed: u32) -> (BlockMatrix,
     (BlockMatrix::new(kind, rows, cols, bytes).unwrap(), wide)
 }
 
-/// Odd numbers of rows; of columns where the type allows it.
+/// Shapes with odd numbers of rows, and of columns if the type allows it.
 fn shapes(kind: BlockType) -> Vec<(usize, usize)> {
     match kind.values() {
         1 => vec![(1, 1), (3, 1), (1, 7), (33, 50), (45, 401)],
@@ -63,7 +63,7 @@ fn products_are_those_of_the_widened_matrix_bit_for_bit() {
                     "{case}"
                 );
                 assert_eq!(product(&dy, input, out, blocks), product(&dy, input, out, floats), "{case}");
-                // On the left side as well, with the scale.
+                // Also as the left operand, with a scale.
                 let left = |w: Mat, n, k| {
                     let mut c = vec![0.0; n * rows];
                     let terms = [(w, Mat::new(&x[..k * rows], k, rows))];
@@ -79,7 +79,7 @@ fn products_are_those_of_the_widened_matrix_bit_for_bit() {
     }
 }
 
-/// Packing f32 for pairs makes zeros of them, packing bf16 leaves them to the kernel.
+/// Packing f32 as pairs flushes denormals to zero; packing bf16 leaves that to the kernel.
 #[test]
 fn denormal_numbers_of_a_file_are_multiplied_as_ever() {
     let (out, input) = (45, 401);
@@ -90,7 +90,7 @@ fn denormal_numbers_of_a_file_are_multiplied_as_ever() {
     Bf16.widen(matrix.bytes(), &mut wide);
     assert!(wide.iter().all(|x| x.is_subnormal()));
     for rows in [1, 8, 15, 64] {
-        // Large enough that such a product is none.
+        // So large that its product with a denormal is a normal number.
         let large = |n| numbers(rows * n, 1).iter().map(|x| 1e38 * x).collect::<Vec<_>>();
         let (x, dy) = (large(input), large(out));
         let product = |m: &[f32], n, k, w: Mat| {
@@ -121,7 +121,7 @@ fn few_rows_against_f64() {
                     c
                 };
                 let all = product(FEW_ROWS, Mat::blocks(&matrix));
-                // The minima of these are multiplied apart from the values.
+                // In these types, minima are multiplied separately from the values.
                 if ![Q2K, Q4K, Q5K].contains(&kind) {
                     assert_eq!(bits(&all), bits(&product(FEW_ROWS, Mat::new(&wide, out, input))));
                 }
@@ -145,7 +145,7 @@ fn few_rows_against_f64() {
                     let error = (got as f64 - sum).abs();
                     assert!(error <= 2e-6 * size, "{matrix:?} ({i}, {j}): {got} for {sum}");
                 }
-                // A row does not depend on how many others there are.
+                // A row does not depend on the number of other rows.
                 for rows in 1..FEW_ROWS {
                     let some = product(rows, Mat::blocks(&matrix));
                     for i in 0..rows {
@@ -199,7 +199,7 @@ fn sizes_that_do_not_fit_are_refused() {
     assert_eq!(BlockMatrix::size(Q4K, usize::MAX, 256), None);
     assert_eq!(BlockMatrix::size(F16, usize::MAX / 2, usize::MAX / 2), None);
     assert!(BlockMatrix::new(F16, usize::MAX, usize::MAX, vec![]).is_none());
-    // No rows, or no columns, is a matrix.
+    // A matrix may have no rows or no columns.
     let empty = BlockMatrix::new(Q8_0, 3, 0, vec![]).unwrap();
     empty.widen_row_range(2, 0..0, &mut []);
     let mut c = [7.0; 6];
@@ -226,7 +226,7 @@ fn sizes_that_do_not_fit_are_refused() {
 
 #[test]
 fn values_that_a_type_cannot_hold_are_refused() {
-    // The largest that is rounded down to a finite scale, and the next.
+    // The largest value with a finite scale, and larger ones.
     for (kind, most) in
         [(F16, 65519.996), (Bf16, 3.394_6e38), (Q8_0, 65503.9 * 127.0), (Q4_0, -65503.9 * 8.0)]
     {

@@ -1,5 +1,5 @@
-//! Every operation of a device, on random values of odd sizes: the CPU gives what the reference
-//! gives. A new device is checked by the same cases.
+//! Checks every operation of a device on random values of odd sizes: the CPU must agree with the
+//! reference. A new device is checked by the same cases.
 
 mod reference;
 
@@ -20,14 +20,13 @@ fn numbers(count: usize, seed: u64) -> Vec<f32> {
     (0..count as u64).map(|i| Key::new(seed).normal(i) as f32).collect()
 }
 
-/// A device with one buffer of random values; its first part serves as parameters, and as
-/// gradients.
+/// A device with buffers of random values: memory, parameters and gradients.
 struct Bench<D: Device> {
     device: D,
     memory: D::Memory,
     parameters: D::Memory,
     gradients: D::Memory,
-    /// The next value that no piece has.
+    /// Index in memory after the last piece that was taken.
     next: usize,
 }
 
@@ -53,7 +52,7 @@ impl<D: RoomKept> Bench<D> {
         bench
     }
 
-    /// A piece of random values.
+    /// Takes a piece of `len` random values.
     fn take(&mut self, len: usize) -> Piece {
         let piece = Piece::new(self.next, len);
         self.next = piece.end().next_multiple_of(16);
@@ -76,7 +75,7 @@ impl<D: RoomKept> Bench<D> {
         f(device, &mut store)
     }
 
-    /// All of the memory and of the gradients.
+    /// Returns the whole memory and all gradients.
     fn all(&mut self) -> Vec<f32> {
         self.with(|device, store| {
             let mut all = device.read(store.memory, Piece::new(0, ROOM)).unwrap();
@@ -87,7 +86,7 @@ impl<D: RoomKept> Bench<D> {
     }
 }
 
-/// `room` without losing what is there.
+/// `Device::room` that keeps the contents.
 trait RoomKept: Device {
     fn room_kept<'m>(&self, memory: &'m mut Self::Memory, len: usize) -> &'m mut Self::Buffer;
 }
@@ -104,7 +103,7 @@ impl RoomKept for Reference {
     }
 }
 
-/// Runs a case on both devices and compares all that is in their buffers afterwards.
+/// Runs a case on both devices and compares the contents of their buffers afterwards.
 fn agree(what: &str, cpu: impl FnOnce(&mut Bench<Cpu>), reference: impl FnOnce(&mut Bench<Reference>)) {
     let (mut on_cpu, mut on_reference) = (Bench::new(Cpu), Bench::new(Reference));
     let before = on_cpu.all();
@@ -118,7 +117,7 @@ fn agree(what: &str, cpu: impl FnOnce(&mut Bench<Cpu>), reference: impl FnOnce(&
     }
 }
 
-/// A case is one function over any device.
+/// Defines a test from one function, which is generic over the device.
 macro_rules! case {
     ($name:ident, $bench:ident => $body:block) => {
         #[test]
@@ -211,7 +210,7 @@ case!(matrices_scaled_by_rows_and_columns, bench => {
     }
 });
 
-/// A product of nothing into nothing.
+/// Returns an empty product, whose fields a case replaces.
 fn product<'a, D: Device>() -> Product<'a, D> {
     Product {
         name: "test",
@@ -242,7 +241,7 @@ case!(layer_norms, bench => {
 case!(rms_norms, bench => {
     let [x, y, again, dy, dx] = [(); 5].map(|()| bench.take(6 * 20));
     let rstd = bench.take(12);
-    // Rows as wide as γ; a token may have several.
+    // Rows are as wide as γ; a token may have several.
     for offset in [0.0, 1.0] {
         let norm = || RmsNorm { gamma: At::Trained(Piece::new(0, 10)), offset, x, rstd };
         bench.run(Operation::RmsNorm { norm: norm(), epsilon: 1e-6, y });
@@ -259,7 +258,7 @@ case!(rotary, bench => {
     }
 });
 
-/// Attention over sequences of 5, 1 and 40 tokens, forward and back.
+/// Runs attention over sequences of 5, 1 and 40 tokens, forward and backward.
 fn attend<D: RoomKept>(bench: &mut Bench<D>, kv_heads: usize, sight: Sight, biased: bool, queries: Queries) {
     let (offsets, heads, width, keys) = ([0, 5, 6, 46], 4, 8, keys(3));
     let asking = if queries == Queries::First { 3 } else { 46 };
@@ -367,7 +366,7 @@ case!(losses, bench => {
             device.head_loss(memory, values, of_values, dvalues).unwrap() as f32,
         ];
         found.extend(device.token_losses(memory, tokens, &[4, 0, 19], Some(0.3)).unwrap());
-        // Without a scale logits are used up.
+        // Without a scale, the contents of the logits are undefined afterwards.
         found.extend(device.token_losses(memory, plain, &[1, 2, 3], None).unwrap());
         found
     });

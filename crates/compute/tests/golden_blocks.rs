@@ -1,4 +1,4 @@
-//! Widening and quantizing against the `gguf` package's bits (tests/golden, written by
+//! Checks widening and quantizing against the bits of the `gguf` package (tests/golden, written by
 //! tools/golden/blocks.py).
 
 use lora_drop_compute::blocks::BlockType::*;
@@ -29,7 +29,7 @@ fn every_type_widens_to_the_same_bits() {
         kind.widen(&blocks, &mut got);
         assert_eq!(bits(&got), bits(&want), "{}", kind.name());
 
-        // Any piece of a row is the same piece of the whole.
+        // Any part of a row widens to the same values as within the whole.
         let cols = want.len() / 2;
         let Some(matrix) = BlockMatrix::new(kind, 2, cols, blocks.clone()) else {
             panic!("two rows of {cols} {}", kind.name())

@@ -1,4 +1,4 @@
-//! Each operation, forward and backward, against PyTorch's numbers (tests/golden, written by
+//! Checks each operation, forward and backward, against PyTorch's numbers (tests/golden, written by
 //! tools/golden).
 
 use lora_drop_compute::activation::Activation;
@@ -33,12 +33,12 @@ impl Golden {
         self.words(name).into_iter().map(|b| i32::from_le_bytes(b) as usize).collect()
     }
 
-    /// `got` is the golden tensor to 1e-5 of its largest value.
+    /// Asserts that `got` is the golden tensor, to 1e-5 of its largest value.
     fn check(&self, name: &str, got: &[f32]) {
         self.check_to(1e-5, name, got);
     }
 
-    /// `got` is the golden tensor to `part` of its largest value.
+    /// Asserts that `got` is the golden tensor, to `part` of its largest value.
     fn check_to(&self, part: f32, name: &str, got: &[f32]) {
         let want = self.get(name);
         assert_eq!(got.len(), want.len(), "{name}");
@@ -66,7 +66,7 @@ fn layer_norm() {
     golden.check("layer_norm.d_gamma", &dgamma);
     golden.check("layer_norm.d_beta", &dbeta);
 
-    // The residual is part of what is normalised.
+    // The residual is added before the norm.
     let half: Vec<f32> = x.iter().map(|x| 0.5 * x).collect();
     let forward = norm::Forward { x: &half, residual: Some(&half), ..forward };
     forward.run(&mut y, &mut normed, &mut rstd);
@@ -158,7 +158,7 @@ fn attention_with_and_without_bias() {
     }
     golden.check("attention.biased.d_bias", &dbias);
 
-    // First queries alone: as if all others had no gradient.
+    // Queries of first tokens only: as if all other queries had no gradient.
     let firsts = |x: &[f32]| -> Vec<f32> {
         offsets[..3].iter().flat_map(|&t| x[16 * t..16 * (t + 1)].to_vec()).collect()
     };
@@ -207,13 +207,13 @@ fn losses() {
 fn adamw_steps() {
     let golden = Golden::open();
     let gradients = golden.get("adamw.gradients");
-    // The constants as Python has them; the file's are rounded to f32.
+    // The constants in f64, as in Python; those in the file are rounded to f32.
     let (learning_rate, beta1, beta2, epsilon) = (1e-2, 0.9, 0.999, 1e-8);
     for (name, weight_decay) in [("plain", 0.0), ("decayed", 0.1)] {
         let mut values = golden.get("adamw.start");
         let (mut first, mut second, mut all) = (vec![0.0; 16], vec![0.0; 16], Vec::new());
         for step in 0..3 {
-            // Twice the gradient and half the scale: clipping's factor is part of the update.
+            // Twice the gradient with half the scale: the factor of clipping is part of the update.
             let doubled: Vec<f32> = gradients[16 * step..16 * (step + 1)].iter().map(|g| 2.0 * g).collect();
             let update = adamw::Update {
                 learning_rate,

@@ -1,5 +1,5 @@
-//! What has to be the same on all ranks of a job, compared before anything is computed: what a rank
-//! computes from other settings, data or weights would spoil what the others compute.
+//! Checks that all ranks of a job have the same settings, data and weights before anything is
+//! computed. A rank that differs would spoil the results of all.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -176,7 +176,7 @@ impl Program {
     }
 }
 
-/// Checks that all ranks have the same of each of these, given by name with a hash.
+/// Checks that all ranks have the same values, each given by its name and a hash.
 fn compare(ranks: &Ranks, mine: Result<Vec<(String, String)>>) -> Result<()> {
     ranks.compare(mine, |mine, first| {
         let (what, _) = mine.iter().zip(first).find_map(|(mine, first)| (mine != first).then_some(mine))?;

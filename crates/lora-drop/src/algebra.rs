@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 /// The cosine below which two rows count as orthogonal.
 const ORTHOGONAL: f64 = 1e-12;
-/// Jacobi's method needs about ten sweeps at the sizes used here.
+/// Upper bound on Jacobi sweeps; about ten are needed at the sizes used here.
 const MOST_SWEEPS: usize = 40;
 
 /// The columns of R in U = Q R, by Householder reflections. Column j has its first j + 1 values
@@ -19,7 +19,7 @@ pub fn triangle(left: &[Vec<f64>]) -> Vec<Vec<f64>> {
         let mut mirror = done[i][i..].to_vec();
         let norm = dot(&mirror, &mirror).sqrt();
         if norm > 0.0 {
-            // The sign that cancels nothing.
+            // The sign that avoids cancellation.
             let diagonal = if mirror[0] > 0.0 { -norm } else { norm };
             mirror[0] -= diagonal;
             let half = dot(&mirror, &mirror) / 2.0;
@@ -60,13 +60,13 @@ pub fn singular_rows(mut rows: Vec<Vec<f64>>) -> Vec<(f64, Vec<f64>)> {
     rows
 }
 
-/// The rows of a W with C = W Wᵀ, for a symmetric C without negative eigenvalues, by Cholesky's
-/// method with the largest pivot first. It ends once the pivots are only rounding, so W has as many
-/// columns as C's rank. `c` is C, row by row.
+/// Returns the rows of W with C = W Wᵀ for a symmetric positive semi-definite C, by Cholesky's
+/// method with the largest pivot first. It stops once all pivots are rounding errors, so W has
+/// rank(C) columns. `c` is C in row-major order.
 pub fn square_root(c: &[f64]) -> Vec<Vec<f64>> {
     let n = c.len().isqrt();
-    // The matrix is scaled to ones on its diagonal, so that what counts as rounding does not depend
-    // on the units of a row and its column.
+    // Scales C to ones on its diagonal, so that the threshold for pivots does not depend on the
+    // units of a row and its column.
     let lengths: Vec<f64> = (0..n).map(|i| c[i * n + i].max(0.0).sqrt()).collect();
     let mut left: Vec<usize> = (0..n).filter(|&i| lengths[i] > 0.0).collect();
     let mut pivots = vec![1.0; n];
@@ -132,7 +132,7 @@ fn rotate(x: &mut [f64], y: &mut [f64]) -> bool {
     true
 }
 
-/// Σ xᵢ yᵢ in eight partial sums, so that it is vectorised.
+/// Returns Σ xᵢ yᵢ. Eight partial sums let the compiler vectorise the loop.
 pub fn dot(x: &[f64], y: &[f64]) -> f64 {
     let (xs, x_rest) = x.as_chunks::<8>();
     let (ys, y_rest) = y.as_chunks::<8>();

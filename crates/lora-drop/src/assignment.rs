@@ -38,7 +38,7 @@ pub struct Assignment {
 /// What the modules that are not kept get.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Rest {
-    /// A shared LoRA, the same with vectors of each module, or none.
+    /// A shared LoRA, a shared LoRA scaled by vectors of each module, or none.
     pub unselected: Unselected,
     /// The rank of shared pairs, if it differs from the run's.
     pub shared_rank: Option<usize>,
@@ -60,11 +60,11 @@ impl From<Unselected> for Rest {
 /// Numbers of values in the LoRAs of a module type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sizes {
-    /// Of a kept module's pair.
+    /// Values of a kept module's pair.
     pub own: usize,
-    /// Of the pair that the other modules share.
+    /// Values of the pair that the other modules share.
     pub shared: usize,
-    /// Of each of these modules in addition: its own vectors.
+    /// Values of the vectors that each of these other modules has of its own.
     pub each: usize,
 }
 
@@ -112,7 +112,7 @@ impl Assignment {
         Ok(Self::keeping(&of_layers(&modules, layers)?, modules, rest))
     }
 
-    /// These modules own their pair.
+    /// The modules in `kept` own their pair; the others get what `rest` says.
     pub(crate) fn keeping(
         kept: &BTreeSet<ModuleId>,
         modules: impl IntoIterator<Item = ModuleId>,

@@ -1,5 +1,5 @@
-//! The speed of training steps on random rows of one length, of scoring, of generation and of single
-//! products: what `lora-drop bench` prints.
+//! Measures the speed of training steps on random rows of one length, of scoring, of generation and
+//! of single matrix products, for `lora-drop bench`.
 
 mod kernels;
 
@@ -28,7 +28,7 @@ use crate::{Cancel, Error, Result};
 
 pub use kernels::{Kernel, Kernels, kernels};
 
-/// What is measured.
+/// Settings of a measurement.
 #[derive(Clone, Debug)]
 pub struct BenchSettings {
     /// The model's folder, GGUF file or hub name.
@@ -41,45 +41,45 @@ pub struct BenchSettings {
     pub batch: usize,
     /// Tokens of a sequence.
     pub length: usize,
-    /// Steps, pairs of steps, repetitions or samples that are measured, after one that is not.
+    /// Number of measured steps, pairs of steps, repetitions or samples, after one warm-up.
     pub steps: usize,
     /// Types, micro-batches, memory limit and threads.
     pub compute: Compute,
 }
 
-/// What was measured of training steps.
+/// Measurements of training steps.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct BenchReport {
     /// Median over the steps.
     pub tokens_per_second: f64,
     /// Median over the steps.
     pub seconds_per_step: f64,
-    /// 10⁹ necessary operations per second: 2 per multiply-add of the base's products, forward and
-    /// for input gradients, of attention, and of a decoder's logits; in full fine-tuning also of
-    /// the weights' gradients.
+    /// Necessary operations per second, in 10⁹: 2 per multiply-add of the base's products, forward
+    /// and for input gradients, of attention, and of a decoder's logits; in full fine-tuning also
+    /// of the weights' gradients.
     pub gflops: f64,
-    /// 10⁹ operations per second that the matrix kernel of this dtype reaches with cached panels in
-    /// this process.
+    /// Operations per second that the matrix kernel of this dtype reaches with cached panels in
+    /// this process, in 10⁹.
     pub peak_gflops: f64,
     /// `gflops` / `peak_gflops`.
     pub share_of_peak: f64,
     /// Share of attention (Q Kᵀ, P V and their backward pass) in the necessary operations. It alone
     /// grows with the length.
     pub attention_share: f64,
-    /// Bytes of operands and results of all operations of a step, each counted as it is stored and where it
-    /// is used, also what a cache still holds.
+    /// Bytes of operands and results of all operations of a step, each counted as it is stored and
+    /// at every use, even if it is still cached.
     pub bytes_per_step: u64,
-    /// These bytes per second, in 10⁹.
+    /// `bytes_per_step` per second, in 10⁹.
     pub gb_per_second: f64,
     /// Peak of resident memory in bytes; 0 if the system does not say.
     pub peak_rss_bytes: u64,
-    /// The estimate of it.
+    /// Estimate of the memory.
     pub memory: MemoryEstimate,
     /// Number of computing threads.
     pub threads: usize,
 }
 
-/// What was measured of scoring.
+/// Measurements of scoring.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct ScoringReport {
     /// Share of a step's time that observing the modules and scoring them after the step adds: the
@@ -96,18 +96,18 @@ pub struct ScoringReport {
     pub threads: usize,
 }
 
-/// What was measured of generation.
+/// Measurements of generation.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct GenerationReport {
-    /// New tokens per second; the time includes the prompts. Median over the repetitions.
+    /// New tokens per second, prompts included in the time. Median over the repetitions.
     pub tokens_per_second: f64,
     /// Median over the repetitions.
     pub seconds: f64,
-    /// Texts generated together.
+    /// Number of texts that are generated concurrently.
     pub batch: usize,
-    /// Tokens of each prompt.
+    /// Number of tokens of each prompt.
     pub prompt_tokens: usize,
-    /// New tokens of each text.
+    /// Number of new tokens of each text.
     pub new_tokens: usize,
     /// Peak of resident memory in bytes; 0 if the system does not say.
     pub peak_rss_bytes: u64,
@@ -115,9 +115,9 @@ pub struct GenerationReport {
     pub threads: usize,
 }
 
-/// Continues random prompts greedily, all together, by exactly `new_tokens` tokens each: no token
-/// ends a text. `steps` is the number of repetitions, after one that is not measured. A `Recorder`
-/// that records on the calling thread gets those that are measured.
+/// Continues random prompts greedily and concurrently, by exactly `new_tokens` tokens each: no
+/// token ends a text. `steps` is the number of repetitions, after a warm-up. A `Recorder` that
+/// records on the calling thread gets the measured ones.
 ///
 /// # Errors
 /// The model is not a decoder, or its context is too short; those of its files; interrupted.
@@ -170,7 +170,8 @@ pub fn generation(settings: &BenchSettings, new_tokens: usize, cancel: &Cancel) 
     })
 }
 
-/// Random ids from 500 up: the first are special tokens or single bytes in many vocabularies.
+/// Returns random ids from 500 up (or half the vocabulary, if less), because the first are special
+/// tokens or single bytes in many vocabularies.
 fn random_ids(vocabulary: usize, count: usize) -> Vec<u32> {
     let random = Key::new(1);
     let first = vocabulary.min(1000) / 2;
@@ -178,7 +179,7 @@ fn random_ids(vocabulary: usize, count: usize) -> Vec<u32> {
     (0..count as u64).map(id).collect()
 }
 
-/// The median of all but the first, which allocates memory.
+/// Returns the median of all but the first, the warm-up, which allocates memory.
 fn median_behind_first(mut times: Vec<f64>) -> f64 {
     times.remove(0);
     times.sort_by(f64::total_cmp);
@@ -200,7 +201,7 @@ pub fn run(settings: &BenchSettings, cancel: &Cancel) -> Result<BenchReport> {
             bench.step(None, cancel)?;
             Ok::<_, Error>(began.elapsed().as_secs_f64())
         };
-        // The step that is not measured is the one whose bytes are counted.
+        // The warm-up step is the one whose bytes are counted.
         let mut first = Recorder::new();
         let mut times = vec![first.record(&mut step)?];
         for _ in 0..settings.steps {
@@ -229,7 +230,7 @@ pub fn run(settings: &BenchSettings, cancel: &Cancel) -> Result<BenchReport> {
 }
 
 /// Runs pairs of training steps, one with the modules observed and scored and one without, in
-/// alternating order. `steps` is the number of pairs, after one that is not measured.
+/// alternating order. `steps` is the number of pairs, after one warm-up pair.
 ///
 /// # Errors
 /// The method has no LoRA to score; those of the model's files; interrupted.
@@ -273,7 +274,8 @@ pub fn scoring(settings: &BenchSettings, cancel: &Cancel) -> Result<ScoringRepor
     })
 }
 
-/// A learner with adapters on query and value (or what else trains), and one batch of random rows.
+/// A learner with adapters on query and value (or whatever the method trains), and one batch of
+/// random rows.
 struct Bench {
     learner: Learner,
     settings: TrainSettings,
@@ -281,7 +283,7 @@ struct Bench {
     estimate: MemoryEstimate,
 }
 
-/// The batch, for a model with a head or for texts.
+/// The batch: labelled rows for a model with a head, or texts.
 enum Rows {
     Labelled(Vec<Example>),
     Texts(Vec<TextExample>),
@@ -321,7 +323,7 @@ impl Bench {
             adapter: AdapterSettings { method, rank, alpha: 2.0 * rank as f64, ..AdapterSettings::default() },
             optimisation: Optimisation {
                 batch_size: bench.batch,
-                // The loop is asked for one more before each step.
+                // `step` asks for one more before each step.
                 epochs: 0,
                 schedule: Schedule::Constant,
                 warmup_ratio: 0.0,
@@ -391,7 +393,7 @@ impl Bench {
         Ok(Bench { learner, settings, rows, estimate: plan.estimate })
     }
 
-    /// One more step over the batch.
+    /// Runs one more step over the batch.
     fn step(&mut self, observer: Option<&dyn Observer>, cancel: &Cancel) -> Result<()> {
         self.settings.optimisation.epochs += 1;
         let rows = self.rows.task();
@@ -401,14 +403,15 @@ impl Bench {
     }
 }
 
-/// Necessary floating-point operations per token: of the products with weights, and of attention.
+/// Returns necessary floating-point operations per token: of products with weights, and of
+/// attention.
 fn operations(config: &ModelConfig, method: Method, length: usize) -> (f64, f64) {
     let blocks = 2.0 * config.block_parameters() as f64;
-    // Q Kᵀ and P V over the keys that a query sees; their backward pass has two gradients of each,
-    // and Q Kᵀ again.
+    // Q Kᵀ and P V over the keys that a query sees. The backward pass has two gradients of each,
+    // hence the factor 3; that it computes Q Kᵀ again does not count as necessary.
     let (products, seen) = if config.architecture.is_decoder() {
         let logits = 2.0 * (config.hidden_size * config.vocab_size) as f64;
-        // The mean number of keys in a layer whose queries see a window of the tokens so far.
+        // The mean number of keys that a query sees in a layer with this window.
         let of = |window: &Option<usize>| {
             let (window, length) = (window.unwrap_or(length).min(length) as f64, length as f64);
             window * (length - (window - 1.0) / 2.0) / length

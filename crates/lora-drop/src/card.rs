@@ -1,8 +1,8 @@
 //! The model card: README.md in an adapter's folder, with the front matter that the hub reads, the
 //! method, the results on dev, and how to load the adapter.
 //!
-//! The one rule that is not obvious: a card ends in a line with the hash of the text above it, by
-//! which a README.md that somebody wrote or changed is recognised. Such a file is never replaced.
+//! A card ends in a line with the hash of the text above it, by which a README.md that somebody
+//! wrote or changed is recognised. Such a file is never replaced.
 
 mod escape;
 #[cfg(feature = "hub")]
@@ -32,11 +32,11 @@ pub(crate) use pushed::pushed;
 
 /// The card's name in a folder, where the hub looks for it.
 pub const CARD_FILE: &str = "README.md";
-/// The last line, around the hash.
+/// Text of the last line before and after the hash.
 const SIGNATURE: (&str, &str) = ("<!-- lora-drop: a changed card is not replaced; hash ", " -->\n");
-/// The type of a data set that is not on the hub, where the front matter needs one.
+/// Type of a data set that is not on the hub, as the front matter requires one.
 const NO_HUB_DATA: &str = "custom";
-/// Settings that the card shows where they were read.
+/// Settings that the card shows if they were read.
 const SETTINGS: [&str; 19] = [
     "target-modules",
     "rank",
@@ -59,7 +59,7 @@ const SETTINGS: [&str; 19] = [
     "seed",
 ];
 
-/// What a folder holds.
+/// Contents of a folder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
     /// PEFT's adapter.
@@ -70,10 +70,10 @@ pub enum Form {
     Model,
 }
 
-/// What the model answers for a row.
+/// Kind of the model's predictions for a row.
 #[derive(Clone, Debug, PartialEq)]
 enum Answers {
-    /// More text.
+    /// Generated text.
     Text,
     Class(Outputs),
     Set(Outputs),
@@ -82,7 +82,7 @@ enum Answers {
     Value,
 }
 
-/// Classes: their names, or their number where no file names them.
+/// Classes: their names, or their number if no file names them.
 #[derive(Clone, Debug, PartialEq)]
 enum Outputs {
     Named(Vec<String>),
@@ -124,7 +124,7 @@ impl Answers {
         }
     }
 
-    /// The hub's name of the task.
+    /// Returns the hub's name of the task.
     fn pipeline(&self) -> &'static str {
         match self {
             Answers::Text => "text-generation",
@@ -143,12 +143,12 @@ struct Base {
     revision: Option<String>,
     /// The GGUF file in that place.
     file: Option<String>,
-    /// As lora-drop's `--model` takes it.
+    /// The model in the form that lora-drop's `--model` takes.
     model: String,
 }
 
 impl Base {
-    /// The base model that is named `model` and whose files are at `path`.
+    /// Describes the base model that is named `model` and whose files are at `path`.
     fn new(model: &str, path: &Path) -> Self {
         let gguf = gguf_file(path).ok().flatten();
         let gguf_name = gguf.and_then(|file| Some(file.file_name()?.to_string_lossy().into_owned()));
@@ -170,7 +170,7 @@ impl Base {
     }
 }
 
-/// The base model of an adapter that is not a run's.
+/// The base model of an adapter that does not come from a run.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct BaseModel<'a> {
     pub name: &'a str,
@@ -189,7 +189,7 @@ struct Results {
     baseline: Option<Baseline>,
 }
 
-/// What a card says.
+/// Contents of a card.
 pub(crate) struct Card {
     /// The folder's name.
     name: String,
@@ -204,7 +204,8 @@ pub(crate) struct Card {
     title: String,
     /// Paragraphs of Markdown.
     method: Vec<String>,
-    /// The data sets: the hub's name or the last part of the path, and whether it is the hub's.
+    /// The data sets: the name on the hub or the last part of the path, and whether it is on the
+    /// hub.
     data: Vec<(String, bool)>,
     data_config: Option<String>,
     results: Option<Results>,
@@ -212,8 +213,8 @@ pub(crate) struct Card {
 }
 
 impl Card {
-    /// The card of a run that writes `folder`, with a model that has been measured. The base model's
-    /// files are at `base`.
+    /// Creates the card of a run that writes `folder`, with a model that has been measured. The
+    /// base model's files are at `base`.
     pub fn of_run(
         record: &RunRecord,
         labels: Option<&Labels>,
@@ -261,7 +262,7 @@ impl Card {
         }
     }
 
-    /// The card of a pruned adapter. `settings` are those of the adapter's training.
+    /// Creates the card of a pruned adapter. `settings` are those of the adapter's training.
     pub fn of_pruning(
         pruning: &Pruning,
         file: &AdapterFile,
@@ -295,7 +296,7 @@ impl Card {
         card
     }
 
-    /// The card of an adapter whose training is known from its own files alone, or from the
+    /// Creates the card of an adapter whose training is known only from its own files, or from the
     /// `settings` of its run.
     pub fn of_adapter(
         file: &AdapterFile,
@@ -330,7 +331,7 @@ impl Card {
         }
     }
 
-    /// What settings say; the rest is empty.
+    /// Fills in what settings say; the rest is empty.
     fn of_settings(settings: &RunSettings) -> Self {
         let situation = Situation::new(settings, Reader::Train);
         let table = settings.to_table();
@@ -369,7 +370,7 @@ impl Card {
         }
     }
 
-    /// The text of README.md.
+    /// Returns the text of README.md.
     pub fn text(&self) -> String {
         let mut out = self.front_matter();
         let (base, what) = (
@@ -429,7 +430,7 @@ impl Card {
         let metrics = self.results.iter().flat_map(|results| &results.metrics);
         let metrics: Vec<&(String, f64)> = metrics.filter(|(_, value)| value.is_finite()).collect();
         let mut names: Vec<String> = metrics.iter().map(|(name, _)| hub_metric(name).to_string()).collect();
-        // Micro and macro F1 have one name there.
+        // On the hub, micro and macro F1 have one name.
         names.dedup();
         lists += &list("metrics", names);
         out += &lists;
@@ -510,7 +511,7 @@ impl Card {
     }
 }
 
-/// A setting's value without quotes and without decimals that say nothing.
+/// Formats a setting's value without quotes and without needless decimals.
 fn plain(value: &toml::Value) -> String {
     match value {
         toml::Value::String(text) => text.clone(),
@@ -519,17 +520,17 @@ fn plain(value: &toml::Value) -> String {
     }
 }
 
-/// The base model, by its name on the hub.
+/// Links the base model by its name on the hub.
 fn on_hub(id: &str) -> String {
     format!("[{id}](https://huggingface.co/{id})")
 }
 
-/// The base model, by its folder.
+/// Names the base model by its folder.
 fn in_folder(path: &str) -> String {
     format!("the model in the folder {}", code(path))
 }
 
-/// What a method does, in a sentence.
+/// Describes a method in a sentence.
 fn about(method: Method, unselected: Unselected) -> &'static str {
     match (method, unselected) {
         (Method::LoraDrop, Unselected::Drop) => {
@@ -556,7 +557,7 @@ fn about(method: Method, unselected: Unselected) -> &'static str {
     }
 }
 
-/// Which modules have a pair of their own, share one, or have none.
+/// Says which modules have a pair of their own, share one, or have none.
 fn owners(assignment: &Assignment, names: &ModuleNames) -> String {
     let count = |wanted| assignment.owners.values().filter(|owner| **owner == wanted).count();
     let (own, shared, none) = (count(Owner::Own), count(Owner::Shared), count(Owner::None));
@@ -609,7 +610,8 @@ fn name_of(folder: &Path) -> String {
     absolute.file_name().map_or_else(|| "adapter".to_string(), |name| name.to_string_lossy().into_owned())
 }
 
-/// The name of a data set and whether it is one on the hub: of others the last part of the path.
+/// Returns a data set's name and whether it is on the hub; otherwise the name is the last part of
+/// the path.
 fn data_set(path: &Path) -> (String, bool) {
     match Repository::of(path, RepoKind::Data) {
         Some(repository) => (repository.id, true),
@@ -617,7 +619,7 @@ fn data_set(path: &Path) -> (String, bool) {
     }
 }
 
-/// The hub's name of a metric.
+/// Returns the hub's name of a metric.
 fn hub_metric(name: &str) -> &str {
     match name.parse() {
         Ok(Metric::Mcc) => "matthews_correlation",
@@ -629,27 +631,27 @@ fn hub_metric(name: &str) -> &str {
     }
 }
 
-/// The text with the line that says that it is unchanged.
+/// Appends the line with the hash, which shows that the text is unchanged.
 fn signed(text: &str) -> String {
     let (before, after) = SIGNATURE;
     format!("{text}\n{before}{:032x}{after}", XxHash3_128::oneshot(text.as_bytes()))
 }
 
-/// The card without that line; None if it is no card of this program, or was changed.
+/// Returns the card without that line; `None` if it is not a card of this program, or was changed.
 fn unsigned(text: &str) -> Option<&str> {
     let at = text.rfind(SIGNATURE.0)?;
     let card = text[..at].strip_suffix('\n')?;
     (signed(card) == text).then_some(card)
 }
 
-/// Whether a folder has a README.md that is not a card of this program as it was written.
+/// Whether a folder has a README.md that is not an unchanged card of this program.
 pub(crate) fn is_kept(folder: &Path) -> bool {
     let path = folder.join(CARD_FILE);
     let found = path.symlink_metadata().is_ok();
     found && std::fs::read_to_string(&path).ok().is_none_or(|text| unsigned(&text).is_none())
 }
 
-/// What is said where a README.md is kept.
+/// Returns the note that a README.md is kept.
 pub(crate) fn kept_note(folder: &Path) -> String {
     format!(
         "{} stays as it is, because it was not written by lora-drop or was changed since; remove it to get a card of \

@@ -1,5 +1,5 @@
-//! Hashes of a model's and of data's files, by which runs on the same contents are recognised
-//! wherever the files are.
+//! Hashes of the files of a model and of data, which identify the same contents wherever the files
+//! are.
 
 use std::fs::File;
 use std::io::Read;
@@ -23,10 +23,10 @@ pub fn of_model(path: &Path, cancel: &Cancel) -> Result<u128> {
     hash_files(&model_files(path)?, cancel)
 }
 
-/// The hash of the files that data consists of, and of the weights of several sources.
+/// Hashes the files that data consists of and, for several sources, their weights.
 ///
 /// # Errors
-/// Those of `of_model`; there are no files of rows.
+/// Those of `of_model`; a source has no files of rows.
 pub fn of_data(data: &DataSources, cancel: &Cancel) -> Result<u128> {
     let of_source = |source: &DataSource| {
         let files = SplitFiles::find(source.place())?.files;
@@ -43,7 +43,7 @@ pub fn of_data(data: &DataSources, cancel: &Cancel) -> Result<u128> {
     Ok(hash.finish_128())
 }
 
-/// The files that a model consists of, in the order of their names.
+/// Lists the files of a model, in the order of their names.
 fn model_files(path: &Path) -> Result<Vec<PathBuf>> {
     if path.is_file() {
         return Ok(part_paths(path).into_iter().filter(|part| part.is_file()).collect());
@@ -61,7 +61,7 @@ fn model_files(path: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// A hash of files' names and contents.
+/// Hashes the names and contents of files.
 fn hash_files(files: &[PathBuf], cancel: &Cancel) -> Result<u128> {
     let mut hash = XxHash3_128::new();
     let mut buffer = vec![0; 1 << 20];

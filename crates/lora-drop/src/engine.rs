@@ -1,4 +1,4 @@
-//! What training and measuring share: the thread pool, how a step is cut into micro-batches, and
+//! What training and evaluation share: the thread pool, the cut of a step into micro-batches, and
 //! batches in the form that models take.
 
 use lora_drop_transformer::linear::FrozenForm;
@@ -9,28 +9,31 @@ use crate::data::text::PackedTexts;
 use crate::data::{PackedBatch, TaskRows};
 use crate::{Error, Result};
 
-/// Tokens of an encoder's pass where no other runs concurrently. Its activations stay in the caches,
-/// and products are as fast as with more rows (measurements in docs/notebook.md).
+/// Tokens of an encoder's pass that runs alone. Its activations stay in the caches, and products
+/// are as fast as with more rows (measurements in docs/notebook.md).
 const MICRO_TOKENS: usize = 1024;
-/// Tokens of a decoder's pass, whose many layers save several times as much per token.
+/// Tokens of a decoder's pass that runs alone; its many layers save several times as much per
+/// token.
 const TEXT_MICRO_TOKENS: usize = 512;
-/// Micro-batches in training with weights packed once, where small ones are as fast.
+/// Size of micro-batches in training with weights packed once, where small ones are as fast.
 const PACKED_PARTS: PartSize = PartSize { bytes: 1e8, least: 256, most: 512 };
-/// Micro-batches of decoders whose matrices are packed for each part.
+/// Size of micro-batches of decoders whose matrices are packed for each of them.
 const TEXT_PARTS: PartSize = PartSize { bytes: 7e8, least: 512, most: 1000 };
-/// Most bytes of the blocks' matrices, packed for both directions, that are packed once for training.
+/// Most bytes of the blocks' matrices, packed for both directions, with which they are packed once
+/// for training.
 const MOST_PACKED: usize = 384 << 20;
 /// Most trained values (16 MB) with which each part of a step has its own gradient, so that parts
 /// may run concurrently. With more, as in full fine-tuning, all parts add to one gradient.
 pub const MOST_APART: usize = 4 << 20;
 /// Most concurrent micro-batches with weights packed once.
 const MOST_TOGETHER: usize = 8;
-/// Most concurrent micro-batches where each packs the weights itself and needs more memory.
+/// Most concurrent micro-batches if each packs the weights itself, which takes more memory.
 const MOST_PACKING: usize = 2;
-/// Threads for each of these: with fewer, concurrency gains nothing.
+/// Threads for each of the micro-batches that pack weights; with fewer, concurrency gains nothing.
 const THREADS_PACKING: usize = 4;
 
-/// The size of micro-batches: as many tokens as have activations of `bytes`, within bounds.
+/// Size of micro-batches: the number of tokens whose activations take `bytes`, from `least` to
+/// `most`.
 struct PartSize {
     bytes: f64,
     least: usize,
@@ -58,10 +61,10 @@ impl PartSize {
 pub struct Cut {
     /// Tokens of a micro-batch.
     pub micro_tokens: usize,
-    /// Whether their number is even, given enough rows.
+    /// Whether the number of micro-batches is even, given enough rows.
     pub even: bool,
-    /// How many of them run concurrently if none is larger than `micro_tokens`; 1: one by one. It
-    /// does not affect results.
+    /// Number of micro-batches that run concurrently if none is larger than `micro_tokens`; 1: one
+    /// by one. It does not affect results.
     pub together: usize,
 }
 
@@ -73,18 +76,18 @@ impl Default for Cut {
 }
 
 impl Cut {
-    /// Ways to cut the steps of a newly loaded model by default, each with the form in which its
-    /// frozen matrices are kept: the fastest way first, then those that take less memory. `trained`
-    /// is the number of trained values, `threads` the number of computing threads.
+    /// Returns the default ways to cut the steps of a newly loaded model, each with the form in
+    /// which its frozen matrices are kept: the fastest first, then those that take less memory.
+    /// `trained` is the number of trained values, `threads` the number of computing threads.
     pub fn ways(
         model: &Model,
         table: &AdapterTable,
         trained: usize,
         threads: usize,
     ) -> Vec<(FrozenForm, Self)> {
-        // Counted in values and not in this machine's panels, so that the cut is the same
-        // everywhere. The output layer of models that write text is outside the blocks and would be
-        // packed for each part.
+        // Counted in values and not in this machine's packed panels, so that the cut is the same
+        // everywhere. Models that write text are never packed once: their output layer is outside
+        // the blocks and would be packed for each part.
         let size = model.head.and(model.net.frozen_bytes()).map(|bytes| 2 * bytes);
         let small = size.is_some_and(|size| size <= MOST_PACKED);
         let way = |form: FrozenForm| {
@@ -99,7 +102,7 @@ impl Cut {
             let most =
                 if packed { MOST_TOGETHER.min(threads) } else { MOST_PACKING.min(threads / THREADS_PACKING) };
             let together = if apart(trained) { most.max(1) } else { 1 };
-            // Whether packed or not, the same `micro_tokens` give the same cut.
+            // `even` is the same for both forms, so equal `micro_tokens` give equal cuts.
             (form, Cut { micro_tokens, even: small, together })
         };
         let forms: &[_] =
@@ -107,9 +110,9 @@ impl Cut {
         forms.iter().map(|&form| way(form)).collect()
     }
 
-    /// The micro-batches of a step whose rows have these lengths in tokens, as places in the step:
-    /// first the group that may run concurrently, then each that is larger than `micro_tokens` as
-    /// its own group.
+    /// Cuts a step, whose rows have these lengths in tokens, into micro-batches of row positions.
+    /// The micro-batches of the first group may run concurrently; each that is larger than
+    /// `micro_tokens` follows as a group of its own.
     pub fn groups(&self, lengths: &[usize]) -> Vec<Vec<Vec<usize>>> {
         let parts = micro_batches(lengths, self.micro_tokens, if self.even { 2 } else { 1 });
         let (fitting, over): (Vec<_>, Vec<_>) = parts
@@ -136,23 +139,23 @@ pub fn thread_pool(threads: usize) -> Result<rayon::ThreadPool> {
         .map_err(|e| Error::Input(format!("{threads} threads cannot be started: {e}")))
 }
 
-/// Tokens of a pass of this model where no other runs concurrently.
+/// Tokens of this model's pass if it runs alone.
 pub fn micro_tokens(model: &Model) -> usize {
     if model.config.architecture.is_decoder() { TEXT_MICRO_TOKENS } else { MICRO_TOKENS }
 }
 
-/// A batch of labelled rows as a model with a head takes it.
+/// Borrows a batch of labelled rows in the form that a model with a head takes.
 pub fn sequences(batch: &PackedBatch) -> Sequences<'_> {
     let PackedBatch { ids, types, offsets, labelled, .. } = batch;
     Sequences { ids, types, offsets, labelled }
 }
 
-/// The sequences of a batch of texts.
+/// Borrows the sequences of a batch of texts.
 pub fn text_sequences(batch: &PackedTexts) -> Sequences<'_> {
     Sequences { ids: &batch.ids, types: &[], offsets: &batch.offsets, labelled: &[] }
 }
 
-/// Rows that pass through a model together.
+/// A batch of rows that pass through a model together.
 pub enum Packed {
     Labelled(PackedBatch),
     Texts(PackedTexts),
@@ -176,7 +179,7 @@ impl Packed {
     }
 }
 
-/// A batch of texts as a decoder trains on it.
+/// Borrows a batch of texts in the form that a decoder trains on.
 pub fn texts(batch: &PackedTexts) -> Texts<'_> {
     Texts { ids: &batch.ids, offsets: &batch.offsets, learn: &batch.learn }
 }

@@ -17,9 +17,9 @@ use crate::settings::Size;
 use crate::summary::MemoryEstimate;
 use crate::{Error, Result};
 
-/// Bytes of program, tokenizer and libraries, for systems that do not say what is in use.
+/// Bytes of program, tokenizer and libraries, for systems that do not report the memory in use.
 const PROGRAM: u64 = 24 << 20;
-/// Bytes of code, logs and tables that training touches later, as observed in runs.
+/// Bytes of code, logs and tables that training touches only later, as observed in runs.
 const LATER: u64 = 3 << 20;
 /// Fewest tokens of a micro-batch.
 const LEAST_TOKENS: usize = 32;
@@ -30,9 +30,9 @@ const COST_OF_PART: f64 = 35.0;
 const COST_OF_PACKED_PART: f64 = 8.0;
 /// Time of a step that recomputes activations, relative to one that saves them.
 const COST_OF_RECOMPUTING: f64 = 1.45;
-/// Relative cost, by waiting, of each further thread of a micro-batch. Measured with MiniLM on 8
-/// and 16 threads. With many threads it outweighs recomputing, which no fixed order of ways would
-/// see.
+/// Relative cost of each further thread of a micro-batch, as threads wait for each other. Measured
+/// with MiniLM on 8 and 16 threads. With many threads it outweighs recomputing, so candidates are
+/// sorted by cost and not in a fixed order.
 const COST_OF_THREAD: f64 = 0.07;
 
 /// How the passes of a step are computed.
@@ -54,12 +54,12 @@ impl Default for Passes {
 }
 
 impl Passes {
-    /// Tokens of a pass that measures: no other runs concurrently. It does not affect results.
+    /// Tokens of an evaluation pass, which runs alone. It does not affect results.
     pub(crate) fn evaluation_tokens(self) -> usize {
         self.cut.together * self.cut.micro_tokens
     }
 
-    /// Relative time of a step that is computed in this way on this number of threads.
+    /// Estimated relative time of a step on this number of threads; 1 without any overhead.
     fn cost(self, threads: usize) -> f64 {
         let again = if self.recompute { COST_OF_RECOMPUTING } else { 1.0 };
         let part = if self.form == FrozenForm::Packed { COST_OF_PACKED_PART } else { COST_OF_PART };
@@ -81,7 +81,7 @@ impl BaselineRss {
 
 /// What a run's memory depends on, apart from its passes.
 pub struct Process<'a> {
-    /// As loaded.
+    /// The model as loaded.
     pub model: &'a Model,
     pub table: &'a AdapterTable,
     pub config: &'a ModelConfig,
@@ -89,22 +89,22 @@ pub struct Process<'a> {
     pub before: BaselineRss,
     /// Bytes of the rows' tokens, which `before` includes.
     pub data: u64,
-    /// For each token of the vocabulary whether the rows have it; empty if that is not known.
+    /// Whether the rows have a token, for each token of the vocabulary; empty if that is not known.
     pub used: &'a [bool],
     /// The longest row in tokens.
     pub longest: usize,
     /// Number of trained values.
     pub parameters: usize,
-    /// Bytes that training needs in addition to these, their gradients and moments.
+    /// Bytes that training needs besides the trained values, their gradients and moments.
     pub beside: u64,
 }
 
-/// The memory of passes that are computed in one way.
+/// The memory of all passes under one [`Passes`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PassMemory {
-    /// Tokens of the largest pass that trains.
+    /// Tokens of the largest training pass.
     pub tokens: usize,
-    /// Tokens of the largest pass that measures.
+    /// Tokens of the largest evaluation pass.
     pub measured: usize,
     /// Values (f32) of memory for each concurrent pass.
     pub floats: Vec<usize>,
@@ -113,7 +113,7 @@ pub struct PassMemory {
 }
 
 impl PassMemory {
-    /// Makes room for a pass of this size in each of the first `places` places.
+    /// Makes room for a pass of this size on each of the first `places` workers.
     pub fn include(&mut self, places: usize, model: &Model, table: &AdapterTable, size: &PassSize) {
         let floats = model.net.floats(table, size);
         self.floats.resize(self.floats.len().max(places), 0);
@@ -123,7 +123,7 @@ impl PassMemory {
     }
 }
 
-/// The size of a pass over the rows `part`, by number, without LoRA dropout and unobserved.
+/// Size of a pass over the rows with the numbers `part`, without LoRA dropout and scoring.
 pub fn pass_size(rows: TaskRows, part: &[usize], saves: SavePolicy) -> PassSize {
     PassSize {
         tokens: part.iter().map(|&row| rows.length(row)).sum(),
@@ -155,7 +155,8 @@ impl Process<'_> {
         let weights = self.model.net.weight_bytes(passes.form);
         let together = memory.floats.len();
         let activations = memory.floats.iter().map(|&floats| size_of::<f32>() * floats);
-        // One for each place, and those that wait until an earlier part was added.
+        // One gradient for each worker, and those that wait until the gradients of earlier parts
+        // were added.
         let own_gradients = if apart(self.parameters) { (2 * together).saturating_sub(1) } else { 0 };
         let parts = MemoryEstimate {
             micro_tokens: passes.cut.micro_tokens,
@@ -171,7 +172,7 @@ impl Process<'_> {
             scratch: self.scratch(memory, passes.form) as u64,
             total: 0,
         };
-        // Reading and loading may have needed more for a while.
+        // Reading and loading may have had a higher peak.
         MemoryEstimate { total: parts.sum().max(peak_rss_bytes().unwrap_or(0)), ..parts }
     }
 
@@ -193,18 +194,18 @@ impl Process<'_> {
             };
             layers.iter().map(bytes).max().unwrap_or(0)
         };
-        // Concurrent parts have their own threads, and passes that run alone one more, if there is
-        // one.
+        // Scratch is per calling thread: one for each concurrent part, and one more for a pass that
+        // runs alone, if there is another thread.
         let places = memory.floats.len();
         let callers = if places > 1 { (places + 1).min(threads) } else { 1 };
         let products = largest(callers, memory.tokens).max(largest(1, memory.measured));
         products + threads * attention::scratch_bytes(self.longest, config.head_dim)
     }
 
-    /// The fastest passes whose memory stays below `limit`. They vary in the tokens of a
-    /// micro-batch (unless `given`), how many run concurrently, whether matrices are packed once,
-    /// and whether activations are recomputed (always with `recompute`). `memory` computes what
-    /// passes take.
+    /// Returns the fastest passes whose memory stays below `limit`. Candidates vary in the tokens
+    /// of a micro-batch (unless `given`), how many run concurrently, whether matrices are packed
+    /// once, and whether activations are recomputed (always with `recompute`). `memory` computes
+    /// the memory of candidates.
     ///
     /// # Errors
     /// `Error::Usage` if no passes fit, with the smallest limit that would do.
@@ -218,7 +219,8 @@ impl Process<'_> {
         let threads = rayon::current_num_threads();
         let ways = Cut::ways(self.model, self.table, self.parameters, threads);
         let mut least: Option<(Passes, MemoryEstimate)> = None;
-        // It does not depend on the matrices' form.
+        // The memory of passes does not depend on the matrices' form, so it is computed once for
+        // all forms.
         let mut taken: HashMap<(Cut, bool), PassMemory> = HashMap::new();
         for passes in candidates(&ways, given, self.longest, recompute, threads) {
             let memory = taken.entry((passes.cut, passes.recompute)).or_insert_with(|| memory(passes));
@@ -253,7 +255,7 @@ impl Process<'_> {
     }
 }
 
-/// All ways to compute passes, the fastest first: see `Process::choose`.
+/// Lists all ways to compute passes, the fastest first: see `Process::choose`.
 fn candidates(
     ways: &[(FrozenForm, Cut)],
     given: Option<usize>,
@@ -308,8 +310,8 @@ mod tests {
 
     #[test]
     fn candidates_hold_every_way_once() {
-        // 512, 256, 128 and 100 tokens of packed matrices and 1024 too of others, 4 and 2 ways to
-        // run them concurrently.
+        // 512, 256, 128 and 100 tokens, and also 1024 where matrices are not packed once; 4 and 2
+        // numbers of concurrent micro-batches.
         let all = candidates(&WAYS, None, 100, false, 8);
         let with = |form: FrozenForm, recompute: bool| {
             all.iter().filter(|p| p.form == form && p.recompute == recompute).count()
@@ -321,7 +323,7 @@ mod tests {
         for (at, one) in all.iter().enumerate() {
             assert!(!all[at + 1..].contains(one), "{one:?}");
         }
-        // A given size and recomputing that is asked for are kept.
+        // A given size is kept, and so is recomputing.
         let asked = candidates(&WAYS, Some(300), 100, true, 8);
         assert_eq!(asked.len(), 4 + 2);
         assert!(asked.iter().all(|p| p.cut.micro_tokens == 300 && p.recompute));
@@ -335,8 +337,9 @@ mod tests {
             all.into_iter().map(|p| (p.form, p.cut.together, p.recompute)).collect()
         };
         let (packed, rounded) = (FrozenForm::Packed, FrozenForm::Rounded);
-        // First concurrency, then packing, and saved activations last. But many threads wait so
-        // long for each other in one part that several parts that recompute are faster.
+        // Packing is given up first, then concurrency, and saved activations last. But many threads
+        // wait so long for each other in a single part that several parts that recompute are
+        // faster.
         let few = order(2, 2);
         assert_eq!(
             few[..4],

@@ -26,7 +26,7 @@ pub enum Stage {
 }
 
 impl Stage {
-    /// The stage of a step in names of metrics.
+    /// Prefix of a stage's metrics: `sample` or `train`.
     pub(crate) fn of_metrics(self) -> &'static str {
         if self == Stage::Sample { "sample" } else { "train" }
     }
@@ -83,7 +83,7 @@ fn from_object<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<(String,
     // serde_json's maps keep the order of their keys.
     let object = serde_json::Map::deserialize(from)?;
     let value = |value: serde_json::Value| match value {
-        // What is not a number is logged as null.
+        // NaN and infinite values are logged as null.
         serde_json::Value::Null => Ok(f64::NAN),
         value => value.as_f64().ok_or_else(|| D::Error::custom("expected a number")),
     };

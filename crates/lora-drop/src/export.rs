@@ -1,4 +1,4 @@
-//! An adapter in another form: what `lora-drop export` does.
+//! Adapters written in other formats, as by `lora-drop export`.
 
 use std::path::Path;
 
@@ -32,7 +32,7 @@ pub struct Exported {
     /// What was left out of the adapter.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
-    /// What is to be told of a README.md that was kept in place of the adapter's card.
+    /// The note on a README.md that was kept in place of the adapter's card.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kept_card: Option<String>,
 }

@@ -145,7 +145,7 @@ fn write_aside(
     Ok((temporary, folder))
 }
 
-/// The name of the file that a temporary file of ours will be: `.NAME.RANDOM.tmp`.
+/// Returns NAME if this is the name of a temporary file of this program, `.NAME.RANDOM.tmp`.
 fn temporary_for(name: &OsStr) -> Option<&OsStr> {
     let inner = name.to_str()?.strip_prefix('.')?.strip_suffix(".tmp")?;
     let (target, random) = inner.rsplit_once('.')?;
@@ -174,7 +174,7 @@ pub(crate) fn clean_temporaries(folder: &Path, which: impl Fn(&OsStr) -> bool) {
     }
 }
 
-/// Forces the rename itself to the disk. Only Unix lets a folder be opened for that.
+/// Forces a rename in this folder to the disk. Only Unix lets a folder be opened for that.
 pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
     if cfg!(unix) {
         match File::open(folder)?.sync_all() {
@@ -238,7 +238,7 @@ mod tests {
         let [_, used, _, _] =
             [".a.gguf.Ab12Cd.tmp", ".a.gguf.Zz99Zz.tmp", ".b.gguf.Ab12Cd.tmp", ".a.gguf.tmp"].map(make);
         used.lock().unwrap();
-        // Made by now, however long this test takes.
+        // Dated in the future, so that the file is young however long this test takes.
         make(".a.gguf.Young1.tmp")
             .set_modified(std::time::SystemTime::now() + Duration::from_secs(60))
             .unwrap();

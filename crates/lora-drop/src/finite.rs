@@ -35,7 +35,7 @@ pub fn check_loss(loss: f64, place: impl FnOnce() -> String) -> Result<()> {
     )))
 }
 
-/// Checks everything that trains, before it is written.
+/// Checks all trained values before they are written.
 ///
 /// # Errors
 /// `Error::NotFinite` with the tensor's name.
@@ -53,13 +53,13 @@ pub fn check_parameters(parameters: &Parameters) -> Result<()> {
     Ok(())
 }
 
-/// What is checked of an optimiser step before its update.
+/// Values of an optimiser step that are checked before its update.
 #[derive(Clone, Copy, Debug)]
 pub struct Step {
-    /// From 1.
+    /// Number of the step, from 1.
     pub number: usize,
     pub loss: f64,
-    /// Before clipping.
+    /// Norm of the gradient before clipping.
     pub grad_norm: f64,
     pub learning_rate: f64,
     /// Whether an earlier step has updated weights.

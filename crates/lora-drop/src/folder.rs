@@ -1,14 +1,14 @@
-//! The folder that a command writes: one writer at a time, files that appear together, and nothing
-//! removed except what an earlier command wrote there and lists.
+//! A command's output folder: one writer at a time, files that appear together, and nothing removed
+//! except the files that an earlier command wrote and listed.
 //!
 //! A command writes into `FOLDER/.lora-drop/next`. `commit` renames that to
-//! `FOLDER/.lora-drop/commit`, from which moment the commit is decided, and moves the files to
-//! their names: first all files that are replaced are removed, then the new ones are moved, so that
-//! the folder never has files of two commits. A process that finds an unfinished commit of a killed
-//! one completes it (`recover`). The state is inside the folder so that a mounted folder works too.
+//! `FOLDER/.lora-drop/commit`, which decides the commit, and then moves the files to their names.
+//! It removes all files that are replaced before it moves the first, so that the folder never has
+//! files of two commits. A process that finds the unfinished commit of a killed one completes it
+//! (`recover`). The state is inside the folder so that a mounted folder works too.
 //!
-//! A run's checkpoints are there too, `FOLDER/.lora-drop/checkpoint-STEPS.safetensors`. While there is
-//! one, the state outlives its process, and `resume` opens the folder as the run left it.
+//! A run's checkpoints are there too, `FOLDER/.lora-drop/checkpoint-STEPS.safetensors`. While one
+//! exists, the state outlives its process, and `resume` opens the folder as the run left it.
 
 mod listing;
 
@@ -31,7 +31,7 @@ const NEXT: &str = "next";
 const COMMIT: &str = "commit";
 const CHECKPOINT: (&str, &str) = ("checkpoint-", ".safetensors");
 const LOCK: &str = "lock";
-/// In a commit, the names of an earlier command's files, as JSON.
+/// A commit's list of the earlier command's files that it replaces, as JSON.
 const REPLACED: &str = ".replaced";
 /// The file in which a run lists its files; it is the first to be removed and the last to be moved.
 const SUMMARY: &str = "summary.json";
@@ -95,9 +95,10 @@ impl OutputFolder {
         Ok(output)
     }
 
-    /// Locks the folder of a run that has a checkpoint, to continue it. Until its first commit a run
-    /// has its `logs` staged, next to the files called `first`; whatever else was staged is made again.
-    /// The first of the logs is in every run.
+    /// Locks the folder of a run that has a checkpoint, to continue it. A run that has not
+    /// committed yet keeps its staged `logs` and the staged files named in `first`; other staged
+    /// files are discarded and written again. `logs[0]` is a log of every run: if it is staged, the
+    /// run has not committed.
     ///
     /// # Errors
     /// `Error::Usage` if another process writes it; `Error::Io` if nothing can be written.
@@ -124,7 +125,7 @@ impl OutputFolder {
         Ok(output)
     }
 
-    /// The path of a file, wherever it is now: among the next commit's or in its place.
+    /// Path of a file: among the next commit's files if it is there, else in the folder.
     pub fn path_of(&self, name: &str) -> PathBuf {
         let next = self.next().join(name);
         if next.exists() { next } else { self.folder.join(name) }
@@ -171,7 +172,7 @@ impl OutputFolder {
         write_bytes_atomically(&self.next().join(CARD_FILE), card.text().as_bytes())
     }
 
-    /// What is to be told of a README.md that the card does not replace.
+    /// Returns the note on a README.md that the card does not replace.
     pub(crate) fn kept_card(&self) -> Option<String> {
         card::is_kept(&self.folder).then(|| card::kept_note(&self.folder))
     }
@@ -227,8 +228,8 @@ impl OutputFolder {
 }
 
 impl Drop for OutputFolder {
-    /// Removes the writer's state, and the folder if it was created and is empty. What fails here
-    /// is left to the next command.
+    /// Removes the writer's state, and the folder if it was created and is empty. What cannot be
+    /// removed here is left to the next command.
     fn drop(&mut self) {
         clear(&self.folder.join(STATE));
         if self.made {
@@ -237,8 +238,8 @@ impl Drop for OutputFolder {
     }
 }
 
-/// The lock of a folder to which one process at a time adds files, each on its own. Dropping it
-/// frees the folder.
+/// Lock of a folder to which one process at a time adds single files. Dropping it unlocks the
+/// folder.
 #[derive(Debug)]
 pub struct FolderLock {
     folder: PathBuf,
@@ -270,8 +271,8 @@ impl Drop for FolderLock {
 }
 
 /// Checks that a folder may be written by a command that continues in its own folder: the folder is
-/// missing or empty, or has a file or folder of one of the names in `own`. `what` is what such a
-/// folder is: "a comparison".
+/// missing or empty, or has a file or folder of one of the names in `own`. `what` names such a
+/// folder in the message: "a comparison".
 ///
 /// # Errors
 /// `Error::Usage` if it is a file, another process writes it, or it holds other files; `Error::Io`
@@ -309,13 +310,13 @@ fn in_state(state: &Path) -> Vec<PathBuf> {
     found.into_values().collect()
 }
 
-/// Removes a writer's state, except checkpoints with the files that wait for the next commit, and a
-/// commit that must still be completed. The lock's file is removed last and while it is locked, so
-/// that a waiting process notices that it is gone.
+/// Removes a writer's state. Checkpoints stay with the files that wait for the next commit, and so
+/// does a commit that must still be completed. The lock file is removed last and while it is
+/// locked, so that a waiting process notices that it is gone.
 fn clear(state: &Path) {
     if in_state(state).is_empty() {
         _ = std::fs::remove_dir_all(state.join(NEXT));
-        // Those of killed processes; this one has written none when it ends.
+        // Temporary files of killed processes; this process has none left when it gets here.
         for entry in std::fs::read_dir(state).into_iter().flatten().flatten() {
             if is_temporary(&entry.file_name()) {
                 _ = std::fs::remove_file(entry.path());
@@ -369,7 +370,8 @@ fn lock(state: &Path) -> Result<Option<File>> {
             // Some network file systems have no locks; there the user must avoid a second process.
             Err(TryLockError::Error(_)) => return Ok(Some(file)),
         }
-        // The process that held it may have removed it meanwhile, and another may lock a new one.
+        // The process that held the lock may have removed the file meanwhile, and another may lock
+        // a new one.
         if same_file(&file, &path) {
             let written = file
                 .set_len(0)
@@ -388,7 +390,7 @@ fn same_file(file: &File, path: &Path) -> bool {
     (open.dev(), open.ino()) == (named.dev(), named.ino())
 }
 
-/// Elsewhere an open file cannot be removed.
+/// On other systems an open file cannot be removed, so the name still belongs to it.
 #[cfg(not(unix))]
 fn same_file(_: &File, _: &Path) -> bool {
     true
@@ -426,8 +428,7 @@ fn place(folder: &Path) -> Result<()> {
     };
     let mut names = entries(&commit)?;
     let list = commit.join(REPLACED);
-    // As long as the list is there nothing has been moved, so every file of these names is an old
-    // one.
+    // While the list exists, nothing has been moved, so every file with one of these names is old.
     if let Some(text) = read_if_there(&list).map_err(io(&list))? {
         let replaced: Vec<String> = serde_json::from_slice(&text).unwrap_or_default();
         let plain = replaced.iter().filter(|name| is_plain(name));
@@ -459,7 +460,7 @@ fn replaceable(folder: &Path, overwrite: bool, contents: Contents) -> Result<Vec
     listed(folder, overwrite, contents)
 }
 
-/// The names of a folder's files, without the list of replaced ones.
+/// Names of a folder's entries, sorted, without the list of replaced files and temporary files.
 fn entries(folder: &Path) -> Result<Vec<String>> {
     let io = |e| Error::io(folder, e);
     let mut names = Vec::new();
@@ -477,7 +478,7 @@ fn remove_folder(folder: &Path) -> Result<()> {
     if_there(std::fs::remove_dir_all(folder)).map_err(|e| Error::io(folder, e))
 }
 
-/// The result of removing something that need not exist.
+/// Treats a file or folder that does not exist as removed.
 fn if_there(removed: io::Result<()>) -> io::Result<()> {
     match removed {
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
@@ -539,7 +540,8 @@ mod tests {
         assert!(root.path().join("outside").exists());
     }
 
-    /// A resumed run that is killed again before it commits has its recipe staged, and not its log.
+    /// A committed run that was resumed and killed before its next commit has its recipe staged,
+    /// but not its log.
     #[test]
     fn the_log_tells_whether_a_run_has_committed() {
         let root = tempfile::tempdir().unwrap();

@@ -1,9 +1,9 @@
-//! A file that grows while a run goes on: a log.
+//! A log: a file that grows while a run goes on.
 //!
-//! It is not written aside and renamed as other files are. Instead what belongs together is one
-//! write, and what could not be written whole is removed again, so an interrupted run leaves whole
-//! lines and records. What cannot be written waits in memory and is tried again with the next: a
-//! disk that is full for a moment loses nothing.
+//! Other files are written under a temporary name and renamed; a log is not. Instead each line or
+//! record is one write, and a partial write is removed again, so an interrupted run leaves whole
+//! lines and records. Bytes that cannot be written wait in memory for the next write, so a disk
+//! that is full for a moment loses nothing.
 
 use std::fs::File;
 use std::io::Write;
@@ -11,11 +11,11 @@ use std::path::{Path, PathBuf};
 
 use crate::{Error, Result};
 
-/// A log. It is open only while it is written, so that its folder can be renamed.
+/// A log. It is open only during a write, so that its folder can be renamed.
 #[derive(Debug)]
 pub struct GrowingFile {
     path: PathBuf,
-    /// What could not be written yet.
+    /// Bytes that could not be written yet.
     waiting: Vec<u8>,
 }
 
@@ -29,7 +29,7 @@ impl GrowingFile {
         Ok(GrowingFile { path: path.to_path_buf(), waiting: Vec::new() })
     }
 
-    /// Continues a file of which the first `bytes` bytes count: what follows them is removed.
+    /// Continues a file after its first `bytes` bytes; anything after them is removed.
     ///
     /// # Errors
     /// `Error::Io`; `Error::Input` if the file is shorter.
@@ -44,7 +44,7 @@ impl GrowingFile {
         Ok(GrowingFile { path: path.to_path_buf(), waiting: Vec::new() })
     }
 
-    /// Where it is.
+    /// Path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -63,16 +63,16 @@ impl GrowingFile {
         Ok(std::fs::metadata(&self.path).map_err(|e| Error::io(&self.path, e))?.len())
     }
 
-    /// Adds bytes.
+    /// Appends bytes.
     ///
     /// # Errors
-    /// `Error::Io` with the path: the disk is full. The bytes wait for the next call.
+    /// `Error::Io` with the path, as when the disk is full. The bytes wait for the next call.
     pub fn append(&mut self, bytes: &[u8]) -> Result<()> {
         self.waiting.extend_from_slice(bytes);
         self.flush(false)
     }
 
-    /// Writes what waits, and with `to_disk` forces the file to the disk.
+    /// Writes the waiting bytes, and with `to_disk` forces the file to the disk.
     ///
     /// # Errors
     /// `Error::Io` with the path.
@@ -81,8 +81,8 @@ impl GrowingFile {
     }
 
     fn write(&mut self, to_disk: bool) -> std::io::Result<()> {
-        // Not created again if it was removed: its beginning is gone, and half a log would look
-        // like a whole one.
+        // A file that was removed is not created again: a log without its beginning would look like
+        // a whole one.
         let mut file = File::options().append(true).open(&self.path)?;
         let whole = file.metadata()?.len();
         if let Err(e) = file.write_all(&self.waiting) {

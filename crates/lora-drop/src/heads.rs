@@ -1,8 +1,8 @@
-//! How tasks with labels differ: the head, what a batch's labels are to the loss, the answer and the
-//! loss of a row, the metrics, the prediction, and what transformers calls them.
+//! Differences between the tasks with labels: the head, the targets of the loss, a row's answer and
+//! loss, the metrics, the prediction, and the names in transformers.
 //!
-//! To add a task: its variants of `Task`, `Labels`, `Label`, [`Answer`] and `Answers`, its reading in
-//! data/labels.rs, and its arms here.
+//! To add a task: add its variants of `Task`, `Labels`, `Label`, [`Answer`] and `Answers`, its
+//! parsing in data/labels.rs, and its arms here.
 
 use std::ops::Range;
 
@@ -24,7 +24,8 @@ pub enum BatchTargets {
 }
 
 impl BatchTargets {
-    /// The targets in a batch's labels, all of one task, for a head of this number of outputs.
+    /// Collects the targets from a batch's labels, all of one task, for a head with `outputs`
+    /// outputs.
     pub fn new(labels: &[Label], outputs: usize) -> Self {
         let classes = || labels.iter().flat_map(Label::classes).copied();
         match labels.first() {
@@ -43,7 +44,7 @@ impl BatchTargets {
         }
     }
 
-    /// As a pass takes them.
+    /// Borrows the targets in the form that a pass takes.
     pub fn targets(&self) -> Targets<'_> {
         match self {
             BatchTargets::Classes(classes) => Targets::Classes(classes),
@@ -53,8 +54,8 @@ impl BatchTargets {
     }
 }
 
-/// What a row adds to the number by which the sum of the losses is divided: its classes' weights, or
-/// for a row of several classes the number of a head's `outputs`.
+/// Returns a row's share of the number by which the sum of the losses is divided: the sum of its
+/// classes' weights, the number of the head's `outputs` for a multi-label row, or 1 for a value.
 pub fn share(label: &Label, weights: &[f64], outputs: usize) -> f64 {
     let weight = |class: &usize| weights.get(*class).copied().unwrap_or(1.0);
     match label {
@@ -65,7 +66,7 @@ pub fn share(label: &Label, weights: &[f64], outputs: usize) -> f64 {
     }
 }
 
-/// What a model says of one row.
+/// A model's answer for one row.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Answer {
     Class(ClassAnswer),
@@ -75,8 +76,8 @@ pub enum Answer {
 }
 
 impl Answer {
-    /// The answer in a row's logits, (outputs) or (labelled words, outputs), and the sum of its
-    /// losses without label smoothing.
+    /// Reads the answer from a row's logits, (outputs) or (labelled words, outputs). Also returns
+    /// the sum of the row's losses, without label smoothing.
     pub fn new(logits: &[f32], label: &Label, labels: &Labels) -> (Self, f64) {
         let (outputs, weights) = (labels.outputs(), labels.weights());
         let class = |(logits, &class): (&[f32], &usize)| {
@@ -102,7 +103,7 @@ impl Answer {
         (answer, loss)
     }
 
-    /// Writes what another rank cannot know.
+    /// Writes the fields that other ranks do not know: all but the label.
     pub fn put(&self, out: &mut Vec<u8>) {
         let class = |out: &mut Vec<u8>, answer: &ClassAnswer| {
             out.extend(answer.predicted.to_le_bytes());
@@ -120,7 +121,8 @@ impl Answer {
         }
     }
 
-    /// Reads what another rank has written of a row with this label; None if it is something else.
+    /// Reads what another rank wrote with `put` for a row with this label; None if it is something
+    /// else.
     pub fn take(label: &Label, from: &mut &[u8]) -> Option<Self> {
         let number = |from: &mut &[u8]| Some(u32::from_le_bytes(take(from)?));
         let float = |from: &mut &[u8]| Some(f32::from_le_bytes(take(from)?));
@@ -142,19 +144,19 @@ impl Answer {
     }
 }
 
-/// The next bytes of a message.
+/// Takes the next N bytes of a message; None if it is shorter.
 pub fn take<const N: usize>(message: &mut &[u8]) -> Option<[u8; N]> {
     message.split_off(..N)?.try_into().ok()
 }
 
 impl Labels {
-    /// The head that they need.
+    /// The head that these labels need.
     pub fn head(&self) -> Head {
         let kind = if self.of_words() { HeadKind::Token } else { HeadKind::Sequence };
         Head { kind, outputs: self.outputs() }
     }
 
-    /// What they are, for messages.
+    /// Description of the labels for messages.
     pub(crate) fn kind(&self) -> &'static str {
         match self {
             Labels::Classification { .. } => "the labels are classification",
@@ -165,7 +167,8 @@ impl Labels {
         }
     }
 
-    /// config.json's problem_type; None where transformers' model has one task.
+    /// Value of config.json's problem_type; None for token classification, whose model in
+    /// transformers has no other task.
     pub(crate) fn problem_type(&self) -> Option<&'static str> {
         match self {
             Labels::Classification { .. } => Some("single_label_classification"),
@@ -175,7 +178,7 @@ impl Labels {
         }
     }
 
-    /// The entities that the tags mark; None where there are none, and for other tasks.
+    /// How the tags mark entities; None if they mark none, and for other tasks.
     pub(crate) fn entities(&self) -> Option<EntityTags> {
         if self.of_words() { EntityTags::new(self.names()) } else { None }
     }
@@ -191,7 +194,7 @@ impl Labels {
         }
     }
 
-    /// The answers of rows in their order.
+    /// Collects the answers of rows in their order.
     pub(crate) fn answers(&self, rows: impl Iterator<Item = Answer>) -> Answers {
         macro_rules! all {
             ($answer:ident, $answers:ident) => {
@@ -209,7 +212,8 @@ impl Labels {
         }
     }
 
-    /// The metrics of these rows, by number, the default one first; none of texts.
+    /// Computes the metrics over the rows with these numbers, the default one first; none for
+    /// texts.
     pub(crate) fn measure(&self, answers: &Answers, rows: &[usize]) -> Vec<(Metric, f64)> {
         let (classes, all) = (self.outputs(), rows.iter().copied());
         match answers {
@@ -243,7 +247,7 @@ impl Labels {
         }
     }
 
-    /// The entities of all rows, counted by type; none where tags mark none.
+    /// Counts the entities of all rows by type; empty if the tags mark none.
     pub(crate) fn count_entities(&self, answers: &Answers) -> Vec<EntityCount> {
         match (answers, self.entities()) {
             (Answers::Tags(rows), Some(tags)) => tags.count(rows.iter().map(|row| tags_of(row))),
@@ -251,8 +255,8 @@ impl Labels {
         }
     }
 
-    /// The prediction in a row's logits, (outputs) or (words with a token, outputs). `words` are the
-    /// row's, and `placed` the numbers of those with a token.
+    /// Reads the prediction from a row's logits, (outputs) or (words with a token, outputs).
+    /// `words` are the row's words, and `placed` the indices of those with a token.
     pub(crate) fn prediction(&self, logits: &[f32], words: &[&str], placed: &[usize]) -> Prediction {
         let (task, names) = (self.task(), self.names());
         let mut found = Prediction { task, logits: logits.to_vec(), ..Prediction::default() };
@@ -295,8 +299,8 @@ impl Labels {
 }
 
 impl Prediction {
-    /// The prediction as fields of a JSON object. The words are among them unless they are the row's
-    /// own.
+    /// Returns the prediction as fields of a JSON object. With `own_words`, the row has the words
+    /// itself, and they are left out.
     pub fn fields(&self, own_words: bool) -> Vec<(&'static str, Value)> {
         let scores = || {
             let scores = self.scores.iter().map(|(class, score)| (class.clone(), json!(score)));
@@ -330,7 +334,7 @@ impl Prediction {
     }
 }
 
-/// config.json's problem_type of rows that may have several classes.
+/// Value of config.json's problem_type for rows that may have several classes.
 pub(crate) const MULTI_LABEL: &str = "multi_label_classification";
 
 /// The true and the predicted tags of a row.
@@ -338,7 +342,7 @@ pub(crate) fn tags_of(row: &[ClassAnswer]) -> (Vec<usize>, Vec<usize>) {
     row.iter().map(|word| (word.label as usize, word.predicted as usize)).unzip()
 }
 
-/// The class of a row's logits, the first of the largest, and its probability.
+/// Returns the most likely class of a row's logits, the first in a tie, and its probability.
 fn likeliest(logits: &[f32]) -> (usize, f32) {
     let class = (0..logits.len()).fold(0, |best, i| if logits[i] > logits[best] { i } else { best });
     let top = f64::from(logits[class]);
@@ -376,7 +380,7 @@ mod tests {
         }
     }
 
-    /// Logits that predict these classes, of rows with these labels.
+    /// Answers of rows, given as their true and their predicted classes.
     fn answers(labels: &Labels, rows: &[(Vec<usize>, Vec<usize>)]) -> Answers {
         let outputs = labels.outputs();
         let answer = |(truth, predicted): &(Vec<usize>, Vec<usize>)| {

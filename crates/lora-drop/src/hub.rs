@@ -1,9 +1,9 @@
-//! A model (`org/name`, `org/name:file.gguf`) or a data set (`org/name`) given as a hub name: found in the usual cache of
-//! Hugging Face's tools, or
-//! downloaded into it. An adapter is sent to a repository there.
+//! A model (`org/name`, `org/name:file.gguf`) or a data set (`org/name`) given by its name on the
+//! hub: found in the usual cache of Hugging Face's tools, or downloaded into it. Adapters are
+//! uploaded to a repository there.
 //!
-//! The one rule that is not obvious: a model whose files are all in the cache is used without
-//! asking the network, so that a run can be repeated offline and with the same weights.
+//! A model whose files are all in the cache is used without asking the network, so that a run can
+//! be repeated offline and with the same weights.
 
 #[cfg_attr(not(feature = "hub"), allow(dead_code, reason = "only downloads write to the cache"))]
 mod cache;
@@ -38,28 +38,28 @@ use crate::files::{set_variable, user_cache};
 use crate::model::is_gguf;
 use crate::{Cancel, Error, Result};
 
-/// The timeout unless HF_HUB_DOWNLOAD_TIMEOUT is set.
+/// Timeout unless HF_HUB_DOWNLOAD_TIMEOUT is set.
 const TIMEOUT: Duration = Duration::from_secs(60);
-/// The prefix of a name that is one of the hub, whatever folders exist.
+/// Prefix that marks a name on the hub, whatever folders exist.
 const PREFIX: &str = "hf://";
-/// The branch of a name without a revision.
+/// Branch of a name without a revision.
 const MAIN: &str = "main";
 
-/// The progress of one file's download.
+/// Progress of one file's download or upload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Download<'a> {
     /// `model.safetensors`
     pub file: &'a str,
-    /// Bytes.
+    /// Bytes transferred so far.
     pub done: u64,
-    /// Bytes.
+    /// Size of the file in bytes.
     pub total: u64,
 }
 
-/// The hub's address, and the cache. It is not `Debug`, because the token is a secret.
+/// Settings of the hub and the cache. Not `Debug`, because the token is a secret.
 #[derive(Clone, PartialEq, Eq)]
 pub struct HubOptions {
-    /// The hub's address, without a final slash; `None`: the public hub.
+    /// The hub's address, without a final slash; `None` is the public hub.
     pub endpoint: Option<String>,
     /// The cache's folder, which contains `models--org--name`.
     pub cache: PathBuf,
@@ -67,11 +67,11 @@ pub struct HubOptions {
     pub token: Option<String>,
     /// Whether the network is never used.
     pub offline: bool,
-    /// A download ends when nothing has arrived for this time.
+    /// A download fails when nothing has arrived for this time.
     pub timeout: Duration,
 }
 
-/// A model's name without `hf://`, which other programs do not understand.
+/// Returns a model's name without `hf://`, which other programs do not understand.
 pub fn plain(model: &str) -> &str {
     model.strip_prefix(PREFIX).unwrap_or(model)
 }
@@ -81,15 +81,15 @@ pub fn plain(model: &str) -> &str {
 pub(crate) struct Repository {
     /// `org/name`
     pub id: String,
-    /// Of a name that has one.
+    /// The revision, if the name has one.
     pub revision: Option<String>,
-    /// A GGUF file in it.
+    /// The GGUF file in it, if the name has one.
     pub file: Option<String>,
 }
 
 impl Repository {
-    /// The repository that a model's or a data set's path means: that of a name on the hub, or of a
-    /// place in the cache; None for any other path.
+    /// Returns the repository that a model's or a data set's path means: a name on the hub, or a
+    /// place in the cache; `None` for any other path.
     pub fn of(path: &Path, kind: RepoKind) -> Option<Self> {
         let text = path.to_str()?;
         if text.starts_with(PREFIX) || !path.exists() {
@@ -103,7 +103,7 @@ impl Repository {
             let name = name.to_str()?.strip_prefix(kind.plural())?.strip_prefix("--")?;
             Some(name.replace("--", "/"))
         })?;
-        // Behind it are `snapshots` and the commit.
+        // `snapshots` and the commit precede the file.
         let rest: PathBuf = parts.skip(2).collect();
         let file = rest.to_str().filter(|_| is_gguf(&rest)).map(str::to_string);
         Some(Repository { id, revision: None, file })
@@ -119,14 +119,14 @@ impl fmt::Display for Repository {
 }
 
 impl HubOptions {
-    /// The settings of the environment variables that Hugging Face's tools read: HF_ENDPOINT;
+    /// Reads the settings from the environment variables of Hugging Face's tools: HF_ENDPOINT;
     /// HF_HUB_CACHE, or `hub` in HF_HOME; HF_TOKEN, or the file `token` in HF_HOME; HF_HUB_OFFLINE;
     /// HF_HUB_DOWNLOAD_TIMEOUT, in seconds.
     pub fn from_env() -> Self {
         Self::from_variables(|name| std::env::var(name).ok())
     }
 
-    /// `from_env` for any source of variables.
+    /// Like `from_env`, for any source of variables.
     pub fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Self {
         let set = |name: &str| set_variable(name, &variable);
         let home = set("HF_HOME").map_or_else(|| user_cache(&variable).join("huggingface"), PathBuf::from);
@@ -147,13 +147,13 @@ impl HubOptions {
         }
     }
 
-    /// The folder of a model: `model` itself if it is a folder, else the hub's model of this name,
-    /// downloaded if needed. A name is `org/name` or `org/name@revision` (a branch, a tag or a
-    /// commit), with `:file.gguf` at its end for one GGUF model of a repository; of a repository
-    /// without safetensors, the name alone means the only one. Of a GGUF model the path is that of
-    /// the file, or of the first part. A name that may be meant as a path is refused, unless the
-    /// cache has it or it begins with `hf://`: one without a slash, or one whose first part is an
-    /// existing folder.
+    /// Returns the folder of a model: `model` itself if it is a folder, or else the hub's model of
+    /// this name, downloaded if needed. A name is `org/name` or `org/name@revision` (a branch, a
+    /// tag or a commit), with `:file.gguf` at its end for one GGUF model of a repository; if a
+    /// repository has no safetensors, its name alone means its only GGUF model. The path of a GGUF
+    /// model is that of the file, or of its first part. A name that may be meant as a path is
+    /// refused, unless the cache has it or it begins with `hf://`: a name without a slash, or one
+    /// whose first part is an existing folder.
     ///
     /// `progress` is called often. Raising `cancel` ends the download within a tenth of a second,
     /// or, during a connection attempt, within `timeout`; the next download continues from what has
@@ -188,7 +188,7 @@ impl HubOptions {
         }
     }
 
-    /// The GGUF models from which a hub name has to choose one, by `:file.gguf`: those of a
+    /// Returns the GGUF models from which a hub name has to choose one by `:file.gguf`: those of a
     /// repository without safetensors that has several. Empty for every other name.
     ///
     /// # Errors
@@ -236,11 +236,11 @@ impl HubOptions {
     }
 }
 
-/// Where a model is.
+/// Result of looking for a model locally.
 enum Found {
     /// A folder, or a GGUF file in the cache.
     Here(PathBuf),
-    /// On the hub, if anywhere.
+    /// Not found; on the hub, if anywhere.
     Missing(HubName, RepoCache),
 }
 
@@ -279,7 +279,7 @@ impl HubName {
         Err(Error::Input(format!("{model}: {problem}")))
     }
 
-    /// Why this may be meant as a path; None if it is not.
+    /// Returns why this may be meant as a path, as the end of a message; `None` if it is not.
     fn meant_as_path(&self) -> Option<String> {
         match self.id.split_once('/') {
             None => Some(String::new()),

@@ -21,7 +21,7 @@ use crate::{Cancel, Result};
 /// What was found in a data set.
 #[derive(Clone, Debug, Serialize)]
 pub struct DataView {
-    /// `data`
+    /// Always `data`.
     pub kind: &'static str,
     /// The data set, as the settings name it.
     pub data: String,
@@ -218,7 +218,7 @@ pub fn data(
     })
 }
 
-/// Whether rows are read for their labels where no model decides.
+/// Whether rows are read for their labels, if no model is given to decide it.
 fn labelled_without_model(settings: &RunSettings) -> Result<bool> {
     let rows = &settings.rows;
     Ok(match rows.task {
@@ -386,7 +386,7 @@ fn parts_of(row: &TextRow) -> Vec<PartView> {
 fn tokenised_rows(data: &Dataset, tokens: &Tokens) -> Result<Vec<RowView>> {
     let most = data.facts.max_length;
     let view = |(choice, row): (Choice, &Example)| {
-        // The tokens that have a tag.
+        // Marks the tokens that have a tag.
         let mut tagged = vec![false; row.ids.len()];
         row.labelled.iter().for_each(|&place| tagged[place as usize] = true);
         Ok(RowView {
@@ -399,7 +399,7 @@ fn tokenised_rows(data: &Dataset, tokens: &Tokens) -> Result<Vec<RowView>> {
     chosen.into_iter().map(view).collect()
 }
 
-/// A row's tokens in pieces of whole characters.
+/// Splits a row's tokens into pieces of whole characters.
 fn pieces(tokens: &Tokens, ids: &[u32], learn: &[bool]) -> Result<Vec<PieceView>> {
     let mut start = 0;
     let added = tokens.tokenizer().get_added_tokens_decoder();

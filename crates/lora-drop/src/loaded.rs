@@ -55,8 +55,8 @@ impl Loaded {
     /// Opens a model with an adapter or alone, stored and multiplied as `arithmetic` says. A
     /// decoder has a head if the adapter has one or, alone, if its own files have one.
     ///
-    /// The labels are those in the adapter. An adapter of another program has none; its classes are
-    /// then those of the model's configuration, if the numbers match, or numbers.
+    /// The labels come from the adapter. An adapter of another program has none; its classes then
+    /// have the names in the model's configuration, if their number matches, or numbers as names.
     ///
     /// # Errors
     /// Those of the files; the adapter does not fit the model; an encoder has no head.
@@ -122,8 +122,8 @@ impl Loaded {
     }
 }
 
-/// The model's end tokens and those that the adapter has learned. An adapter of another program does
-/// not say; it has probably learned the end-of-sequence token.
+/// The model's end tokens and those that the adapter has learned. An adapter of another program
+/// does not list any; it has probably learned the end-of-sequence token.
 fn end_tokens(files: &ModelFiles, adapter: Option<&AdapterFile>) -> Result<Vec<u32>> {
     let tokens = files.tokens()?;
     let mut ends = files.end_tokens(&tokens)?;

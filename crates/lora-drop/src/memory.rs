@@ -11,7 +11,7 @@ pub fn rss_bytes() -> Option<u64> {
     parse(&status()?, "VmRSS:")
 }
 
-/// Of this process. On other systems the path may be that of another one, as on Wine.
+/// Reads /proc/self/status. On other systems the path may be that of another process, as on Wine.
 fn status() -> Option<String> {
     if cfg!(target_os = "linux") { std::fs::read_to_string("/proc/self/status").ok() } else { None }
 }

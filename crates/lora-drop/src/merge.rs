@@ -13,10 +13,11 @@ use crate::loaded::labels;
 use crate::model::ModelFiles;
 use crate::{Cancel, Error, Result};
 
-/// The form of the merged model.
+/// Format of the merged model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MergedForm {
-    /// A folder for transformers, in this type; None: each weight in the type of the base's.
+    /// A folder for transformers, with weights in this type; `None` keeps the type of each base
+    /// weight.
     Safetensors(Option<FloatType>),
     /// One GGUF file, with matrices in this type.
     Gguf(FileType),
@@ -31,7 +32,7 @@ pub struct Merged {
     pub parameters: usize,
     /// Size of the written weights, in bytes.
     pub bytes: u64,
-    /// What was left out of the adapter.
+    /// Note on the adapter's weights that were left out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
 }
@@ -42,7 +43,7 @@ pub struct Merged {
 ///
 /// # Errors
 /// Those of the files; the adapter does not fit the model; the model cannot be written in this
-/// form. `Error::Interrupted` after `cancel` was raised, between two weights or before the files
+/// format. `Error::Interrupted` after `cancel` was raised, between two weights or before the files
 /// appear.
 pub fn merge(
     model: &str,

@@ -12,25 +12,25 @@ use crate::settings::RunSettings;
 use crate::summary::Status;
 use crate::{Error, Result, memory};
 
-/// What a file of ours begins with.
+/// First bytes of a metrics file of this program.
 const BEGINNING: &str = "# HELP lora_drop_";
 /// The shortest time between two writes.
 const PAUSE: Duration = Duration::from_secs(1);
-/// What a run's status may be while and after it is written here.
+/// The statuses that a run can have in the file.
 const STATUSES: [Status; 5] =
     [Status::Running, Status::Finished, Status::Interrupted, Status::Diverged, Status::Failed];
 
-/// The metrics file of a run. Dropped before `end`, it says that the run has failed.
+/// The metrics file of a run. If it is dropped before `end`, it reports that the run has failed.
 #[derive(Debug)]
 pub struct MetricsFile {
     path: PathBuf,
     /// The labels of every sample.
     labels: Vec<(&'static str, String)>,
-    /// Those of the run alone.
+    /// Further labels of `run_info`.
     run: Vec<(&'static str, String)>,
     status: Status,
     step: Option<StepRecord>,
-    /// Seconds since 1970 at this step.
+    /// Time of the last step in seconds since 1970.
     time: f64,
     left: TimeLeft,
     evaluation: Option<EvaluationRecord>,
@@ -54,7 +54,7 @@ pub fn check(path: &Path) -> Result<()> {
 }
 
 impl MetricsFile {
-    /// Writes the file of a run that begins, or goes on after this evaluation.
+    /// Writes the file of a run that begins, or that continues after `evaluation`.
     ///
     /// # Errors
     /// Those of `check`, and of the disk.
@@ -81,8 +81,8 @@ impl MetricsFile {
         Ok(file)
     }
 
-    /// Takes over what an event says, and writes it unless the last write was less than a second
-    /// ago.
+    /// Takes over an event's values, and writes the file unless the last write was less than a
+    /// second ago.
     ///
     /// # Errors
     /// `Error::Io` with the path.
@@ -110,7 +110,8 @@ impl MetricsFile {
 
     fn write(&mut self) -> Result<()> {
         self.written = Instant::now();
-        // Whoever reads it wants the latest; after a power failure there is none.
+        // Not forced to the disk: a reader wants the latest values, and after a power failure no
+        // run goes on.
         replace_unflushed(&self.path, self.text().as_bytes()).map_err(|e| Error::io(&self.path, e))
     }
 
@@ -160,7 +161,7 @@ impl MetricsFile {
 }
 
 impl Drop for MetricsFile {
-    /// An error or a panic has ended the run.
+    /// Reports that the run has failed: an error or a panic has ended it.
     fn drop(&mut self) {
         if self.status == Status::Running {
             _ = self.end(Status::Failed);
@@ -175,7 +176,7 @@ struct Page<'a> {
 }
 
 impl Page<'_> {
-    /// Adds a gauge: its samples, with their own labels.
+    /// Adds a gauge with its samples, each with labels of its own.
     fn gauge<'a>(
         &mut self,
         name: &str,
@@ -194,7 +195,7 @@ impl Page<'_> {
     }
 }
 
-/// A label's value between its quotes.
+/// Escapes a label's value for its place between quotes.
 fn escaped(value: &str) -> String {
     value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }

@@ -11,7 +11,7 @@ use crate::{Error, Result};
 /// The log of a run.
 #[derive(Debug)]
 pub struct MetricsLog {
-    /// The file, which `handle` adds lines to.
+    /// The file to which `handle` adds lines.
     pub file: GrowingFile,
 }
 
@@ -24,8 +24,8 @@ impl MetricsLog {
         Ok(MetricsLog { file: GrowingFile::create(path)? })
     }
 
-    /// Continues a log of which the first `bytes` bytes count: what follows them is removed. Returns
-    /// with it the steps and evaluations that are in it.
+    /// Continues a log after its first `bytes` bytes; anything after them is removed. Also returns
+    /// the steps and evaluations in it.
     ///
     /// # Errors
     /// `Error::Io`; `Error::Input` if the log is shorter or damaged.
@@ -46,7 +46,7 @@ impl MetricsLog {
     /// Writes the line of a `Step` or an `Evaluation`; other events have none.
     ///
     /// # Errors
-    /// `Error::Io` with the path: the disk is full. The line waits for the next call.
+    /// `Error::Io` with the path, as when the disk is full. The line waits for the next call.
     pub fn handle(&mut self, event: &Event) -> Result<()> {
         let line = match event {
             Event::Step(record) => Line::Step(record),
@@ -112,7 +112,7 @@ mod tests {
         log.handle(&Event::Warning("no line for this")).unwrap();
         log.handle(&Event::Evaluation(&evaluation)).unwrap();
 
-        // Read before `finish`: nothing waits in a buffer.
+        // Read before `flush`: nothing waits in a buffer.
         let text = std::fs::read_to_string(&path).unwrap();
         let lines: Vec<Value> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
         assert!(text.ends_with('\n'));

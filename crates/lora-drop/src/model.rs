@@ -71,9 +71,10 @@ impl ModelFiles {
         }
     }
 
-    /// Loads the model: with this head, or as a decoder that predicts tokens. The head and everything else that trains is added to `parameters`; `key` draws a new
-    /// head's values. Frozen matrices of a decoder keep their file's storage, or are quantized as
-    /// the setting says.
+    /// Loads the model with this head, or as a decoder that predicts tokens. The head and
+    /// everything else that trains are added to `parameters`; `key` draws a new head's values.
+    /// Frozen matrices of a decoder keep their file's storage, or are quantized as the setting
+    /// says.
     ///
     /// # Errors
     /// A weight is missing, of another shape, or not finite.
@@ -161,7 +162,7 @@ impl ModelFiles {
         }
     }
 
-    /// `eos_token_id` of generation_config.json.
+    /// Reads `eos_token_id` from generation_config.json.
     fn generation_ends(&self) -> Result<Option<Vec<u32>>> {
         let path = self.path.join("generation_config.json");
         if !self.path.is_dir() {
@@ -245,7 +246,7 @@ impl ModelFiles {
         self.config.head_weights(head).iter().all(|(name, _)| self.source().contains(name))
     }
 
-    /// The number of outputs of the files' head, if it differs from this one's.
+    /// Number of outputs of the files' head, if its shapes differ from those of `head`.
     pub(crate) fn other_head(&self, head: Head) -> Option<usize> {
         let fits = |(name, shape): &(String, Vec<usize>)| self.source().shape(name) == Some(shape);
         let wanted = self.config.head_weights(head);
@@ -266,7 +267,7 @@ pub fn locate(name: &str, cancel: &Cancel, progress: &mut dyn FnMut(Download<'_>
     }
 }
 
-/// The bytes of a GGUF file (the first part) before its first tensor, which contain the tokenizer.
+/// Reads a GGUF file (the first part) up to its first tensor: the bytes that contain the tokenizer.
 fn metadata(file: &Gguf) -> Result<Vec<u8>> {
     let path = file.path();
     let first = file.header().tensors.iter().filter(|tensor| tensor.part == 0);
@@ -293,7 +294,7 @@ pub fn is_gguf(path: &Path) -> bool {
 /// without safetensors; None if it names something else.
 ///
 /// # Errors
-/// A folder with several such models and no other; the message lists them.
+/// The folder has several GGUF models and no other model; the message lists them.
 pub fn gguf_file(path: &Path) -> Result<Option<PathBuf>> {
     if path.is_file() && is_gguf(path) {
         return Ok(Some(path.to_path_buf()));

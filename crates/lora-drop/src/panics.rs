@@ -10,11 +10,11 @@ thread_local! {
     static SILENT: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs `work`, and returns its result or the message of its panic. After a panic nothing that
+/// Runs `work`, and returns its result or the message of its panic. After a panic, nothing that
 /// `work` changes may be used.
 pub(crate) fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
-    // The hook is the process's, so it is wrapped once and not exchanged for each call: other
-    // threads keep their own panics.
+    // The hook is global, so it is wrapped once instead of replaced in each call: panics of other
+    // threads are still printed.
     static WRAP: Once = Once::new();
     WRAP.call_once(|| {
         let usual = take_hook();

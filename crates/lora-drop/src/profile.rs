@@ -36,9 +36,9 @@ pub struct Profile {
 pub struct Recorded {
     /// `step`, `sample step` or `generation`.
     pub name: &'static str,
-    /// Number of them.
+    /// Number of steps or repetitions.
     pub count: usize,
-    /// Seconds of all together.
+    /// Seconds of all of them together.
     pub seconds: f64,
 }
 
@@ -160,7 +160,7 @@ impl Profile {
     }
 }
 
-/// A span as a complete event, its times in microseconds.
+/// Formats a span as a complete event, with its times in microseconds.
 fn event(span: &Traced) -> serde_json::Value {
     let name = match span.number {
         Some(number) => format!("{} {number}", span.name),

@@ -1,9 +1,9 @@
 //! The processes ("ranks") of one job that train one model together: each computes some parts of a
 //! step and some rows of an evaluation, and all of them have the same state at all times.
 //!
-//! The rule that no rank waits for one that has failed: whatever ranks do together begins with
-//! `Ranks::gather`, to which each gives what it has made, or its error. A rank that fails alone
-//! gives its error to the next gathering, whichever that is, and the job is over on all of them.
+//! No rank waits for one that has failed: every collective operation begins with `Ranks::gather`,
+//! to which each rank gives its result or its error. A rank that fails alone gives its error to the
+//! next gather, whichever that is, and the job is over on all ranks.
 
 mod threads;
 
@@ -17,7 +17,7 @@ use serde::de::DeserializeOwned;
 
 use crate::{Error, Result};
 
-/// What an exchange gives, or what failed in it.
+/// The result of an exchange, or a message that says what failed.
 pub type Exchanged<T> = std::result::Result<T, String>;
 
 /// How the processes of a job exchange values. All of them call the same functions in the same
@@ -54,27 +54,28 @@ pub trait Exchange: Send + Sync {
     ) -> Exchanged<Vec<f32>>;
 }
 
-/// The ranks of a job, of which this process is one; by default it is the only one. A clone is the
-/// same job.
+/// The ranks of a job. This process is one of them, by default the only one. A clone is the same
+/// job.
 #[derive(Clone, Default)]
 pub struct Ranks(Option<Arc<Job>>);
 
 struct Job {
     exchange: Box<dyn Exchange>,
-    /// Computing threads where the settings name no number; 0: one per processor.
+    /// Computing threads if the settings name no number; 0: one per processor.
     threads: usize,
-    /// Whether a rank has failed, so that nothing is exchanged any more.
+    /// Whether a rank has failed, so that nothing more is exchanged.
     over: AtomicBool,
-    /// Whether this rank has failed, and the first one does not know why.
+    /// Whether this rank has failed by itself and the first one has not, or the exchange has
+    /// failed.
     failed_here: AtomicBool,
     /// Whether the exchange has failed.
     lost: AtomicBool,
 }
 
-/// A process without others.
+/// The only process of a job.
 pub(crate) static ALONE: Ranks = Ranks(None);
 
-/// What a rank gives to a gathering, in its first byte.
+/// First byte of a rank's message to `gather`: a result, or the kind of its error.
 const MADE: u8 = 0;
 const INTERRUPTED: u8 = 1;
 const USAGE: u8 = 2;
@@ -110,12 +111,13 @@ impl Ranks {
         self.0.as_ref().map_or(1, |job| job.exchange.size())
     }
 
-    /// Whether this is the rank that writes files and tells what happens.
+    /// Whether this is the rank that writes files and reports events.
     pub fn is_first(&self) -> bool {
         self.rank() == 0
     }
 
-    /// Whether this rank has failed by itself, so that none but it knows why, or the exchange has.
+    /// Whether this rank has failed by itself and the first one has not, or the exchange has
+    /// failed.
     pub fn failed_here(&self) -> bool {
         self.0.as_ref().is_some_and(|job| job.failed_here.load(Ordering::SeqCst))
     }
@@ -130,11 +132,11 @@ impl Ranks {
         if setting > 0 { setting } else { self.0.as_ref().map_or(0, |job| job.threads) }
     }
 
-    /// Returns what each rank has made, in the order of ranks.
+    /// Gathers the results of all ranks, in the order of ranks.
     ///
     /// # Errors
-    /// This rank's own error; that of the first rank that has failed; `Error::Interrupted` where
-    /// all that failed were; `Error::Ranks` where the exchange fails.
+    /// This rank's own error, or that of the first rank that has failed; `Error::Interrupted` only
+    /// if every rank that failed was interrupted; `Error::Ranks` if the exchange fails.
     pub(crate) fn gather(&self, mine: Result<Vec<u8>>) -> Result<Vec<Vec<u8>>> {
         let Some(job) = &self.0 else { return Ok(vec![mine?]) };
         if job.over.load(Ordering::SeqCst) {
@@ -163,10 +165,10 @@ impl Ranks {
         Ok(all)
     }
 
-    /// Returns what each rank has made, in the order of ranks, as `gather` does.
+    /// Gathers the values of all ranks, in the order of ranks, as JSON.
     ///
     /// # Errors
-    /// Those of `gather`; `Error::Ranks` where a rank sends something else.
+    /// Those of `gather`; `Error::Ranks` if a rank's message cannot be parsed.
     pub(crate) fn exchange<T: Serialize + DeserializeOwned>(&self, mine: Result<T>) -> Result<Vec<T>> {
         if self.0.is_none() {
             return Ok(vec![mine?]);
@@ -176,7 +178,8 @@ impl Ranks {
         all.iter().map(|message| serde_json::from_slice(message).map_err(fault)).collect()
     }
 
-    /// Checks that all ranks have what the first one has; `differs` says how one differs from it.
+    /// Checks that all ranks have the same value as the first one. `differs` gets a rank's value
+    /// and the first one's, and says how they differ.
     ///
     /// # Errors
     /// Those of `exchange`; `Error::Ranks` with what differs on which rank.
@@ -195,11 +198,11 @@ impl Ranks {
         })
     }
 
-    /// Returns this rank's result where no rank has failed.
+    /// Returns this rank's result if no rank has failed.
     ///
     /// # Errors
-    /// This rank's own error; that of the first rank that has failed; `Error::Interrupted` where
-    /// all that failed were; `Error::Ranks` where the exchange fails.
+    /// This rank's own error, or that of the first rank that has failed; `Error::Interrupted` only
+    /// if every rank that failed was interrupted; `Error::Ranks` if the exchange fails.
     pub fn agree<T>(&self, mine: Result<T>) -> Result<T> {
         if self.0.is_none() {
             return mine;
@@ -210,7 +213,7 @@ impl Ranks {
         }
     }
 
-    /// Does what the other ranks may do only after the first one, and then on the others.
+    /// Runs `work` on the first rank, and then on the others.
     ///
     /// # Errors
     /// Those of `agree` for the first rank's work; this rank's own.
@@ -222,14 +225,14 @@ impl Ranks {
         work()
     }
 
-    /// Where each rank's slice of `count` values begins, and where the last ends.
+    /// Offsets of the ranks' slices of `count` values, (ranks + 1).
     fn slices(&self, count: usize) -> Vec<usize> {
         let size = self.size();
         (0..=size).map(|rank| (count as u128 * rank as u128 / size as u128) as usize).collect()
     }
 
-    /// Adds summands to `sum`, one after the other: `owners` says of which rank each is, and `own`
-    /// has those of this rank.
+    /// Adds summands to `sum` in their order: summand i is that of rank `owners[i]`, and `own` has
+    /// the summands of this rank.
     ///
     /// # Errors
     /// `Error::Ranks`.
@@ -252,18 +255,18 @@ impl Ranks {
         Ok(())
     }
 
-    /// Room for the sum of this rank's slice of summands of `count` values.
+    /// Makes a zero sum for this rank's slice of summands of `count` values.
     pub(crate) fn slice_sum(&self, count: usize) -> SliceSum {
         let slices = self.slices(count);
         SliceSum { values: vec![0.0; slices[self.rank() + 1] - slices[self.rank()]] }
     }
 
-    /// Room for `own` summands of `count` values that this rank has.
+    /// Makes room for this rank's `own` summands of `count` values each.
     pub(crate) fn summands(&self, count: usize, own: usize) -> Summands {
         Summands { slices: self.slices(count), own, filled: 0, values: vec![0.0; count * own] }
     }
 
-    /// Puts the sums of all ranks' slices together.
+    /// Gathers the sums of all ranks' slices into one of `count` values.
     ///
     /// # Errors
     /// `Error::Ranks`.
@@ -288,8 +291,8 @@ pub(crate) struct SliceSum {
     values: Vec<f32>,
 }
 
-/// Summands of one rank as they are sent: the first rank's slices of all of them, the second's, and
-/// so on.
+/// Summands of one rank in the order in which they are sent: the first rank's slices of all
+/// summands, the second rank's, and so on.
 pub(crate) struct Summands {
     slices: Vec<usize>,
     own: usize,
@@ -298,7 +301,7 @@ pub(crate) struct Summands {
 }
 
 impl Summands {
-    /// Adds the next one to those that are sent.
+    /// Adds the next summand.
     pub(crate) fn push(&mut self, summand: &[f32]) {
         for ends in self.slices.windows(2) {
             let width = ends[1] - ends[0];
@@ -309,8 +312,8 @@ impl Summands {
     }
 }
 
-/// Shares work out: for each piece, of a certain weight, the rank that does it. The heaviest come
-/// first, each to the rank that has least so far.
+/// Distributes pieces of work with these weights; returns the rank of each piece. The heaviest
+/// pieces come first, each to the rank with the least work so far.
 pub(crate) fn share_out(weights: &[usize], ranks: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..weights.len()).collect();
     order.sort_by_key(|&piece| (Reverse(weights[piece]), piece));
@@ -325,7 +328,7 @@ pub(crate) fn share_out(weights: &[usize], ranks: usize) -> Vec<usize> {
     owners
 }
 
-/// An error as other ranks are told of it.
+/// Encodes an error for the other ranks.
 fn failure(error: &Error) -> Vec<u8> {
     let kind = match error {
         Error::Interrupted => INTERRUPTED,
@@ -336,7 +339,7 @@ fn failure(error: &Error) -> Vec<u8> {
     [&[kind], error.to_string().as_bytes()].concat()
 }
 
-/// The error of another rank.
+/// Decodes the error of another rank.
 fn told(rank: usize, message: &[u8]) -> Error {
     let (kind, text) = message.split_first().unwrap_or((&OTHER, &[]));
     let text = String::from_utf8_lossy(text);
@@ -414,7 +417,7 @@ pub(crate) mod tests {
         let messages: Vec<_> = one.iter().map(|(outcome, _)| outcome.clone().unwrap_err()).collect();
         assert_eq!(messages, ["rank 1: no disk", "no disk", "rank 1: no disk"]);
         assert_eq!(one.iter().map(|(_, here)| *here).collect::<Vec<_>>(), [false, true, false]);
-        // What is wrong says more than that somebody stopped the job.
+        // An error counts more than an interruption.
         let both = errors(2, &|rank| match rank {
             0 => Some(Error::Interrupted),
             _ => Some(Error::NotFinite("the loss is NaN".to_string())),

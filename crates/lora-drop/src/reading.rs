@@ -70,7 +70,7 @@ impl Reading {
         Ok(TextOptions { vocabulary, end, ..self.raw_texts() })
     }
 
-    /// The options by which texts are read before they are tokenised for any model.
+    /// Options for reading texts that are not tokenised, independent of any model.
     pub(crate) fn raw_texts(&self) -> TextOptions {
         TextOptions {
             columns: self.texts.clone(),

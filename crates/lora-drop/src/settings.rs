@@ -167,7 +167,7 @@ impl TrainSettings {
         max_steps.unwrap_or(epochs * rows.div_ceil(self.optimisation.step_rows())).max(least)
     }
 
-    /// Epochs over `rows` training rows, a part of one counted as one.
+    /// Number of epochs over `rows` training rows; a partial epoch counts as one.
     pub(crate) fn epochs_over(&self, rows: usize) -> usize {
         self.steps(rows).div_ceil(rows.div_ceil(self.optimisation.step_rows()))
     }
@@ -189,8 +189,8 @@ impl Optimisation {
 }
 
 impl AdapterSettings {
-    /// The rank that pairs begin with: AdaLoRA's have half as much again, as in PEFT, and lose it
-    /// during training.
+    /// Rank that new pairs begin with. AdaLoRA's begin with 1.5 times the rank, as in PEFT, and
+    /// lose the excess during training.
     pub(crate) fn first_rank(&self) -> usize {
         if self.method == Method::AdaLora { (3 * self.rank).div_ceil(2) } else { self.rank }
     }
@@ -224,7 +224,7 @@ impl SelectionSettings {
 }
 
 impl RowSettings {
-    /// Tokens of a row at most, for a model that takes `most`.
+    /// Most tokens of a row, for a model that takes `most`.
     pub(crate) fn row_tokens(&self, most: usize) -> usize {
         self.max_length.unwrap_or(MAX_LENGTH.min(most))
     }

@@ -117,11 +117,10 @@ pub struct SplitFacts {
     /// Tokens that are learned; 0 for labelled rows.
     #[serde(default)]
     pub learned: usize,
-    /// Where words have labels: those that have a token.
+    /// Words that have a token; 0 if words have no labels.
     #[serde(default)]
     pub words: usize,
-    /// Those that have none, because they lie beyond `max_length` or the tokenizer makes nothing of
-    /// them.
+    /// Words that have no token, because they lie beyond `max_length` or the tokenizer drops them.
     #[serde(default)]
     pub unread_words: usize,
     /// Rows per class in index order, or words; empty for regression.
@@ -342,7 +341,7 @@ pub struct Summary {
     pub total_seconds: f64,
     /// Peak of resident memory in bytes; 0 if the system does not say.
     pub peak_rss_bytes: u64,
-    /// The estimate of it; None for older versions.
+    /// The estimate of that peak; None for older versions.
     #[serde(default)]
     pub memory: Option<MemoryEstimate>,
     /// Bytes of activations that the largest concurrent passes have used; 0 for older versions.

@@ -3,7 +3,7 @@
 //!
 //! A record is the length of its data, a checksum of the length, the data, and a checksum of the
 //! data. The data is a protocol buffer, tensorflow.Event (event.proto, summary.proto and
-//! tensor.proto in TensorFlow's repository), of which few fields are needed.
+//! tensor.proto in TensorFlow's repository); only a few of its fields are needed.
 
 use std::path::Path;
 
@@ -12,19 +12,19 @@ use crate::events::{EvaluationRecord, Event, StepRecord};
 use crate::growing_file::GrowingFile;
 use crate::machine::now;
 
-/// What TensorBoard recognises an event file by, anywhere in its name.
+/// The part of a file's name by which TensorBoard recognises event files.
 pub const EVENTS: &str = "events.out.tfevents.";
 
 /// The event file of a run.
 #[derive(Debug)]
 pub struct EventFile {
-    /// The file, which `handle` adds records to.
+    /// The file to which `handle` adds records.
     pub file: GrowingFile,
 }
 
-/// The name of a new event file. The time is in it because an open TensorBoard goes on from where it
-/// was in a file of the same name; to the microsecond, because a run may replace one that began in
-/// the same second.
+/// Returns the name of a new event file. It has the time in it because an open TensorBoard
+/// continues at its old position in a file of the same name, and microseconds because a run may
+/// replace one that began in the same second.
 pub fn new_name() -> String {
     format!("{EVENTS}{:.6}.lora-drop", now())
 }
@@ -45,7 +45,7 @@ impl EventFile {
     /// Writes the scalars of a `Step` or an `Evaluation`; other events have none.
     ///
     /// # Errors
-    /// `Error::Io` with the path: the disk is full. The record waits for the next call.
+    /// `Error::Io` with the path, as when the disk is full. The record waits for the next call.
     pub fn handle(&mut self, event: &Event) -> Result<()> {
         let (step, scalars) = match event {
             Event::Step(record) => (record.step, of_step(record)),
@@ -84,12 +84,12 @@ fn of_evaluation(r: &EvaluationRecord) -> Vec<(String, f64)> {
     std::iter::once(("dev/loss".to_string(), r.loss)).chain(metrics).collect()
 }
 
-/// A text as a code block of Markdown, which TensorBoard renders.
+/// Formats a text as a code block of Markdown, which TensorBoard renders.
 fn code(text: &str) -> String {
     text.lines().map(|line| format!("    {line}\n")).collect()
 }
 
-/// A summary of one text.
+/// Builds a summary of one text.
 fn text(tag: &str, text: &str) -> Message {
     let plugin = Message::default().bytes(1, b"text");
     let metadata = Message::default().message(1, plugin);
@@ -120,12 +120,12 @@ mod value {
 /// tensorflow.DT_STRING.
 const DT_STRING: u64 = 7;
 
-/// A protocol buffer's bytes. Fields are numbers below 16, whose keys are one byte.
+/// Bytes of a protocol buffer. Field numbers are below 16, so each key is one byte.
 #[derive(Default)]
 struct Message(Vec<u8>);
 
 impl Message {
-    /// An event that happens now.
+    /// Starts an event with the current time.
     fn event(step: usize) -> Self {
         let mut event = Message::default();
         event.0.push(event::WALL_TIME << 3 | 1);
@@ -156,7 +156,7 @@ impl Message {
         self.bytes(field, &message.0)
     }
 
-    /// Seven bits a byte, the lowest first.
+    /// Appends a varint: seven bits a byte, the lowest first.
     fn number(&mut self, mut value: u64) {
         while value >= 0x80 {
             self.0.push(value as u8 | 0x80);
@@ -166,15 +166,15 @@ impl Message {
     }
 }
 
-/// A record of the file.
+/// Frames a message as a record of the file.
 fn record(Message(data): Message) -> Vec<u8> {
     let length = (data.len() as u64).to_le_bytes();
     let (of_length, of_data) = (masked_crc(&length), masked_crc(&data));
     [&length[..], &of_length.to_le_bytes(), &data, &of_data.to_le_bytes()].concat()
 }
 
-/// CRC-32C, rotated by 15 bits and shifted by a constant, because checksums of data that has
-/// checksums in it are bad ones.
+/// CRC-32C, rotated by 15 bits and offset by a constant, because the CRC of data that contains its
+/// own CRCs is a weak checksum.
 fn masked_crc(bytes: &[u8]) -> u32 {
     const POLYNOMIAL: u32 = 0x82f6_3b78;
     let crc = !bytes.iter().fold(u32::MAX, |crc, byte| {

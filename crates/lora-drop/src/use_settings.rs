@@ -59,9 +59,9 @@ impl UseSettings {
         let model = base_model(None, recipe.as_ref());
         let mut settings = recipe.unwrap_or_default();
         let rows = &mut settings.rows;
-        // A given text column may be a single text, so training's pair column does not apply, nor do
-        // its prompts, which exclude a text column; a given prompt column excludes training's text
-        // column in the same way.
+        // A given text column may stand alone, so training's pair column does not apply. Nor do its
+        // prompt columns, which exclude a text column. A given prompt column excludes training's
+        // text column in the same way.
         if given.contains_key("text-column") {
             (rows.pair_column, rows.prompt_column, rows.completion_column) = (None, None, None);
         }

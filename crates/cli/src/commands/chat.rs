@@ -1,5 +1,5 @@
-//! A conversation's lines: edited, with a history, where a person sits; as they come from a file or
-//! a pipe.
+//! The lines of a conversation: edited, with a history, on a terminal; read as they are from a file
+//! or a pipe.
 
 use std::io::{self, BufRead, IsTerminal};
 use std::path::Path;
@@ -19,7 +19,7 @@ pub enum Lines {
 }
 
 impl Lines {
-    /// From standard input; edited if that is a terminal.
+    /// Reads lines from standard input; edited if that is a terminal.
     ///
     /// # Errors
     /// `Error::Io` where the terminal cannot be set up.
@@ -27,7 +27,8 @@ impl Lines {
         if !io::stdin().is_terminal() {
             return Ok(Lines::Plain);
         }
-        // The terminal itself, so that standard output may be a file with the answers alone.
+        // Edits on the terminal itself, so that standard output may be a file with the answers
+        // alone.
         let config = Config::builder().behavior(Behavior::PreferTerm).auto_add_history(true).build();
         let editor = DefaultEditor::with_config(config).map_err(failed)?;
         console.say(HELP);

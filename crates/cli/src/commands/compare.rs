@@ -31,7 +31,7 @@ stop with Ctrl-C and repeat the command to continue. docs/compare.md describes t
 
 /// The file in a cell's folder with the run's messages.
 const LOG: &str = "log.txt";
-/// The time between two looks at a running process.
+/// The time between two checks of a running process.
 const LOOK: Duration = Duration::from_millis(50);
 
 /// Train every method on every task with several seeds, and find the smallest adapter that is good
@@ -231,7 +231,8 @@ fn check_prunes(path: &Path, table: &TableFile) -> lora_drop::Result<()> {
     Ok(())
 }
 
-/// Runs a cell as a process of its own, whose failure is not ours; its messages go into a file.
+/// Runs a cell as a process of its own, whose failure does not end this one; its messages go into a
+/// file.
 fn run_cell(mut command: Command, path: &Path, cancel: &Cancel) -> Result<(), Error> {
     let log = File::create(path).map_err(|e| Error::io(path, e))?;
     let program = PathBuf::from(command.get_program());

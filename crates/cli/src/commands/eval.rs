@@ -182,7 +182,7 @@ fn wanted(generation: &Generation, how: &How) -> Result<Option<GenerationOptions
     Ok(Some(GenerationOptions { metrics, limit: *limit, decoding }))
 }
 
-/// Those of the rows, then those of the generated texts.
+/// All metrics: those of the rows, then those of the generated texts.
 fn all_metrics<'a>(
     found: &'a Evaluation,
     generated: Option<&'a GenerationEvaluation>,

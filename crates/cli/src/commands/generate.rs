@@ -139,7 +139,7 @@ impl How {
     }
 }
 
-/// An object with a row's prompt or turns, to which what was generated is added.
+/// A JSON object with a row's prompt or turns, to which callers add the generated text.
 pub fn prompt_line(content: &TextContent) -> Value {
     match content {
         TextContent::Completion { prompt, .. } => json!({ "prompt": prompt }),
@@ -176,7 +176,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
     if source.reading.given.contains(&"template-var") && args.data.is_none() && !source.reading.chat {
         return Err(no_effect("template-var", "without --chat: a prompt is continued as it is"));
     }
-    // In a conversation --chat is a command of its own and says nothing about rows.
+    // Without --data, --chat begins a conversation and says nothing about rows.
     source.reading.given.retain(|name| *name != "chat" || args.data.is_some());
     let data = args.data.map(|data| locate(&source, &data, console, interrupt)).transpose()?;
     let reading = &source.reading;
@@ -252,8 +252,8 @@ impl Work<'_> {
         if self.stream(row, &cancel)?.interrupted { Err(Error::Interrupted) } else { Ok(()) }
     }
 
-    /// A conversation with standard input, until it ends or a line is empty. An answer that Ctrl-C
-    /// ended stays as far as it came; a question without any answer is removed.
+    /// Holds a conversation on standard input until the input ends or a line is empty. An answer
+    /// that Ctrl-C ended is kept as far as it came; a question without any answer is removed.
     fn talk(&mut self) -> Result<()> {
         if !self.generator.has_template() {
             let message = "the model has no chat template; give --prompt without --chat";
@@ -278,7 +278,7 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// A line of JSON for each row.
+    /// Writes a line of JSON for each row.
     fn rows(&mut self, data: &Path, split: &str, limit: Option<usize>, output: Option<&Path>) -> Result<()> {
         let (mut rows, warnings) = self.generator.rows(data, split)?;
         self.console.notes(warnings);

@@ -1,6 +1,6 @@
-//! Ctrl-C. While nothing is at stake it ends the process at once. After that the first one raises
-//! the flag that running work looks at, and the second ends the process. While an answer of a
-//! conversation is written it ends only that answer.
+//! Handling of Ctrl-C. While nothing is at stake, it ends the process at once. After that, the
+//! first press raises the flag that running work checks, and the second ends the process. While an
+//! answer of a conversation is written, it ends only that answer.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,8 +11,8 @@ use lora_drop::events::Event;
 
 use super::console::complain;
 
-/// Signals so close together are one: `timeout` and some shells send it to the process and again to
-/// its group.
+/// Signals this close together are one press: `timeout` and some shells send the signal to the
+/// process and again to its group.
 const ONE_PRESS: Duration = Duration::from_millis(300);
 
 /// The message of an interrupted command that saved nothing.
@@ -28,8 +28,8 @@ struct Ignored(Vec<libc::c_int>);
 impl Ignored {
     fn find() -> Self {
         let is_ignored = |signal: &libc::c_int| {
-            // SAFETY: with a null action sigaction only writes the present one, for which all zeros
-            // is a valid value.
+            // SAFETY: with a null action, sigaction only writes the current action to `present`,
+            // which is ours and for which all zeros is a valid value.
             unsafe {
                 let mut present: libc::sigaction = std::mem::zeroed();
                 libc::sigaction(*signal, std::ptr::null(), &mut present) == 0
@@ -39,11 +39,11 @@ impl Ignored {
         Ignored([libc::SIGINT, libc::SIGTERM, libc::SIGHUP].into_iter().filter(is_ignored).collect())
     }
 
-    /// Ignores them again, and SIGXFSZ: a write beyond the limit on files' sizes is then an error
+    /// Ignores them again, and SIGXFSZ: a write beyond the limit on file sizes is then an error
     /// that names the file.
     fn restore(self) {
         for signal in self.0.into_iter().chain([libc::SIGXFSZ]) {
-            // SAFETY: ignoring a signal runs no code of ours.
+            // SAFETY: SIG_IGN installs no handler, so no code of ours runs in a signal's context.
             unsafe { libc::signal(signal, libc::SIG_IGN) };
         }
     }
@@ -87,7 +87,7 @@ impl Drop for Answer<'_> {
 
 impl Interrupt {
     /// Handles Ctrl-C from now on. Until `put_at_stake` it ends the process: reading and checking
-    /// have nothing to clean up. Unless it `tells`, nothing is said of it.
+    /// have nothing to clean up. Messages are printed only if it `tells`.
     pub fn listen(tells: bool) -> Self {
         let interrupt = Interrupt {
             cancel: Cancel::new(),
@@ -124,7 +124,7 @@ impl Interrupt {
             }
         };
         let ignored = Ignored::find();
-        // Without a handler Ctrl-C ends the process as usual, which is no reason not to run.
+        // If no handler can be set, Ctrl-C ends the process as usual, and the work is done anyway.
         let _ = ctrlc::set_handler(handler);
         ignored.restore();
         interrupt
@@ -165,7 +165,8 @@ impl Interrupt {
 #[cfg(unix)]
 pub fn pass_on(child: &std::process::Child) {
     if let Ok(pid) = libc::pid_t::try_from(child.id()) {
-        // SAFETY: kill only sends a signal; until it is waited for the number is this child's.
+        // SAFETY: kill only sends a signal. The child was not waited for, so its number is not
+        // reused.
         unsafe { libc::kill(pid, libc::SIGTERM) };
     }
 }
@@ -177,7 +178,7 @@ fn is_same_press(first: Option<Instant>) -> bool {
     first.is_some_and(|first| first.elapsed() <= ONE_PRESS)
 }
 
-/// On a line of its own, after the `^C` that a terminal shows.
+/// Prints on a line of its own, after the `^C` that a terminal shows.
 fn say(text: &str) {
     complain(format_args!("\n{text}"));
 }

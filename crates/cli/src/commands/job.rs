@@ -1,8 +1,8 @@
 //! The processes ("ranks") that a launcher (mpirun, mpiexec, srun) has started as one job: this one
 //! joins the others, and all end together.
 //!
-//! Errors that all ranks know are told by the first one. A rank that panics, or has lost the
-//! others, aborts the job, so that none waits for it.
+//! The first rank reports errors that all ranks know. A rank that panics, or has lost the others,
+//! aborts the job, so that none waits for it.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -20,7 +20,7 @@ use super::{Failure, exit_code};
 pub struct Job {
     world: Arc<World>,
     ranks: Ranks,
-    /// Where a rank but the first says what went wrong there.
+    /// The file in which a rank other than the first logs its own error.
     log: Mutex<Option<PathBuf>>,
 }
 
@@ -79,7 +79,7 @@ impl Job {
         format!("{} processes train together over {}", self.ranks.size(), self.world.library())
     }
 
-    /// Has what goes wrong on this rank alone written into `folder`, if it is there.
+    /// Sets the log of what goes wrong on this rank alone: rank-N.log in `folder`, if that exists.
     pub fn log_into(&self, folder: &Path) {
         let log = folder.join(format!("rank-{}.log", self.ranks.rank()));
         *self.log.lock().unwrap_or_else(PoisonError::into_inner) = Some(log);
@@ -91,7 +91,7 @@ impl Job {
             self.tell("the program has panicked; its message is on standard error");
             self.world.abort(101);
         };
-        // Where it has failed by itself, the others hear of it here.
+        // If this rank has failed by itself, the others learn of it here.
         let outcome = match outcome {
             Ok(()) => self.ranks.agree(Ok(())).map_err(Failure::from),
             Err(Failure::Error(error)) => self.ranks.agree(Err(error)).map_err(Failure::from),
@@ -115,7 +115,7 @@ impl Job {
         code
     }
 
-    /// Says what went wrong on this rank.
+    /// Reports what went wrong on this rank.
     fn tell(&self, problem: &str) {
         let rank = self.ranks.rank();
         if rank == 0 {
@@ -125,13 +125,13 @@ impl Job {
             complain(format_args!("error on rank {rank}: {problem}"));
         }
         if let Some(log) = &*self.log.lock().unwrap_or_else(PoisonError::into_inner) {
-            // Where there is no folder, standard error has it.
+            // If there is no folder, the error is only on standard error.
             let _ = std::fs::write(log, format!("rank {rank}: {problem}\n"));
         }
     }
 }
 
-/// The computing threads of this rank: its part of the processors that it may use, which other
+/// The computing threads of this rank: its share of the processors that it may use, which other
 /// ranks on this machine may use as well.
 fn threads(world: &World, launch: &Launch) -> std::result::Result<usize, lora_drop_mpi::Error> {
     let most = std::thread::available_parallelism().map_or(1, usize::from);
@@ -163,13 +163,13 @@ fn processors(list: &str) -> Vec<usize> {
     list.split(',').filter_map(range).flatten().collect()
 }
 
-/// How many of these processors are one rank's, where each is shared by all ranks that may use it;
-/// None where the system does not say.
+/// Number of processors in this rank's share of `own`, where each is divided among all ranks that
+/// may use it; None if the system does not say.
 fn share(own: &[usize], of_ranks: &[Vec<usize>]) -> Option<usize> {
     let mut users: BTreeMap<usize, usize> = BTreeMap::new();
     of_ranks.iter().flatten().for_each(|&processor| *users.entry(processor).or_default() += 1);
     let part = |processor| 1.0 / users.get(processor).copied().unwrap_or(1).max(1) as f64;
-    // Thirds add up to a little less than one.
+    // Thirds add up to a little less than one, hence the 1e-6.
     (!own.is_empty()).then(|| (own.iter().map(part).sum::<f64>() + 1e-6) as usize)
 }
 
@@ -182,7 +182,7 @@ pub fn refuse(launch: &Launch) -> Error {
     ))
 }
 
-/// The error of a process that could not join the others, which are told nothing.
+/// The error of a process that could not join the others, which do not learn of it.
 pub fn refuse_joining(error: lora_drop_mpi::Error, launch: &Launch) -> std::result::Result<(), Failure> {
     let place = if launch.rank == 0 { String::new() } else { format!("rank {}: ", launch.rank) };
     Err(Error::Ranks(format!("{place}{error}")).into())

@@ -161,7 +161,7 @@ pub fn main(program: lora_drop::Result<Program>, given: impl Iterator<Item = OsS
     }
 }
 
-/// The exit code of an outcome, which it tells of unless it is silent.
+/// Reports an outcome, unless `silent`, and returns its exit code.
 fn exit_code(outcome: Result<(), Failure>, silent: bool) -> u8 {
     let (line, code) = match outcome {
         Ok(()) => return 0,
@@ -180,7 +180,7 @@ fn exit_code(outcome: Result<(), Failure>, silent: bool) -> u8 {
     code
 }
 
-/// The command line as it is read: with numbers below zero as values, so that each option's own
+/// The parser of the command line. It takes numbers below zero as values, so that each option's own
 /// check sees them.
 fn parser() -> clap::Command {
     let understand = |arg: Arg| {

@@ -27,7 +27,7 @@ impl Takes for Train {
     }
 }
 
-/// Those that the sample stage reads.
+/// The settings that the sample stage reads.
 pub struct Score;
 
 impl Takes for Score {

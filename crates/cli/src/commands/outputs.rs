@@ -85,8 +85,8 @@ pub struct Conversion {
 }
 
 impl Conversion {
-    /// Checks the output, downloads the model if need be, and returns its name. From then on the
-    /// command ends in good order.
+    /// Checks the output, downloads the model if need be, and returns its name. From then on Ctrl-C
+    /// ends the command in good order.
     pub fn prepare(&self, output: &Output, console: &Console, interrupt: &Interrupt) -> Result<String> {
         let recipe = if self.model.is_some() { None } else { recipe_of(&self.adapter)? };
         let model = base_model(self.model.clone(), recipe.as_ref())?;

@@ -66,7 +66,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
     let name = rows.file.clone();
     let source = args.source.resolve()?;
     let predictor = open(&source, console, interrupt)?;
-    // A line is written whole, and so is a file.
+    // From here on Ctrl-C must leave whole lines and whole files.
     interrupt.put_at_stake();
     let cancel = &interrupt.cancel;
     let bad_rows = source.reading.bad_rows;
@@ -86,7 +86,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
                     io::Error::other("stopped")
                 })
             });
-            // What stopped the work says more than that the file was given up.
+            // The error that stopped the work comes before that of the abandoned file.
             stopped.map_or(written, Err)?;
         }
     }
@@ -126,7 +126,7 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
-    /// Labels all rows. Those before an odd one are written before its error is returned.
+    /// Labels all rows. The rows before a wrong one are written before its error is returned.
     fn label(&mut self, out: &mut dyn Write) -> Result<()> {
         loop {
             let Chunk { rows, end } = self.next_chunk()?;
@@ -142,7 +142,7 @@ impl Work<'_> {
                 self.total += texts.len();
             }
             match end {
-                // Without a single row nothing says what all are like.
+                // If no row was labelled, the error is that of the first row that was left out.
                 Some(Ok(())) if self.total == 0 => {
                     return self.left_out.take_first().map_or(Ok(()), |error| Err(error.into()));
                 }
@@ -183,8 +183,8 @@ struct Chunk {
     end: Option<Result<()>>,
 }
 
-/// The row's own fields with the prediction's after them. An own field of such a name is kept as
-/// `input_NAME`.
+/// The row's own fields with the prediction's after them. A field of the row that has the name of
+/// one of these is kept as `input_NAME`.
 fn labelled(row: Row, text: &RowText, prediction: Prediction) -> Value {
     let found = prediction.fields(text.is_words());
     let mut out = Map::new();

@@ -122,7 +122,7 @@ fn amount(text: &str) -> std::result::Result<f64, String> {
 pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
     check_meaning(&args)?;
     let source = args.source.resolve()?;
-    // clap requires it.
+    // clap requires --adapter.
     let adapter = source.adapter.clone().unwrap_or_default();
     if let Some(output) = &args.output {
         let inputs = [("model", Path::new(source.model())), ("adapter", adapter.as_path())];

@@ -87,7 +87,7 @@ impl<C: Takes> Source<C> {
         self.given.table().contains_key(name)
     }
 
-    /// The options over the recipe of the adapter's training.
+    /// Overlays the recipe of the adapter's training with the options.
     ///
     /// # Errors
     /// Those of [`UseSettings::new`].
@@ -134,7 +134,7 @@ pub fn open_on(
 }
 
 /// Settings for training the adapter further on these rows: those of the run that made it,
-/// overridden by what was given here, without the selection of modules, which was made.
+/// overridden by what was given here, without the selection of modules, which is already made.
 pub fn train_settings(source: &UseSettings, data: &Path) -> RunSettings {
     let mut settings = source.settings.clone();
     settings.place.data = data.into();
@@ -150,11 +150,11 @@ pub fn train_settings(source: &UseSettings, data: &Path) -> RunSettings {
     settings
 }
 
-/// recipe.toml for an adapter that is made from this one, where other commands find the base
-/// model and the columns: the adapter's own, or what was given here.
+/// The text of recipe.toml for an adapter that is made from this one, in which other commands find
+/// the base model and the columns: the adapter's own recipe, or one of what was given here.
 ///
 /// # Errors
-/// `Error::Io` where the adapter's own cannot be read.
+/// `Error::Io` where the adapter's own recipe cannot be read.
 pub fn recipe(source: &UseSettings, data: &Path) -> Result<String> {
     let own = source.adapter.as_deref().map(|adapter| adapter.join(RECIPE));
     if let Some(path) = own.filter(|path| path.is_file()) {

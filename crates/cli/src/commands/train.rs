@@ -147,7 +147,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt, job: Option<&Jo
     }
 }
 
-/// Trains as one of a job's ranks but the first, which alone says what happens.
+/// Trains on a rank other than the first, which alone reports what happens.
 fn follow(
     settings: &RunSettings,
     stopped: Option<&StoppedRun>,

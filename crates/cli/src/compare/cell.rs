@@ -15,7 +15,7 @@ use lora_drop::settings::{Reader, RunSettings, Situation, changes_no_result};
 use lora_drop::summary::{Status, Summary};
 use lora_drop::{Error, Result};
 
-/// The most letters of a name in a folder's name.
+/// The most letters of a task's or line's name in a folder's name.
 const SLUG: usize = 24;
 
 /// The indices of a task and a line.
@@ -27,9 +27,9 @@ pub type Place = (usize, usize);
 pub enum Purpose {
     #[default]
     Reported,
-    /// These values are tried.
+    /// A trial of these values.
     Trial(Table),
-    /// The seconds of a step are measured.
+    /// A run that measures the seconds of a step.
     FirstRun,
 }
 
@@ -121,7 +121,7 @@ fn digest(given: &Table, settings: &RunSettings, hashes: &[(&str, u128)]) -> Str
     format!("{:032x}", XxHash3_128::oneshot(all.join("\n").as_bytes()))
 }
 
-/// A name as a part of a folder's name: letters, digits and dots, the rest dashes.
+/// Turns a name into a part of a folder's name: letters, digits and dots, the rest dashes.
 fn slug(name: &str) -> String {
     let plain = |c: char| if c.is_ascii_alphanumeric() || c == '.' { c.to_ascii_lowercase() } else { '-' };
     let dashes: String = name.chars().map(plain).collect();
@@ -141,7 +141,7 @@ pub struct CellResult {
     pub seed: u64,
     #[serde(default)]
     pub purpose: Purpose,
-    /// As they were given to `train`.
+    /// The settings that were given to `train`.
     pub settings: Table,
     #[serde(flatten)]
     pub outcome: Outcome,
@@ -152,7 +152,7 @@ pub struct CellResult {
 #[serde(tag = "outcome", rename_all = "kebab-case")]
 pub enum Outcome {
     Finished(Box<Measured>),
-    /// It is run again the next time.
+    /// The next `compare` runs it again.
     Failed {
         error: String,
     },
@@ -379,9 +379,9 @@ mod tests {
         assert_ne!(by(&settings, [1, 3]), first);
         assert_ne!(by(&settings, [3, 2]), first);
         assert_ne!(of(&changed(&|settings| settings.train.optimisation.epochs = 4)), first);
-        // The table says nothing of it.
+        // The table does not give this setting.
         assert_eq!(of(&changed(&|settings| settings.train.adapter.rank = 4)), first);
-        // What plain LoRA does not read changes nothing of it.
+        // A setting that plain LoRA does not read does not change its digest.
         let lora = changed(&|settings| settings.train.adapter.method = Method::Lora);
         let mut other = lora.clone();
         other.train.selection.sample_ratio = 0.5;

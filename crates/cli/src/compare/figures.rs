@@ -10,7 +10,7 @@ use lora_drop::format::{self, fixed, grouped};
 
 /// The share of an axis that stays free at its ends.
 const MARGIN: f64 = 0.06;
-/// From this factor between the least and the greatest value on, an axis is logarithmic.
+/// The ratio of the greatest to the least value from which on an axis is logarithmic.
 const LOGARITHMIC: f64 = 10.0;
 
 /// What a chart has on its x axis.
@@ -100,7 +100,7 @@ fn chart(
         if points.len() > 1 {
             items.push(Item::Line { series, points: points.clone() });
         }
-        // After the last colour they repeat: rings tell the second round from the first.
+        // Colours repeat after the last one: rings mark the second round.
         items.push(Item::Dots { series, points, filled: series < PALETTE });
         key.push((series, method.to_string()));
     }

@@ -54,18 +54,18 @@ pub struct Entry {
     pub peak_memory_bytes: u64,
     /// Mean optimiser steps, with those of the sample stage.
     pub steps: f64,
-    /// What dev gives without training, if the mean over seeds is not better.
+    /// The baseline on dev, if the mean over seeds is not better.
     pub no_better_than: Option<Baseline>,
-    /// To the reference on the same seeds, score − score; None of the reference and where no seed
-    /// has both.
+    /// Score minus the reference's on the same seeds; None for the reference, and if no seed has
+    /// both.
     pub difference: Option<Difference>,
     /// The settings that trials chose.
     pub tuned: Option<Table>,
 }
 
 impl Entry {
-    /// How much better than the reference, in the metric's units; None of the reference, and where
-    /// no seed has both.
+    /// How much better the score is than the reference's, in the metric's units; None for the
+    /// reference, and if no seed has both.
     pub fn gain(&self) -> Option<f64> {
         let sign = if self.higher_is_better { 1.0 } else { -1.0 };
         self.difference.map(|difference| sign * difference.mean)
@@ -81,7 +81,7 @@ pub struct Average {
     pub parameters: f64,
     pub share: Option<f64>,
     pub seconds: f64,
-    /// Over all pairs of a task and a seed.
+    /// Difference over all pairs of a task and a seed.
     pub difference: Option<Difference>,
 }
 
@@ -89,14 +89,14 @@ pub struct Average {
 #[derive(Clone, Debug, Serialize)]
 pub struct Smallest {
     pub task: usize,
-    /// The reference's own line where no smaller one does.
+    /// The reference's own line if no smaller one is good enough.
     pub line: usize,
     /// In the metric's units.
     pub tolerance: f64,
 }
 
-/// Importance I by layer and task: of one line, the first whose scores are by this criterion, the
-/// mean over its seeds.
+/// Importance I by layer and task, as the mean over the seeds of one line: the first whose scores
+/// are by this criterion.
 #[derive(Clone, Debug, Serialize)]
 pub struct ImportanceMap {
     pub criterion: String,
@@ -126,7 +126,7 @@ pub struct RankAgreement {
     pub pairs: usize,
 }
 
-/// What the finished cells measured that are reported, by task, line and seed.
+/// Measurements of the finished cells that are reported, by task, line and seed.
 pub(super) type Measurements<'a> = BTreeMap<Place, BTreeMap<u64, &'a Measured>>;
 
 impl Findings {
@@ -203,7 +203,7 @@ fn entries(table: &TableFile, results: &Measurements, tuned: &BTreeMap<Place, Ta
     entries
 }
 
-/// The baseline of runs of a task, if it is at least as good as the mean of what they have reached.
+/// The baseline of a task's runs, if it is at least as good as the mean of their results.
 fn no_better_than(measured: &BTreeMap<u64, &Measured>) -> Option<Baseline> {
     let baseline = measured.values().next()?.summary.baseline.clone()?;
     let values: Option<Vec<f64>> =

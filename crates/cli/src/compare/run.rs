@@ -33,9 +33,9 @@ const SETTINGS: &str = "cell.toml";
 const RUN: &str = "run";
 /// The setting that `equal` gives.
 const MAX_STEPS: &str = "max-steps";
-/// The first file to be written, by which a comparison's folder is known.
+/// The first file to be written; it marks a comparison's folder.
 const INDEX: &str = "compare.json";
-/// The time between two looks at a folder that another process writes.
+/// The time between two checks of a folder that another process writes.
 const LOOK: Duration = Duration::from_millis(200);
 
 /// A table and its finished cells.
@@ -43,12 +43,12 @@ pub struct Comparison {
     pub table: TableFile,
     folder: PathBuf,
     sources: Sources,
-    /// By the cells' folders.
+    /// Results by the cells' folders.
     results: Mutex<Results>,
     /// Other comparisons' folders, whose finished cells are used as well.
     from: Vec<PathBuf>,
-    /// Cells that were made before, because a digest takes time: by task, line and seed, and what is
-    /// tuned.
+    /// Cells that were made before, because a digest takes time: by task and line, seed, and tuned
+    /// settings.
     made: Mutex<BTreeMap<(Place, u64, String), Cell>>,
 }
 
@@ -84,19 +84,19 @@ pub struct Event<'a> {
     /// None: it began.
     pub result: Option<&'a CellResult>,
     pub counts: Counts,
-    /// Of the whole table, from the mean time of finished cells of the same task and line, of the
-    /// task, or of all; None as long as none has finished, and where nothing is left.
+    /// Estimated for the whole table from the mean time of finished cells of the same task and
+    /// line, of the task, or of all; None as long as none has finished, and if nothing is left.
     pub seconds_left: Option<f64>,
 }
 
 /// Results by their cells' folders.
 type Results = BTreeMap<String, CellResult>;
 
-/// What is to be run.
+/// The cells of the table.
 #[derive(Default)]
 struct Wanted {
     cells: Vec<Cell>,
-    /// The places of cells that wait for others.
+    /// Task and line of each cell whose settings wait for the results of others.
     unknown: Vec<Place>,
 }
 
@@ -109,13 +109,13 @@ impl Wanted {
     }
 }
 
-/// The folders of cells in a comparison's output, and their names.
+/// Paths and names of the cells' folders in a comparison's output.
 fn cells_in(folder: &Path) -> impl Iterator<Item = (PathBuf, String)> {
     let entries = std::fs::read_dir(folder.join(CELLS)).into_iter().flatten().flatten();
     entries.map(|entry| (entry.path(), entry.file_name().to_string_lossy().into_owned()))
 }
 
-/// The folder of a cell with a result in a comparison's output: the one of its name, or, where task
+/// Finds the folder with a cell's result in a comparison's output: the one of its name or, if task
 /// or line had another name, one with the same seed and digest.
 fn place_in(folder: &Path, name: &str) -> Option<PathBuf> {
     let has_result = |place: &PathBuf| place.join(RESULT).is_file();
@@ -124,7 +124,7 @@ fn place_in(folder: &Path, name: &str) -> Option<PathBuf> {
     of_name.or_else(|| same().map(|(place, _)| place).find(has_result))
 }
 
-/// Seed and digest at the end of a cell's folder's name.
+/// Seed and digest at the end of the name of a cell's folder.
 fn suffix(name: &str) -> &str {
     name.rmatch_indices('_').nth(1).map_or(name, |(at, _)| &name[at + 1..])
 }
@@ -282,7 +282,7 @@ impl Comparison {
         (0..self.table.tasks.len()).flat_map(move |task| of_task(task).map(move |line| (task, line)))
     }
 
-    /// The cell with these settings, made once.
+    /// The cell with these settings. Its digest is computed once.
     fn cell(&self, place: Place, seed: u64, tuned: &Table, purpose: Purpose) -> Result<Cell> {
         let key = (place, seed, tuned.to_string());
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
@@ -327,7 +327,7 @@ impl Comparison {
         Ok(wanted)
     }
 
-    /// The cells to be run that are known by now and were not attempted.
+    /// The known cells that are neither finished nor attempted.
     fn open_cells(&self, attempted: &BTreeSet<String>) -> Result<Vec<Cell>> {
         let results = self.results();
         let mut open = self.wanted(&results)?.cells;
@@ -384,9 +384,9 @@ impl Comparison {
         self.table.equal.is_some() && place.1 != self.table.reference && line.prune.is_none()
     }
 
-    /// The setting that makes a cell as long as the reference's of the same seed, or of its first
-    /// seed where it does not have this one; no setting where each run has its own length, None as
-    /// long as the reference's run has not finished.
+    /// The setting that gives a cell the length of the reference's with the same seed, or with its
+    /// first seed if it does not have this one. An empty table if each run has its own length; None
+    /// as long as the reference's run has not finished.
     fn length(&self, place: Place, seed: u64, results: &Results) -> Result<Option<Table>> {
         if !self.has_length_of_reference(place) {
             return Ok(Some(Table::new()));
@@ -413,7 +413,7 @@ impl Comparison {
         Ok(Some(Table::from_iter([(MAX_STEPS.to_string(), steps)])))
     }
 
-    /// The run of a line's own length by which the seconds of its steps are known.
+    /// A line's run at its own length, which measures the seconds of its steps.
     fn first_run(&self, place: Place) -> Result<Cell> {
         let line = &self.table.lines[place.1];
         self.cell(place, line.seeds[0], &line.tried()[0], Purpose::FirstRun)
@@ -502,7 +502,7 @@ impl Comparison {
         })
     }
 
-    /// Takes cells from the queue until it is empty, or something has ended the whole.
+    /// Takes cells from the queue until it is empty or `stop` is set.
     fn work(
         &self,
         queue: &Mutex<VecDeque<Cell>>,
@@ -513,7 +513,7 @@ impl Comparison {
         while !stop.load(Ordering::SeqCst) {
             let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
             let Some(cell) = next else { return };
-            // The receiver lives as long as this runs.
+            // Cannot fail: the receiver lives as long as the workers.
             _ = send.send((cell.clone(), None));
             let ended = run.cancel.check().and_then(|()| self.run_cell(&cell, run));
             _ = send.send((cell, Some(ended)));
@@ -558,7 +558,7 @@ impl Comparison {
                 };
                 (run.work)(&work, &output).and_then(|()| read())
             });
-            // That run may have locked the folder after the look.
+            // Another process may have locked the folder after the check above.
             if ended.is_ok() || !is_being_written(&output) {
                 break ended;
             }
@@ -615,7 +615,7 @@ impl Comparison {
         Ok(())
     }
 
-    /// See `Event::seconds_left`.
+    /// Estimates `Event::seconds_left`.
     fn seconds_left(
         &self,
         attempted: &BTreeSet<String>,

@@ -121,9 +121,9 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// Every combination of the values in a table of lists: one empty combination where there is no
-    /// such table. The values are those of settings of `train`, or of the options of `prune` that
-    /// are named.
+    /// Every combination of the values in a table of lists: one empty combination if there is no
+    /// such table. The lists are named by settings of `train`, or by one of the options of `prune`
+    /// in `of_prune`.
     pub fn combinations(&mut self, key: &'static str, of_prune: Option<&[&str]>) -> Result<Vec<Table>> {
         let lists: Table = self.take(key)?.unwrap_or_default();
         let mut combinations = vec![Table::new()];

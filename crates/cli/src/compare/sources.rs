@@ -21,7 +21,7 @@ pub struct Sources {
 }
 
 impl Sources {
-    /// Reads the files that these settings name where they are new.
+    /// Reads the files that these settings name, unless they were read before.
     ///
     /// # Errors
     /// Those of opening the model and of finding the data's files.

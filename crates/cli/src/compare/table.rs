@@ -1,4 +1,4 @@
-//! The table file: tasks, methods and seeds as a user writes them, read with exact complaints.
+//! The table file: tasks, methods and seeds as a user writes them. Errors name the line.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -49,7 +49,7 @@ pub enum Keep {
     Nothing,
 }
 
-/// What all runs of a task have the same as the reference's.
+/// What is the same in all runs of a task as in the reference's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Equal {
@@ -100,14 +100,14 @@ pub struct Line {
     pub method: String,
     /// The name and what varies: `LoRA-drop, budget 0.5`.
     pub label: String,
-    /// The settings that tell it from other lines of its method.
+    /// The settings that distinguish it from other lines of its method.
     pub varied: Table,
     /// Every combination of the values to try; empty where nothing is tuned.
     pub trials: Vec<Table>,
     /// Indices of its tasks.
     pub tasks: Vec<usize>,
     pub seeds: Vec<u64>,
-    /// Where it trains nothing, but prunes another line's adapters.
+    /// Set if the line trains nothing and prunes another line's adapters.
     pub prune: Option<Prune>,
     /// The settings of its method, without what varies.
     pub options: Recipe,
@@ -197,8 +197,8 @@ impl TableFile {
         Ok(table)
     }
 
-    /// The settings that `train` is given for a cell, by name, with those of a trial above them; of
-    /// a pruned line those of the line that it prunes.
+    /// The settings that `train` is given for a cell, by name, overlaid with those of a trial; for
+    /// a pruned line, those of the line that it prunes.
     pub fn given(&self, task: usize, line: usize, seed: u64, trial: &Table) -> Result<Table> {
         let line = &self.lines[line];
         if let Some(prune) = &line.prune {

@@ -13,7 +13,7 @@ const TOP: f64 = 8.0;
 const BOTTOM: f64 = 38.0;
 const LETTER: f64 = 12.0;
 
-/// About the most ticks of the axes.
+/// Approximate maximum numbers of ticks on the axes.
 const X_TICKS: f64 = 9.0;
 const Y_TICKS: f64 = 6.0;
 /// Half the width of a bar's caps.
@@ -21,7 +21,7 @@ const CAP: f64 = 4.0;
 /// Above this number of dots in a series, dots are smaller.
 const CROWD: usize = 16;
 
-/// Values beyond this are not drawn: a loss of 10^12 says as little as one that is no number.
+/// Values beyond this are not drawn: a loss of 10^12 says as little as NaN.
 const DRAWABLE: f64 = 1e12;
 
 /// The number of series that page.css has colours for.
@@ -49,7 +49,7 @@ pub struct Chart<'a> {
     /// Unique in the page.
     pub id: &'a str,
     pub caption: &'a str,
-    /// What it shows, for those who do not see it.
+    /// What the chart shows, for screen readers.
     pub text: &'a str,
     pub x_name: &'a str,
     pub y_name: &'a str,
@@ -78,7 +78,7 @@ impl Scale {
         LEFT + share.clamp(0.0, 1.0) * (WIDTH - LEFT - RIGHT)
     }
 
-    /// Of a value, or of the end of the axis that it lies beyond.
+    /// Vertical position of a value, clamped to the axis.
     fn y(&self, y: f64) -> f64 {
         let share = (y.clamp(self.y.0, self.y.1) - self.y.0) / (self.y.1 - self.y.0);
         HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
@@ -134,7 +134,7 @@ impl Chart<'_> {
         let (left, right, top, bottom) = (LEFT, WIDTH - RIGHT, TOP, HEIGHT - BOTTOM);
         let (low, high) = scale.y;
         let (first, last) = scale.x;
-        // Whole numbers, unless there is none: the epochs of a run that has not finished its first.
+        // Whole numbers, unless the range has none, as in a run's first epoch.
         let whole = || {
             let all = ticks(first, last, X_TICKS.min(last - first + 1.0));
             let whole: Vec<_> = all.filter(|x| x.fract() == 0.0).map(|x| (x, compact(x))).collect();
@@ -232,7 +232,7 @@ impl Chart<'_> {
         let size = low.abs().max(high.abs()).max(1e-6);
         // Curves that barely move are shown as such, not magnified.
         let room = (0.08 * (high - low)).max(0.01 * size);
-        // Room below zero would be for values that a loss never has.
+        // No room below zero, where a loss never is.
         let floor = if low >= 0.0 && room > low { 0.0 } else { low - room };
         (floor, high + room)
     }

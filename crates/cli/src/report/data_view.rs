@@ -12,7 +12,7 @@ use lora_drop::summary::SplitFacts;
 use crate::report::terminal::{Style, Table, bar, indented, letters, padded, source_table};
 use crate::report::words::label_range;
 
-/// Columns before everything that stands below a heading.
+/// Indentation of everything below a heading, in columns.
 const INDENT: usize = 8;
 /// The longest bar.
 const BAR: usize = 30;
@@ -178,7 +178,7 @@ fn inside(file: &Path, view: &DataView) -> String {
     name.unwrap_or(file).display().to_string()
 }
 
-/// A row: its texts or its tokens, and with `numbers` also those of its tokens.
+/// A row: its texts or its tokens, and with `numbers` also the ids of its tokens.
 fn row_text(row: &RowView, view: &DataView, numbers: bool, style: Style) -> String {
     let title = match row.choice {
         Choice::First => "First row",
@@ -220,7 +220,7 @@ fn learned_text(text: &str, style: Style) -> String {
     if style.colour { style.kept(text) } else { format!("{OPEN}{text}{CLOSE}") }
 }
 
-/// Around learned text where there are no colours.
+/// Brackets around learned text where there are no colours.
 const OPEN: char = '⟦';
 const CLOSE: char = '⟧';
 
@@ -229,8 +229,8 @@ fn runs(pieces: &[PieceView]) -> impl Iterator<Item = &[PieceView]> {
     pieces.chunk_by(|a, b| a.learned == b.learned)
 }
 
-/// What is shown of a run of which only `ends` pieces at each end are: these, and between them the
-/// number of tokens that are not.
+/// Shortens a run to `ends` pieces at each end. Returns the first pieces and, if pieces are left
+/// out, the number of their tokens and the last pieces.
 fn with_gap(run: &[PieceView], ends: usize) -> (&[PieceView], Option<(usize, &[PieceView])>) {
     if run.len() <= 2 * ends + ends / 2 {
         return (run, None);
@@ -269,7 +269,7 @@ fn marked(pieces: &[PieceView], style: Style) -> String {
     out
 }
 
-/// Tokens with their numbers below them.
+/// Tokens with their ids below them.
 fn interlinear(pieces: &[PieceView], style: Style) -> String {
     let mut cells: Vec<(String, String, bool)> = Vec::new();
     for run in runs(pieces) {

@@ -146,7 +146,7 @@ fn confusion(counts: &ClassCounts, names: &[String]) -> Markup {
             others_right += rows;
         }
     }
-    // Columns have the rows' numbers: names would make the table wider than a page.
+    // Columns are headed by the rows' numbers: names would make the table wider than a page.
     let numbers: Vec<String> = (1..=shown.len()).map(|number| number.to_string()).collect();
     let heads = std::iter::once(("name", "class")).chain(numbers.iter().map(|number| ("", number.as_str())));
     let row_name = |place: usize| match shown.get(place) {
@@ -198,7 +198,7 @@ fn confused_pairs(counts: &ClassCounts, names: &[String]) -> Markup {
     }
 }
 
-/// The rows that went most wrong; all have the outcome of a kind.
+/// The rows that went most wrong; their outcomes are all of one kind.
 fn example_rows(kind: &Outcome, examples: &[ExampleRow], record: &RunRecord) -> Markup {
     let (title, note) = match kind {
         Outcome::Class { .. } => {

@@ -1,5 +1,5 @@
-//! What all pages consist of. A page is one HTML file without scripts and without anything from
-//! outside, for light and dark screens and for paper.
+//! Parts of all pages. A page is one HTML file without scripts and without external resources, for
+//! light and dark screens and for paper.
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
@@ -24,7 +24,7 @@ pub fn document(title: &str, reload: Option<u32>, body: Markup) -> String {
     page.into_string().replace(|c: char| c.is_control() && !matches!(c, '\n' | '\t'), "\u{fffd}")
 }
 
-/// A headline number with the lines below it, and a bar that `share` of is filled.
+/// A headline number with the lines below it, and a bar that is filled to `share`.
 pub fn tile(name: &str, value: &str, share: Option<f64>, lines: &[String]) -> Markup {
     html! {
         div.tile {
@@ -36,7 +36,7 @@ pub fn tile(name: &str, value: &str, share: Option<f64>, lines: &[String]) -> Ma
     }
 }
 
-/// A bar that `share` of is filled.
+/// A bar that is filled to `share`.
 pub fn meter(share: f64) -> Markup {
     html! {
         div.meter aria-hidden="true" {

@@ -5,8 +5,8 @@
 use std::borrow::Cow;
 use std::fmt::Write;
 
-/// Where a style begins or ends in our own text. These code points are never characters in Unicode;
-/// text from elsewhere that has them can be bold, and nothing more.
+/// Marks at which a style begins or ends in the program's own text. These code points are never
+/// characters in Unicode; text from elsewhere that has them can change its style, and nothing more.
 pub(super) const BOLD: char = '\u{fdd0}';
 pub(super) const FAINT: char = '\u{fdd1}';
 pub(super) const GREEN: char = '\u{fdd2}';

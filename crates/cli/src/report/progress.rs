@@ -56,7 +56,7 @@ impl Style {
 /// The running stage.
 struct StageProgress {
     stage: Stage,
-    /// In stage Generate the texts that were reported.
+    /// In stage Generate, the number of texts that were reported.
     done: usize,
     pace: Pace,
 }
@@ -144,8 +144,8 @@ impl Terminal {
         }
     }
 
-    /// A file comes in or goes out: a bar of its own on a terminal, and a line when it has, which
-    /// begins with `what`.
+    /// Shows a download or an upload: a bar on a terminal, and at the end a line that begins with
+    /// `what`.
     pub fn transfer(&mut self, what: &str, file: &str, done: u64, total: u64) {
         if self.quiet {
             return;
@@ -281,7 +281,7 @@ fn step_line(r: &StepRecord, seconds_left: f64) -> String {
 /// Columns that a bar and its percentage take.
 const BAR: usize = 22;
 
-/// A step next to a bar, in `room` columns: what there is no room for is left out, the speed first.
+/// A step next to a bar, in `room` columns: what does not fit is left out, the speed first.
 fn bar_line(r: &StepRecord, seconds_left: f64, room: usize) -> String {
     let step = format!("step {}/{}", grouped(r.step), grouped(r.steps));
     let loss = format!("loss {}", fixed(r.loss, 4));

@@ -258,7 +258,8 @@ fn numbers(pruning: &Pruning) -> Markup {
     )
 }
 
-/// The rank of each module, a row a layer and a column a type: what is kept of what was there.
+/// The rank of each module, a row per layer and a column per type: what is kept of the original
+/// rank.
 fn modules(pruning: &Pruning) -> Markup {
     let mut names: Vec<&str> = Vec::new();
     let mut layers: BTreeMap<usize, BTreeMap<&str, String>> = BTreeMap::new();

@@ -1,9 +1,9 @@
 //! The terminal's texts about a run: pure functions from facts to lines, which [`super::Terminal`]
 //! prints.
 //!
-//! Every text ends with a line feed. Tables and bars keep to the width. Names and texts of models
-//! and data are unchanged in it, and styles are marks: [`Style::fit`] makes it safe to show and
-//! breaks long lines.
+//! Every text ends with a line feed. Tables and bars keep to the width. A text has the names and
+//! texts of models and data unchanged, and marks for styles: [`Style::fit`] makes it safe to show
+//! and breaks long lines.
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -398,7 +398,7 @@ pub fn comparison(runs: &[(String, Summary)], style: Style) -> String {
         let better = if higher_is_better(metric) { f64::max } else { f64::min };
         let best = values.iter().copied().reduce(better);
         let differ = values.iter().any(|v| Some(*v) != best);
-        // Heads and other values stand over the digits, not over the mark.
+        // Heads and other values are aligned with the digits, not with the mark.
         let beside = if differ { "  " } else { "" };
         table = table.number(&format!("{metric}{beside}"), |(_, s)| match s.metrics.get(metric) {
             Some(v) if Some(*v) == best && differ => fixed(*v, 4) + " *",
@@ -481,7 +481,7 @@ pub fn rows(rows: &[(impl AsRef<str>, String)]) -> String {
     rows.iter().map(|(name, value)| format!("{}  {value}\n", padded(name.as_ref(), width))).collect()
 }
 
-/// The same below a title. Values begin at one column in all such blocks.
+/// Lines of names and values below a title. Values begin at one column in all such blocks.
 fn block(rows: &[(impl AsRef<str>, String)]) -> String {
     let width = rows.iter().map(|(name, _)| letters(name.as_ref()) + 1).fold(13, usize::max);
     rows.iter().map(|(name, value)| format!("  {}{value}\n", padded(name.as_ref(), width))).collect()
@@ -511,12 +511,12 @@ impl<'a, R> Table<'a, R> {
         Table { rows, columns: Vec::new() }
     }
 
-    /// Adds a column of texts, which stand at its left.
+    /// Adds a left-aligned column of texts.
     pub fn text(self, head: &str, of: impl Fn(&R) -> String) -> Self {
         self.column(head, true, of)
     }
 
-    /// Adds a column of numbers, which stand at its right.
+    /// Adds a right-aligned column of numbers.
     pub fn number(self, head: &str, of: impl Fn(&R) -> String) -> Self {
         self.column(head, false, of)
     }
@@ -527,8 +527,8 @@ impl<'a, R> Table<'a, R> {
         self
     }
 
-    /// Leaves the column that was added last out where the table is wider than the terminal; of
-    /// several, the last one first.
+    /// Marks the column that was added last as one to leave out if the table is wider than the
+    /// terminal; of several, the last one is left out first.
     pub fn optional(mut self) -> Self {
         if let Some(last) = self.columns.last_mut() {
             last.optional = true;
@@ -536,9 +536,9 @@ impl<'a, R> Table<'a, R> {
         self
     }
 
-    /// The columns, each as wide as its widest cell. Where even those that are not optional need
-    /// more than `width`, each row is a block instead: its first cell, and below it a line for each
-    /// other one.
+    /// Formats the columns, each as wide as its widest cell. If even those that are not optional
+    /// need more than `width`, each row is a block instead: its first cell, and below it a line for
+    /// each other one.
     pub fn fit(&self, width: usize) -> String {
         let mut shown: Vec<&Column> = self.columns.iter().collect();
         let is_wide = |shown: &[&Column]| shown.iter().map(|c| c.width() + 2).sum::<usize>() > width + 2;

@@ -1,5 +1,5 @@
-//! What the tests of the binary share: a temporary folder with a tiny BERT and a small data set,
-//! and the running of commands.
+//! Shared by the tests of the binary: a temporary folder with a tiny BERT and a small data set, and
+//! the running of commands.
 
 // Each test file compiles this module for itself and uses a part of it.
 #![allow(dead_code)]
@@ -46,8 +46,8 @@ impl Fixture {
         fixture
     }
 
-    /// With a model of 24 layers, whose activations take far more memory than what the pages of the
-    /// program vary by from run to run.
+    /// The fixture with a model of 24 layers: its activations take far more memory than the
+    /// program's own pages vary by from run to run.
     pub fn deep() -> Self {
         const LAYERS: usize = 24;
         let fixture = Fixture::new();
@@ -100,7 +100,7 @@ impl Fixture {
         self.write(&format!("{folder}/tokenizer.json"), tokenizer.to_string());
     }
 
-    /// The binary, to be run in the folder, which has its cache too.
+    /// A command that runs the binary in the folder, with its cache in it too.
     pub fn command(&self) -> Command {
         let mut command = Command::cargo_bin("lora-drop").unwrap();
         command.current_dir(self.folder.path()).env("LORA_DROP_CACHE", self.path("cache"));
@@ -134,7 +134,7 @@ impl Fixture {
         self.run(&format!("train --model model {data} --output out --threads 2 {QUICK} {options}"))
     }
 
-    /// The binary as a process that the test looks after: with words separated by spaces, in the
+    /// The binary as a process that the test manages: arguments separated by spaces, run in the
     /// folder, standard error a pipe and nothing else read or written.
     pub fn process(&self, words: &str) -> Process {
         let mut process = Process::new(self.command().get_program());
@@ -143,7 +143,7 @@ impl Fixture {
         process
     }
 
-    /// The same under a script of a shell that has it as `"$0" "$@"`.
+    /// Like `process`, started by a shell's script as `"$0" "$@"`.
     pub fn shell(&self, script: &str, words: &str) -> Process {
         let mut process = Process::new("bash");
         self.set_up(&mut process);
@@ -156,8 +156,8 @@ impl Fixture {
         process.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     }
 
-    /// Runs the program until a line on standard error has `word`, then presses Ctrl-C: how it
-    /// ended, and what it said from there on.
+    /// Runs the program until a line on standard error has `word`, then presses Ctrl-C. Returns how
+    /// it ended and what it said from there on.
     #[cfg(unix)]
     pub fn interrupt(&self, arguments: &str, word: &str) -> Outcome {
         use std::io::{BufRead, BufReader, Read};
@@ -185,8 +185,8 @@ impl Fixture {
     }
 }
 
-/// What must not depend on where a run was stopped: the adapter or the weights, the scores, and the
-/// log but for its times.
+/// Results that must not depend on where a run was stopped: the adapter or the weights, the scores,
+/// and the log without its times.
 pub fn result_of_run(folder: &Path) -> BTreeMap<&'static str, Vec<u8>> {
     let files =
         ["adapter_compact.safetensors", "adapter_model.safetensors", "model.safetensors", "importance.json"];
@@ -410,8 +410,7 @@ fn row(random: &mut Random, positive: bool) -> Value {
     json!({"text": words.join(" "), "label": if positive { "positive" } else { "negative" }})
 }
 
-/// A small generator with a fixed course, so that every run of the tests sees the same model and
-/// data.
+/// A small deterministic generator, so that every run of the tests sees the same model and data.
 pub struct Random(pub u64);
 
 impl Random {
@@ -420,12 +419,12 @@ impl Random {
         self.0 >> 33
     }
 
-    /// Below n.
+    /// A number below n.
     pub fn below(&mut self, n: usize) -> usize {
         self.next() as usize % n
     }
 
-    /// In [-1, 1).
+    /// A number in [-1, 1).
     pub fn uniform(&mut self) -> f32 {
         self.next() as f32 / (1u64 << 30) as f32 - 1.0
     }

@@ -86,7 +86,7 @@ fn an_output_folder_that_goes_away_is_named() {
             assert!(began.elapsed() < Duration::from_secs(60), "no epoch was measured");
             std::thread::sleep(Duration::from_millis(10));
         }
-        // A commit may make a file while the folder is removed.
+        // A commit may create a file while the folder is removed.
         while fixture.path("out").is_dir() {
             _ = std::fs::remove_dir_all(fixture.path("out"));
         }

@@ -12,14 +12,14 @@ fn start(fixture: &Fixture, command: &str) -> Child {
     fixture.process(command).stderr(Stdio::null()).spawn().unwrap()
 }
 
-/// Runs a command to its end; how long that takes.
+/// Runs a command to its end; returns how long it took.
 fn time(fixture: &Fixture, command: &str) -> Duration {
     let began = Instant::now();
     assert!(start(fixture, command).wait().unwrap().success(), "{command}");
     began.elapsed()
 }
 
-/// Kills the command at a random moment of its time; whether it had ended by itself.
+/// Kills the command at a random moment of its time; returns whether it had ended by itself.
 fn kill(fixture: &Fixture, command: &str, whole: Duration, random: &mut Random) -> bool {
     let mut child = start(fixture, command);
     std::thread::sleep(whole.mul_f64(random.below(1_000_000) as f64 / 1e6));
@@ -110,7 +110,7 @@ fn kill_and_resume(moments: usize) {
         "--model model --data data --method full",
         "--model model --data data --dtype bf16 --method dora",
     ] {
-        // A checkpoint after nearly each step, so that all places are met.
+        // A checkpoint after nearly each step, so that runs are resumed from all stages.
         let train = |output: &str| {
             format!(
                 "train {options} --learning-rate 1e-2 --batch-size 8 --epochs 8 --output {output} --checkpoint-minutes 1e-6 \
@@ -132,7 +132,7 @@ fn kill_and_resume(moments: usize) {
                 }
                 resumed += 1;
                 command = "train --resume out".to_string();
-                // The third time it is left alone.
+                // The third resumption is left to finish.
                 if resumed % 3 == 0 {
                     fixture.run(&command).ok();
                     ended = true;
@@ -183,7 +183,8 @@ fn killed_merges_and_exports_leave_whole_files() {
                 let path = fixture.path(output);
                 check_files(if path.is_dir() { &path } else { path.parent().unwrap() });
                 if overwrite {
-                    // Whatever moment it was, a reader finds a whole one: the old or the new.
+                    // At whatever moment it was killed, a reader finds a whole one: the old or the
+                    // new.
                     fixture.run(&format!("inspect {output}")).ok();
                 }
             }

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use crate::common::{Fixture, QUICK, config, send, weights, write_model};
 use crate::{check_files, check_run};
 
-/// With too little memory a run ends with an error or dies by a signal; one that says that it is
-/// done has the right bits.
+/// With too little memory a run ends with an error or dies by a signal; if it reports success, its
+/// adapter is bit-identical to that of an unlimited run.
 #[cfg(target_os = "linux")]
 #[test]
 #[ignore = "minutes long; .ci/run runs it"]
@@ -32,7 +32,7 @@ fn too_little_memory_never_makes_a_wrong_adapter() {
     assert!(done > 0 && stopped > 0, "{done} were done, {stopped} were not");
 }
 
-/// Whether standard output is there changes nothing about the work.
+/// The work is the same whether standard output is there or not.
 #[cfg(unix)]
 #[test]
 #[ignore = "minutes long; .ci/run runs it"]

@@ -234,7 +234,7 @@ fn bytes(values: &[f32]) -> Vec<u8> {
 }
 
 impl Folder {
-    /// As PEFT would write it for two layers' query.
+    /// The folder as PEFT would write it for two layers' query.
     fn new() -> Self {
         let mut folder = Folder {
             config: json!({
@@ -579,7 +579,7 @@ fn a_tied_adapter_whose_module_has_no_vectors_is_refused() {
         assert!(message.contains(expected), "{message}");
     };
     refuse(&adapter, "tensor lora.query.0.inner is missing, which every tied-lora adapter has");
-    // Those that share a pair have vectors, and those with one of their own have none.
+    // Modules that share a pair have vectors, and modules with a pair of their own have none.
     let own = |pair: &usize| numbers(adapter.pairs[*pair].rank + adapter.pairs[*pair].output, 7);
     let (shared, kept): (Vec<_>, Vec<_>) =
         adapter.modules.iter().partition(|(_, pair)| adapter.pairs[**pair].shared);

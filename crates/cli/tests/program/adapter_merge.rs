@@ -20,7 +20,7 @@ fn numbers(count: usize, seed: usize) -> Vec<f32> {
     (0..count).map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1000.0 - 1.0).collect()
 }
 
-/// A base model's folder, each tensor's name as `name` makes it of the encoder's own.
+/// A base model's folder; `name` turns the encoder's own tensor names into the file's.
 struct Base {
     folder: tempfile::TempDir,
     config: ModelConfig,
@@ -68,7 +68,7 @@ impl Base {
         self.weights.insert(to.to_string(), weight);
     }
 
-    /// An adapter of rank 2 and alpha 3 for layer 1's query, with a head of so many outputs.
+    /// An adapter of rank 2 and alpha 3 for layer 1's query, with a head of this number of outputs.
     fn adapter(&self, outputs: usize) -> AdapterFile {
         let mut parameters = Parameters::new();
         let assignment = Assignment::all_own([QUERY]);

@@ -75,7 +75,7 @@ fn a_readme_that_somebody_wrote_is_kept() {
     let fixture = Fixture::new();
     fixture.train("--method lora --epochs 1").ok();
     let first = fixture.read("out/README.md");
-    // As it was written, it goes with its run.
+    // An unchanged card is replaced with its run.
     fixture.train("--method lora --epochs 2 --overwrite").ok();
     assert_ne!(fixture.read("out/README.md"), first);
     let changed = fixture.read("out/README.md").replace("## Use", "Do not use it for films.\n\n## Use");
@@ -89,7 +89,7 @@ fn a_readme_that_somebody_wrote_is_kept() {
     let run = fixture.train("--method lora --epochs 1 --overwrite").ok();
     assert!(!run.stderr.contains("stays as it is"));
     assert!(fixture.read("out/README.md").starts_with("---\n"));
-    // A method that fails before its first epoch costs no card.
+    // A run that fails before its first epoch leaves the card as it is.
     fixture.train("--method lora --learning-rate 1e30 --overwrite");
     assert!(fixture.read("out/README.md").starts_with("---\n"));
 }

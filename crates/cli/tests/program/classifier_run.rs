@@ -12,7 +12,7 @@ const OPTIONS: &str =
 const SAMPLE: &str = "--sample-ratio 0.5 --sample-epochs 2";
 const CLASSES: &str = "--data labelled --task classification";
 
-/// A tiny Llama, rows of words of which one decides the class, and pairs of texts with a whole
+/// A tiny Llama, rows of words, one of which decides the class, and pairs of texts with a whole
 /// number.
 fn fixture() -> Fixture {
     let fixture = Fixture::new();

@@ -408,7 +408,7 @@ fn an_adapter_is_used_in_the_type_that_it_was_trained_in() {
 fn inspect_counts_the_weights_that_training_counts() {
     let fixture = Fixture::new();
     let mut weights = crate::common::weights();
-    // A buffer that older checkpoints have, and no weight.
+    // A buffer of older checkpoints, which is not a weight.
     weights.insert("bert.embeddings.position_ids".into(), (vec![1, 8], vec![0.0; 8]));
     crate::common::write_tensors(&fixture.path("model/model.safetensors"), &weights);
     let seen = fixture.run("inspect model --json").ok().json();
@@ -452,7 +452,7 @@ fn a_recipe_serves_another_task_and_another_command() {
         |i: usize| json!({"prompt": format!("w{i} w5"), "completion": format!(" w{i}")}).to_string() + "\n";
     fixture.write("texts/train.jsonl", (3..60).map(row).collect::<String>());
     fixture.train("--epochs 1").ok();
-    // QUICK's dropout is of the encoder, and said of it.
+    // QUICK's dropout is for encoders, and a warning says so.
     let other = "train out/recipe.toml --model decoder --data texts --output texts-out";
     let outcome = fixture.run(other).ok();
     assert!(outcome.stderr.contains("the recipe's hidden-dropout is left out"), "{}", outcome.stderr);
@@ -483,11 +483,11 @@ fn rows_are_as_long_as_the_model_takes() {
     fixture.run("train --model decoder --data plain --output out --method lora --epochs 1").ok();
     fixture.run("eval --adapter out --data plain").ok();
     fixture.run("eval --model decoder --data plain").ok();
-    // Elsewhere 256 stays the most.
+    // The default for the encoder is still 256.
     assert_eq!(fixture.train("--dry-run --json --output x").ok().json()["data"]["max_length"], 256);
 }
 
-/// One file is train and dev at once: what was trained on is not what is measured.
+/// If one file is both train and dev, the rows that are measured were not trained on.
 #[test]
 fn eval_finds_the_rows_that_training_held_out() {
     let fixture = Fixture::new();

@@ -143,7 +143,7 @@ fn only_what_has_changed_is_run_again() {
     let back = fixture.run("compare table.toml").ok();
     assert!(back.stderr.contains("8 runs in out, 8 finished"), "{}", back.stderr);
 
-    // Other names of the same.
+    // The same table under other names.
     let named =
         format!("{TASKS}{METHODS}").replace("\"LoRA-drop\"", "\"ours\"").replace("\"first\"", "\"1st\"");
     fixture.write("table.toml", named);
@@ -277,7 +277,7 @@ fn a_run_of_a_table_that_is_stopped_goes_on_from_its_checkpoint() {
     assert_eq!(result_of_run(first), result_of_run(&runs("whole")[0]));
 }
 
-/// A shell has SIGINT ignored for what runs in the background, and so have the runs that it starts.
+/// A shell ignores SIGINT in background jobs, and so do the runs that these start.
 #[cfg(unix)]
 #[test]
 fn a_table_in_the_background_ends_with_its_runs() {
@@ -384,7 +384,7 @@ fn the_best_of_what_was_tried_is_used() {
     assert!(fixture.read("out/table.md").contains("tuned (learning-rate 0.02)"));
 }
 
-/// Two models in folders of their own, of which a digest has the content.
+/// Two models in folders of their own, which a digest of their contents distinguishes.
 #[test]
 fn models_that_are_tried_are_told_apart() {
     let fixture = fixture();
@@ -415,8 +415,8 @@ fn runs_are_as_long_as_the_reference_and_adapters_are_pruned() {
         assert_eq!((entries.len(), &index["counts"]["failed"]), (8, &Value::from(0)));
         for entry in entries {
             let of = |name: &str| entry[name].as_f64().unwrap();
-            // Two epochs of 96 rows in batches of 16; a sample stage that is not gone on from comes
-            // before them.
+            // Two epochs of 96 rows in batches of 16; a sample stage from which training does not
+            // continue comes before them.
             let before = if entry["line"] == 1 { 1.0 } else { 0.0 };
             match equal {
                 "steps" => assert_eq!(of("steps"), 12.0 + before, "{entry}"),
@@ -448,7 +448,7 @@ fn models_go_and_adapters_stay() {
     assert!(full["parameters"].as_f64().unwrap() > 10_000.0 && full["retained"].is_null());
 }
 
-/// In this process, so that pruning can be what a test says.
+/// Runs in this process, so that the test can replace pruning.
 #[test]
 fn a_pruned_line_waits_for_its_adapter() {
     let fixture = fixture();

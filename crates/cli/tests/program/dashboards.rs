@@ -55,7 +55,7 @@ fn tensorboard_gets_what_the_log_has() {
     assert!(found.windows(2).all(|pair| pair[0].wall_time <= pair[1].wall_time));
     assert!(lines.iter().any(|line| line["stage"] == "sample"));
 
-    // It is the run's: listed, and replaced with it.
+    // The event file is the run's: listed, and replaced with it.
     let [name] = &event_files(&fixture.path("out"))[..] else { panic!("one file") };
     let summary = fixture.read_json("out/summary.json");
     assert!(summary["outputs"].as_array().unwrap().contains(&json!(name)));
@@ -126,7 +126,7 @@ fn status(text: &str) -> String {
 fn a_metrics_file_says_how_a_run_stands() {
     let fixture = Fixture::new();
     std::fs::create_dir(fixture.path("metrics")).unwrap();
-    // Whatever a path has is a label's value.
+    // A path with any characters is a valid label.
     let name = if cfg!(windows) { "model's" } else { "a \"model\"\\\nof mine" };
     std::fs::rename(fixture.path("model"), fixture.path(name)).unwrap();
     let words =
@@ -181,7 +181,7 @@ fn a_metrics_file_replaces_only_its_like() {
     assert_eq!(status(&fixture.read("a.prom")), "finished");
 }
 
-/// A run that stops between an epoch and the next, and goes on.
+/// A run that is stopped between two epochs, and resumed.
 #[test]
 fn the_page_and_the_metrics_follow_a_run() {
     let fixture = Fixture::new();
@@ -223,7 +223,7 @@ fn the_page_and_the_metrics_follow_a_run() {
         (Status::Interrupted, train, true, 2),
     ];
     assert_eq!(seen, expected);
-    // Each was in its place at once.
+    // Each page was in its place at once.
     assert_eq!(written, expected.map(|seen| format!("{seen:?}")));
     assert_eq!(status(&fixture.read("a.prom")), "interrupted");
 

@@ -1,5 +1,5 @@
-//! The data sets that people fine-tune on most: rows of our own in the layout of each, read without
-//! an option, or with what the error names. docs/data.md has the same list.
+//! The data sets that people fine-tune on most: made-up rows in the layout of each, read without an
+//! option, or with the options that the error names. docs/data.md has the same list.
 
 use lora_drop::Cancel;
 use lora_drop::inspect::{DataView, data};

@@ -183,7 +183,7 @@ fn full_fine_tuning_gives_a_model() {
     let (before, after) = (measure("decoder"), measure("out"));
     assert!(after < before && (after - metric(&summary)).abs() < 1e-4 * after, "{before}, {after}");
     fixture.run("generate --model out --prompt w3").ok();
-    // With threads or without recomputing the same bits come out.
+    // Results are bit-identical on other threads and without recomputing.
     let again = format!("{train} --model decoder --method full --output again --learning-rate 1e-3");
     fixture.run(&format!("{again} --recompute --threads 1")).ok();
     let bytes = |run: &str| std::fs::read(fixture.path(&format!("{run}/model.safetensors"))).unwrap();
@@ -196,7 +196,7 @@ fn a_ranking_without_scores_is_explained() {
     let options = "--model decoder --data texts --max-length 32 --epochs 1 --batch-size 32 --output out";
     // One step is enough for scores.
     fixture.run(&format!("train {options} --sample-ratio 0.1 --sample-epochs 1")).ok();
-    // A rate that is nothing in single precision trains nothing.
+    // A rate that underflows in f32 trains nothing.
     let still = format!("train {options} --overwrite --sample-epochs 2 --learning-rate 1e-300");
     fixture.run(&still).fails(1, &["every q_proj are all zero", "--sample-epochs"]);
 }
@@ -252,7 +252,7 @@ fn a_prompt_longer_than_the_context_is_refused() {
 #[test]
 fn prompts_are_read_in_bf16_where_that_is_asked_for() {
     let fixture = fixture();
-    // More tokens than the products of few rows take.
+    // More tokens than the products for few rows handle.
     let prompt = vec!["w7"; 60].join(" ");
     let write = |dtype: &str| {
         let words = [
@@ -321,7 +321,7 @@ fn generation_ends_where_the_answers_ended() {
     }
     let evaluated = fixture.run("eval --adapter out --data chats --metrics exact_match --json").ok().json();
     assert_eq!(evaluated["metrics"]["exact_match"], json!(1.0), "{evaluated}");
-    // Where transformers looks for it, and llama.cpp.
+    // Where transformers and llama.cpp look for it.
     fixture.run("merge --adapter out --output merged").ok();
     for file in ["generation_config.json", "config.json"] {
         assert_eq!(fixture.read_json(&format!("merged/{file}"))["eos_token_id"], json!([2, 95]), "{file}");

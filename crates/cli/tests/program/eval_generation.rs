@@ -70,8 +70,8 @@ fn metrics_are_those_of_the_predictions_that_are_written() {
     let fixture = fixture();
     let result = fixture.run(&format!("{ALL} --predictions out.jsonl")).ok().json();
     let alone = fixture.run("eval --model decoder --data texts --json").ok().json();
-    // Loss and perplexity are what they are without generation, and generation is told of only
-    // where it was.
+    // Loss and perplexity are the same as without generation, and generation is reported only where
+    // it was asked for.
     assert_eq!(result["loss"], alone["loss"]);
     assert_eq!(result["metrics"]["perplexity"], alone["metrics"]["perplexity"]);
     assert!(alone.get("generation").is_none(), "{alone}");
@@ -149,7 +149,7 @@ fn the_limit_is_on_generation_alone() {
     assert_eq!(rows(&fixture, "few.jsonl"), rows(&fixture, "all.jsonl")[..5]);
     assert_eq!((&few["rows"], &few["loss"]), (&json!(12), &all["loss"]));
     assert_eq!(few["generation"]["inputs"], 5);
-    // More than there are is all.
+    // A limit above the number of prompts means all.
     let more = fixture.run(&format!("{ALL} --limit 500")).ok().json();
     assert_eq!(more["metrics"], all["metrics"]);
     // The train split, too, has prompts to generate for.

@@ -11,7 +11,7 @@ use crate::common::{Fixture, Outcome};
 use assert_cmd::Command;
 use serde_json::{Value, json};
 
-/// What shows that an option acts, beside the exit code.
+/// Where the effect of an option shows, besides the exit code.
 #[derive(Clone, Copy, Debug)]
 enum Look {
     /// Losses, trained values, scores.
@@ -22,7 +22,7 @@ enum Look {
     Measured,
     /// Standard output.
     Printed,
-    /// What is said of the lower blocks that are read from disk.
+    /// The message on lower blocks that are read from disk.
     Reused,
     /// Which files there are.
     Files,
@@ -57,7 +57,7 @@ impl Situation {
     }
 }
 
-/// A changed value, what both runs have beside it, and where to look.
+/// The changed option, the options of both runs, and where to look.
 type Case = (String, String, Look);
 
 fn case(changed: impl Into<String>, both: impl Into<String>, look: Look) -> Option<Case> {
@@ -504,7 +504,7 @@ fn prepare() -> Fixture {
         json!({ "messages": [{ "role": "user", "content": phrase(&number, i, 1 + i % 4) },
                              { "role": "assistant", "content": phrase(&number, i + 4, 2) }] })
     });
-    // Rows of every kind, for whoever reads them.
+    // Rows with the columns of every kind.
     rows("more", &|i| {
         json!({ "text": phrase(&word, i + 1, 3), "prompt": number(i), "completion": format!(" {}", number(i + 1)),
                 "label": class(i + 1), "score": 0.5 + i as f64 })
@@ -554,7 +554,7 @@ impl Run {
         Run { folder, outcome }
     }
 
-    /// What is to be different, with the exit code.
+    /// What must differ, with the exit code.
     fn seen(&self, look: Look) -> String {
         let code = self.outcome.code;
         let object = || serde_json::from_str::<Value>(&self.outcome.stdout).unwrap_or_default();
@@ -664,7 +664,7 @@ fn a_changed_value_changes_something_or_is_refused() {
     let (next, number) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let wrong = Mutex::new(Vec::new());
     let acts = Mutex::new(BTreeSet::new());
-    // Base runs by their words and by where one looks.
+    // Outputs of base runs, by their words and by where to look.
     let bases: Mutex<BTreeMap<String, String>> = Mutex::default();
     let run = |words: &str| Run::new(&fixture, number.fetch_add(1, Ordering::Relaxed), words);
     let work = || {
@@ -704,7 +704,7 @@ fn a_changed_value_changes_something_or_is_refused() {
     std::thread::scope(|scope| (0..4).for_each(|_| drop(scope.spawn(work))));
     let wrong = wrong.into_inner().unwrap();
     assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), jobs.len(), wrong.join("\n"));
-    // What is always refused cannot be of any use.
+    // An option that is always refused would be useless.
     let acts = acts.into_inner().unwrap();
     let refused: BTreeSet<_> = jobs
         .iter()

@@ -448,7 +448,7 @@ fn a_gguf_adapter_has_a_pair_for_every_layer() {
         let b = tensor("b");
         let size = pair.output / heads;
         for row in 0..pair.output {
-            // llama.cpp turns neighbours where transformers turns a head's halves.
+            // llama.cpp rotates neighbours where transformers rotates a head's halves.
             let (head, place) = (row / size, row % size);
             let from = if heads == 1 { row } else { head * size + place % 2 * size / 2 + place / 2 };
             assert_eq!(b[row * 2..][..2], pair.b[from * 2..][..2], "{name} {row}");

@@ -215,7 +215,7 @@ fn draws_follow_the_seed() {
     let first = draw(1);
     assert_eq!(first, draw(1));
     assert_ne!(first, draw(2));
-    // The same prompt at another place draws otherwise.
+    // The same prompt at another place draws other tokens.
     assert_ne!(first[0].tokens, first[1].tokens);
 }
 

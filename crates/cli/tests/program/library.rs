@@ -1,4 +1,4 @@
-//! The library in memory: its examples run and learn, training gives the bits of a run on files,
+//! The library in memory: its examples run and learn, training is bit-identical to a run on files,
 //! and odd rows are named.
 
 #[path = "../../../lora-drop/examples/in_memory.rs"]

@@ -35,14 +35,14 @@ fn the_arena_is_as_foreseen() {
         let summary = fixture.train(&options).ok().json();
         assert_eq!(summary["memory"]["activations"], estimated["activations"], "{options}");
         let (used, planned) = (number(&summary, "activation_bytes"), number(&estimated, "activations"));
-        // Of several places not each gets one of the largest parts, and on fewer processors than
-        // threads some get none.
+        // Not every worker gets one of the largest parts, and with fewer processors than threads
+        // some get none.
         let alone = options.contains("--threads 1");
         let least = if alone { planned } else { planned / number(&estimated, "together") };
         assert!((least..=planned).contains(&used), "{options}: {used} of {planned}");
         let (seen, total) = (number(&summary, "peak_rss_bytes"), number(&summary["memory"], "total"));
         assert!(seen > 0 && total > 0);
-        // Of a process of 20 MB the program is nearly all, and that is estimated.
+        // In a process of 20 MB nearly all is the program, whose size is only estimated.
         let off = seen.abs_diff(total) as f64 / seen as f64;
         let unused = options.contains("--threads 8") && seen < total;
         assert!(off < 0.3 || unused, "{options}: {total} estimated, {seen} seen");
@@ -73,7 +73,7 @@ fn packed_weights_are_foreseen_as_copies() {
     assert!(single == 2 * half && half > 0 && full == 0, "{single}, {half}, {full}");
 }
 
-/// A limit of the whole less a part of the activations, in kB.
+/// A limit in kB: the estimated total with only this share of the activations.
 fn limit(estimated: &Value, kept: f64) -> String {
     let activations = number(estimated, "activations") as f64;
     format!("{}kB", (number(estimated, "total") as f64 - (1.0 - kept) * activations) as u64 / 1000)
@@ -94,7 +94,7 @@ fn a_limit_chooses_how_steps_are_cut() {
         let memory = &outcome.json()["memory"];
         let tokens = number(memory, "micro_tokens");
         if run == 0 {
-            // Where there is room enough a limit changes nothing.
+            // If there is room enough, a limit changes nothing.
             let parts = ["micro_tokens", "together", "copies", "activations", "recompute"];
             parts.iter().for_each(|&part| assert_eq!(memory[part], free[part], "{part}"));
         } else {
@@ -166,7 +166,8 @@ fn an_impossible_limit_says_what_would_do() {
     let message = outcome.stderr.clone();
     outcome.fails(2, &["--memory-limit 2MB", "the least that would do is", "--micro-tokens", "--max-length"]);
     assert!(!fixture.path("out").exists());
-    // What it names does, but for pages of the program that may not have been resident then.
+    // The limit that the message names is enough, except for pages of the program that may not have
+    // been resident then.
     let least: u64 =
         message.split("that would do is ").nth(1).unwrap().split("MB").next().unwrap().parse().unwrap();
     let fits: Outcome = fixture.train(&format!("{WIDE} --epochs 1 --memory-limit {}MB", least + 4));
@@ -203,7 +204,7 @@ fn recomputing_changes_no_bit() {
         let [kept, again] = ["kept", "again"].map(|run| {
             number(&fixture.read_json(&format!("{name}-{run}/summary.json"))["memory"], "activations")
         });
-        // One layer's activations are all that there is where one has LoRA.
+        // If one layer has LoRA, there are only one layer's activations.
         let less = again < kept || name == "drop" && again == kept;
         assert!(less, "{method}: {again} {kept}");
     }

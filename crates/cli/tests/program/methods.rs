@@ -338,9 +338,9 @@ fn dora_trains_and_goes_wherever_lora_goes() {
     fixture.train("--method dora --threshold 0.5 --output never").fails(2, &["--threshold", "method dora"]);
 }
 
-/// What every method does that adapts modules: it is planned, trains to the same bits from its
-/// recipe on another number of threads, and measured, merged and written in other forms it is the
-/// same model.
+/// Checks what every method that adapts modules does: it is planned, trains to the same bits from
+/// its recipe on another number of threads, and is the same model when it is measured, merged and
+/// written in other forms.
 fn goes_wherever_lora_goes(method: &str, options: &str) -> (Fixture, serde_json::Value) {
     let fixture = Fixture::new();
     let options = format!("--method {method} --epochs 3 --lora-dropout 0.1 --learning-rate 1e-2 {options}");
@@ -447,7 +447,7 @@ fn a_budget_is_found_by_rows_outside_the_sample() {
         let of = |point: &Value, name: &str| point[name].as_f64().unwrap();
         assert!(points.windows(2).all(|pair| of(&pair[0], "budget") > of(&pair[1], "budget")));
         assert!(points.iter().all(|point| of(point, "share") <= of(point, "budget")));
-        // All but the last are within the tolerance, and the last that is, is kept.
+        // All budgets but the last are within the tolerance, and the last one within it is kept.
         assert_eq!(points.is_empty(), number_of("/curve/without") <= most);
         let within = points.iter().take_while(|point| of(point, "loss") <= most).count();
         assert!(within + 1 >= points.len());
@@ -542,7 +542,7 @@ fn vera_trains_vectors_on_a_random_pair() {
     assert_eq!((&config["peft_type"], &config["save_projection"]), (&json!("VERA"), &json!(true)));
     assert_eq!((&config["vera_dropout"], &config["lora_alpha"]), (&json!(0.1), &json!(null)));
     fixture.train("--method vera --alpha 8 --output never").fails(2, &["--alpha", "method vera"]);
-    // Vectors beside a configuration of LoRA's are not passed over.
+    // Vectors in an adapter that is configured as LoRA are not ignored.
     let lora = fixture.read("out/adapter_config.json").replace("VERA", "LORA").replace("vera_", "lora_");
     fixture.write("out/adapter_config.json", lora);
     let refused = fixture.run("eval --model model --adapter out --data data");

@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 
 const BENCH: &str = "bench --model model --batch 4 --length 16 --steps 2 --threads 2";
 
-/// Checks a trace and gives its events: on each track every event but the outermost lies within the
-/// one around it, which are roots on the first, and operations have their work.
+/// Checks a trace and returns its events. On each track every event but the outermost lies within
+/// the one around it; the outermost of the first track are roots; operations have their work.
 #[track_caller]
 fn spans(trace: &Value) -> Vec<Value> {
     let events = trace["traceEvents"].as_array().unwrap();

@@ -364,7 +364,7 @@ fn what_is_overwritten() {
     let prune = |options: &str| fixture.run(&format!("{PRUNE} --budget 0.5 {options}"));
     prune("--output pruned").ok();
     prune("--output pruned").fails(2, &["not empty", "--overwrite"]);
-    // A table instead of an adapter: of what was there, nothing is left.
+    // Writes a table instead of an adapter, and nothing of the earlier output is left.
     fixture.run(&format!("{PRUNE} --budgets 0.5 --output pruned --overwrite")).ok();
     assert_eq!(fixture.files("pruned"), ["prune.html", "prune.json"]);
     // A folder of another command is not prune's, nor prune's another's.

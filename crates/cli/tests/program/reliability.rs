@@ -292,7 +292,7 @@ fn nohup_outlives_the_terminal() {
     let running = Running::start(&fixture, "exec nohup \"$0\" \"$@\"");
     running.signal("-HUP");
     std::thread::sleep(std::time::Duration::from_millis(500));
-    // Not the file itself, which is not there for a moment while an epoch takes its place.
+    // Read by `inspect`: the file itself is missing for a moment while an epoch takes its place.
     assert_eq!(fixture.run("inspect out --json").ok().json()["status"], "running");
     running.signal("-TERM");
     assert_eq!(running.end().0, Some(130));

@@ -14,7 +14,8 @@ use toml::Table;
 use crate::common::tfevents::{TensorBoardEvent, event_files, events};
 use crate::common::{Fixture, QUICK, result_of_run};
 
-/// Runs or resumes until this many events have happened; whether it ended by itself.
+/// Runs or resumes until this many events have happened. Returns how it ended, and the number of
+/// events.
 fn run_until(
     settings: &RunSettings,
     stopped: Option<&StoppedRun>,

@@ -15,8 +15,8 @@ fn with_template(template: &str) -> Fixture {
     fixture
 }
 
-/// The most memory that a process of this test has had so far, those that its children waited for
-/// included; bytes.
+/// The largest peak memory, in bytes, of a child process of this test so far, including the
+/// children that it waited for.
 #[cfg(target_os = "linux")]
 fn peak_of_children() -> u64 {
     let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
@@ -28,7 +28,7 @@ fn peak_of_children() -> u64 {
     usage.ru_maxrss as u64 * 1024
 }
 
-/// Two lists of lists that are alike, 2^60 if one looks at all of it.
+/// Two equal lists of nested lists, 2^60 elements if one looks at all of them.
 const DOUBLED: &str = "{% set n = namespace(a=[1], b=[1]) %}{% for i in range(60) %}\
                        {% set n.a = [n.a, n.a] %}{% set n.b = [n.b, n.b] %}{% endfor %}";
 
@@ -48,7 +48,7 @@ fn templates_keep_to_one_budget_of_time_and_memory() {
         doubled("{{ n.a | tojson }}"),
         doubled("{{ n.a | string | length }}"),
         doubled("{{ [n.a, n.b] | sort | length }}"),
-        // At the time when it is compiled: what is constant is worked out then.
+        // At compile time, when constants are folded.
         format!("{{{{ {0} == {0} }}}}", "[".repeat(100) + &"],".repeat(99) + "]"),
         format!("{{{{ 1{} }}}}", "+1".repeat(300_000)),
         format!("{{{{ {}1{} }}}}", "(".repeat(300_000), ")".repeat(300_000)),

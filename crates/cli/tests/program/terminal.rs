@@ -38,7 +38,8 @@ impl Session {
         command.args(words).env("TERM", "xterm").env_remove("NO_COLOR").env_remove("COLUMNS");
         command.stdin(terminal.try_clone().unwrap()).stdout(terminal.try_clone().unwrap());
         command.stderr(Stdio::from(terminal));
-        // Between fork and exec only system calls are allowed, which these are.
+        // SAFETY: between fork and exec only async-signal-safe calls are allowed; these are system
+        // calls.
         unsafe {
             command.pre_exec(|| {
                 rustix::process::setsid()?;
@@ -97,8 +98,7 @@ impl Drop for Session {
     }
 }
 
-/// The lines without colours; of a line that was drawn again and again, such as a bar, what was
-/// drawn last.
+/// The lines without colours; for a line that was redrawn, such as a bar, what was drawn last.
 fn lines(shown: &str) -> Vec<String> {
     let plain = console::strip_ansi_codes(shown);
     let last = |line: &str| line.trim_end_matches('\r').rsplit('\r').next().unwrap_or_default().to_string();
@@ -125,7 +125,7 @@ fn every_command_fits_its_terminal() {
     let data = format!("{folder}/data");
     for columns in [80, 60] {
         let quick = QUICK.replace("--epochs 8", "--epochs 2");
-        // As long as the ranking decides, once.
+        // Once with a sample stage whose length the ranking decides.
         let quick = if columns == 80 { quick } else { format!("{quick} --sample-epochs 2") };
         let train = format!("train --model model --data {data} --threads 2 {quick} --overwrite --output");
         let lora = train.replace(" --sample-epochs 2", "");

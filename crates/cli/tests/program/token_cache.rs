@@ -95,7 +95,7 @@ fn two_processes_may_share_the_cache() {
     }
 }
 
-/// How often a run said that the cache has stopped, and that it ended well.
+/// How often a run said that the cache has stopped; the run must have ended well.
 fn times_told(fixture: &Fixture, word: &str) -> usize {
     let told = fixture.train("--epochs 1 --overwrite").ok().stderr;
     assert!(told.matches("token cache").count() == 0 || told.contains(word), "{told}");
@@ -109,7 +109,7 @@ fn a_cache_that_fails_stops_once_and_says_why() {
     assert_eq!(times_told(&fixture, "this run continues"), 1);
     std::fs::remove_file(fixture.path("cache")).unwrap();
     assert_eq!(times_told(&fixture, ""), 0);
-    // What was kept is read where nothing can be written.
+    // Cached tokens are read where nothing can be written.
     assert!(cached(&fixture));
 }
 
@@ -117,8 +117,8 @@ fn a_cache_that_fails_stops_once_and_says_why() {
 #[test]
 fn a_full_disk_stops_the_cache_alone() {
     let fixture = Fixture::new();
-    // Files of a few bytes are all that fits: RLIMIT_FSIZE in the place of a disk, for the cache's
-    // file is the largest that a dry run writes.
+    // Files of a few bytes are all that fits: RLIMIT_FSIZE stands in for a disk, because the
+    // cache's file is the largest that a dry run writes.
     let row = |i: usize| json!({ "text": "good ".repeat(30), "label": LABELS[i % 2] }).to_string() + "\n";
     fixture.write("data/train.jsonl", (0..400).map(row).collect::<String>());
     let dry_run = "train --model model --data data --output out --dry-run --json";

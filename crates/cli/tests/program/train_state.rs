@@ -1,4 +1,4 @@
-//! A run that stops, is written, and goes on in another learner ends with the same bits as one that
+//! A run that is stopped, written and continued in another learner is bit-identical to one that
 //! never stopped; criteria of other kinds than the paper's run through the sample stage.
 
 use std::collections::BTreeMap;
@@ -15,7 +15,7 @@ use lora_drop::train::{Cut, Hooks, Learner, Next, Passes, Prepared, SampleStage,
 use lora_drop_transformer::{ModuleId, Observations, Observer, Parameters, Seen};
 use serde_json::json;
 
-/// Settings under which steps are cut unevenly, and everything drops.
+/// Settings under which steps are cut unevenly, and every kind of dropout is on.
 fn settings(fixture: &Fixture, model: &str, data: &str) -> RunSettings {
     let settings = RunSettings::new(fixture.path(model).to_str().unwrap(), fixture.path(data), "");
     with(
@@ -25,14 +25,14 @@ fn settings(fixture: &Fixture, model: &str, data: &str) -> RunSettings {
     )
 }
 
-/// The settings, and those of a recipe's text over them.
+/// Overlays the settings with a recipe's text.
 fn with(settings: &RunSettings, text: &str) -> RunSettings {
     let mut settings = settings.clone();
     settings.apply(&text.parse().unwrap()).unwrap();
     settings
 }
 
-/// Those of a method without a sample stage.
+/// The settings of a method without a sample stage.
 fn unsampled(method: Method, settings: &RunSettings) -> RunSettings {
     let mut settings = settings.clone();
     settings.train.adapter.method = method;
@@ -65,7 +65,7 @@ fn prepare(settings: &RunSettings) -> Prepared {
     Prepared::read(settings, false, &Cancel::new(), &mut |_| {}).unwrap()
 }
 
-/// As a new process would make it; parts of a step are small, and two run concurrently.
+/// A learner as a new process would make it; parts of a step are small, and two run concurrently.
 fn learner(prepared: &Prepared, settings: &RunSettings) -> Learner {
     let mut learner =
         Learner::new(prepared, &settings.train, &Assignment::all_own(prepared.modules())).unwrap();
@@ -96,7 +96,7 @@ fn finish(
     learner.run(&schedule, prepared.data.train(), hooks, &cancel)
 }
 
-/// Writes the state after a step of a stage, as a process does that is killed after it.
+/// Writes the state after a step of a stage and stops there, as a process that is killed then.
 struct StopAt {
     stage: Stage,
     step: usize,
@@ -141,7 +141,7 @@ fn stopped_runs_end_as_whole_ones(fixture: &Fixture, settings: &RunSettings, sto
                 let mut learner = learner(&prepared, settings);
                 learner.restore(&settings.train, &LoraOutput, &stop.path).unwrap();
                 assert_eq!((learner.state.stage, learner.state.optimiser.steps), (stage, step));
-                // What was read is what was written.
+                // The state that was read is written again with the same bytes.
                 learner.state.write(&path("again")).unwrap();
                 assert!(std::fs::read(path("again")).unwrap() == std::fs::read(&stop.path).unwrap());
                 finish(&prepared, settings, &mut learner, &mut |_: &Event| {}).unwrap();
@@ -243,7 +243,7 @@ fn a_state_that_does_not_fit_says_what_and_where() {
 /// The squared norm of the gradients of a module's pair, over a window's steps.
 struct GradientNorm;
 
-/// Σ over the pair of each module.
+/// Returns the squared norm of the gradients of each module's pair.
 fn gradient_norms(bank: &LoraBank, parameters: &Parameters) -> BTreeMap<ModuleId, f64> {
     let norm = |id| parameters.gradient(id).iter().map(|&g| f64::from(g).powi(2)).sum::<f64>();
     let pairs = bank.modules().keys().map(|&module| (module, bank.pair_of(module).unwrap().lora));
@@ -270,7 +270,7 @@ impl Criterion for GradientNorm {
     }
 }
 
-/// The squared norm of what modules take: the same for those that read the same.
+/// The squared norm of modules' inputs: the same for modules that read the same.
 struct InputNorm;
 
 impl Observer for InputNorm {
@@ -303,7 +303,7 @@ impl Criterion for InputNorm {
     }
 }
 
-/// Keeps the gradients' norms of each step by itself.
+/// Keeps the gradients' norms of each step separately.
 #[derive(Default)]
 struct Norms(Vec<BTreeMap<ModuleId, f64>>);
 
@@ -363,7 +363,7 @@ fn a_criterion_sees_what_modules_take() {
     }
 }
 
-/// Keeps Σ |w · ∂L/∂w| of each step by itself, from tensors by name.
+/// Keeps Σ |w · ∂L/∂w| of each step separately, from tensors by name.
 #[derive(Default)]
 struct Sensitivities(Vec<BTreeMap<String, f64>>);
 
@@ -421,8 +421,8 @@ fn size_is_the_norm_of_the_product() {
     }
 }
 
-/// The gradients before anything is trained, which are those of the sample stage's first step where
-/// that has all rows.
+/// The gradients before anything is trained are those of the sample stage's first step if that has
+/// all rows.
 #[test]
 fn page_is_the_energy_of_the_first_gradients() {
     let (_fixture, settings) = encoder();
@@ -441,7 +441,7 @@ fn page_is_the_energy_of_the_first_gradients() {
         let expected = expected[&ModuleId { layer: m.layer, kind: m.kind }];
         assert!(m.score > 0.0 && (m.score / expected - 1.0).abs() < 1e-4, "{m:?} {expected}");
     }
-    // Batch by batch there are more gradients, whose squares are added up.
+    // Smaller batches give more gradients, whose squares are added up.
     let batches = with(&page, "batch-size = 7\noverwrite = true");
     let [one, two] = ["threads = 1", "threads = 2"].map(|threads| score(&with(&batches, threads)));
     assert_eq!(one, two);

@@ -1,25 +1,26 @@
-//! What happens to a strip of scores: a row for each key, in it a lane for each of `LANES` queries,
-//! so that all lanes do the same and nothing is summed across them.
+//! Operations on a strip of scores: one row per key, with one lane for each of `LANES` queries. All
+//! lanes do the same, and nothing is summed across them.
 
 use crate::cpu::vectorised;
 use crate::gemm::panels::WIDTH;
 use crate::math::{exp, fused};
 use crate::random::{Dropout, Key};
 
-/// Queries of a strip.
+/// Number of queries of a strip.
 pub const LANES: usize = WIDTH;
 
 /// A value for each query.
 pub type Row = [f32; LANES];
 
-/// Dropout of a strip: the key of each query's row of probabilities, by halves.
+/// Dropout keys of a strip: the lower and upper halves of the key of each query's row of
+/// probabilities.
 pub struct RowKeys {
     low: [u32; LANES],
     high: [u32; LANES],
 }
 
 impl RowKeys {
-    /// Of as many queries as there are keys, at most `LANES`.
+    /// Collects the keys of at most `LANES` queries.
     pub fn new(keys: impl Iterator<Item = Key>) -> Self {
         let mut all = RowKeys { low: [0; LANES], high: [0; LANES] };
         for (i, key) in keys.enumerate() {
@@ -30,8 +31,8 @@ impl RowKeys {
 }
 
 vectorised! {
-    /// scale · score + bias. Of the first row and query 0 the bias is the table's at `zero`; one
-    /// key further it is the next one, one query further the one before.
+    /// score = scale · score + bias. The bias of row `key` and query `query` is `table[zero + key −
+    /// query]`.
     pub fn add_bias(scores: &mut [Row], scale: f32, table: &[f32], zero: usize, queries: usize) {
         for (key, row) in scores.iter_mut().enumerate() {
             let bias = &table[zero + key + 1 - queries..][..queries];
@@ -43,7 +44,8 @@ vectorised! {
 }
 
 vectorised! {
-    /// The bias's gradient: the sum of the scores', along its diagonals.
+    /// Adds the gradient of the score of row `key` and query `query` to `table[zero + key −
+    /// query]`, so that the bias's gradient is summed along diagonals.
     pub fn add_bias_gradient(table: &mut [f32], gradients: &[Row], zero: usize, queries: usize) {
         for (key, row) in gradients.iter().enumerate() {
             let bias = &mut table[zero + key + 1 - queries..][..queries];
@@ -56,7 +58,7 @@ vectorised! {
 }
 
 vectorised! {
-    /// The largest score of each query.
+    /// Writes the largest score of each query to `top`.
     pub fn largest(scores: &[Row], top: &mut Row) {
         let mut most = [f32::NEG_INFINITY; LANES];
         for row in scores {
@@ -70,7 +72,7 @@ vectorised! {
 }
 
 vectorised! {
-    /// Scores → exp(scale · (score − top)) in place; their sum goes to `sum`.
+    /// Replaces scores by exp(scale · (score − top)), and writes their sums to `sum`.
     pub fn exponentials(scores: &mut [Row], scale: f32, top: &Row, sum: &mut Row) {
         let shift = top.map(|top| -scale * top);
         let mut total = [0.0; LANES];
@@ -85,7 +87,7 @@ vectorised! {
 }
 
 vectorised! {
-    /// Multiplies by the factors of dropout; the first row is that of key `first`.
+    /// Multiplies probabilities by the dropout factors. The first row is key `first`.
     pub fn drop(probabilities: &mut [Row], first: usize, dropout: Dropout, keys: &RowKeys) {
         for (key, row) in (first as u32..).zip(probabilities) {
             for ((x, &low), &high) in row.iter_mut().zip(&keys.low).zip(&keys.high) {
@@ -97,8 +99,8 @@ vectorised! {
 }
 
 vectorised! {
-    /// Scores → probabilities P = exp(scale · score − lse), and their gradients dP → dS = P · (dP −
-    /// along), both in place.
+    /// Replaces scores in `p` by probabilities P = exp(scale · score − lse), and their gradients dP
+    /// in `ds` by dS = P · (dP − along), where `along` is Σ dO·O of each query.
     pub fn gradients(p: &mut [Row], ds: &mut [Row], scale: f32, lse: &Row, along: &Row) {
         for (p, ds) in p.iter_mut().zip(ds) {
             for (((p, ds), &lse), &along) in p.iter_mut().zip(ds).zip(lse).zip(along) {
@@ -110,8 +112,8 @@ vectorised! {
 }
 
 vectorised! {
-    /// The same with dropout of factors f: dS = P · (f · dP − along), and P becomes f · P. The
-    /// first row is that of key `first`.
+    /// As `gradients`, with dropout factors f: dS = P · (f · dP − along), and `p` becomes f · P.
+    /// The first row is key `first`.
     pub fn gradients_dropped(
         p: &mut [Row],
         ds: &mut [Row],
@@ -134,7 +136,7 @@ vectorised! {
 }
 
 vectorised! {
-    /// to = factor · x, of as many values as `to` has.
+    /// to = factor · x, for as many values as `to` has.
     pub fn scale(to: &mut [f32], x: &[f32], factor: f32) {
         for (to, x) in to.iter_mut().zip(x) {
             *to = factor * x;

@@ -1,5 +1,5 @@
-//! Attention of few queries: keys and values are read where they lie, for packing them would cost
-//! as much as their products. Rows are queries, and products are of f32 whatever the precision.
+//! Attention for few queries. Keys and values are read in place, because packing them would cost as
+//! much as their products. Rows are queries, and products are in f32 whatever the precision.
 
 use super::{Attention, Group, Kept, OutputSlice, Sums, row_key};
 use crate::arena::Arena;
@@ -9,20 +9,20 @@ use crate::math::{exp, fused, max, sum_by, sum_by_2};
 use crate::random::{Dropout, Key};
 use crate::rows::add_row;
 
-/// Whether a sequence's queries are few.
+/// Returns whether a sequence's queries are few.
 pub fn are_few(queries: usize) -> bool {
     queries <= FEW_ROWS
 }
 
-/// Floats that `forward` and `backward` take for sequences of this length.
+/// Floats of scratch memory that `forward` and `backward` take for sequences of this length.
 pub const fn scratch(length: usize) -> usize {
     2 * FEW_ROWS * length
 }
 
-/// Writes one head's columns of `out` and its entries of `lse`.
+/// Computes one head's columns of `out` and its entries of `lse`.
 ///
 /// # Safety
-/// No one else touches them meanwhile.
+/// No one else accesses them during the call.
 pub unsafe fn forward(
     attention: &Attention,
     group: &Group,
@@ -48,7 +48,7 @@ pub unsafe fn forward(
         if let Some((dropout, keys)) = attention.dropout {
             drop_row(&mut scores[seen], first, dropout, row_key(keys[group.sequence], head, row));
         }
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller promises exclusive access to these entries and columns.
         let out = unsafe {
             lse.write(group.entry(head, row), sum);
             out.row(group.span.query + row, head, attention.width)
@@ -58,10 +58,10 @@ pub unsafe fn forward(
     }
 }
 
-/// Writes one head's columns of dq, and adds to `sums` what it gives to keys, values and bias.
+/// Computes one head's columns of dq, and adds its gradients of keys, values and bias to `sums`.
 ///
 /// # Safety
-/// No one else touches these columns meanwhile.
+/// No one else accesses these columns during the call.
 pub unsafe fn backward(
     attention: &Attention,
     (group, head): (&Group, usize),
@@ -108,7 +108,7 @@ pub unsafe fn backward(
             let reach = table.len().div_ceil(2);
             add_row(&mut table[reach - 1 - row..][..length], ds);
         }
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller promises exclusive access to these columns of dq.
         let dq = unsafe { dq.row(group.span.query + row, head, attention.width) };
         dq.fill(0.0);
         add_rows(dq, ds, keys, stride);
@@ -119,7 +119,7 @@ pub unsafe fn backward(
 }
 
 vectorised! {
-    /// Scores → probabilities in place; returns the log-sum-exp.
+    /// Replaces scores by probabilities; returns the log-sum-exp.
     fn softmax_row(x: &mut [f32]) -> f32 {
         let top = max(x);
         for x in x.iter_mut() {
@@ -150,7 +150,7 @@ vectorised! {
 }
 
 vectorised! {
-    /// The first value is that of token `first`.
+    /// Applies dropout to a row of probabilities. The first value is that of token `first`.
     fn drop_row(x: &mut [f32], first: usize, dropout: Dropout, key: Key) {
         for (i, x) in x.iter_mut().enumerate() {
             *x *= dropout.factor(key, (first + i) as u32);
@@ -180,7 +180,7 @@ vectorised! {
 }
 
 vectorised! {
-    /// Row i of `to`, whose rows start `stride` apart, gets xᵢ · y.
+    /// Adds xᵢ · y to row i of `to`, whose rows start `stride` apart.
     fn add_outer(to: &mut [f32], stride: usize, x: &[f32], y: &[f32]) {
         for (to, &x) in to.chunks_exact_mut(stride).zip(x) {
             for (to, &y) in to.iter_mut().zip(y) {

@@ -1,9 +1,9 @@
 //! Softmax attention within packed sequences: O = dropout(softmax(scale · Q Kᵀ + bias)) V, head by
 //! head.
 //!
-//! Sequences are end to end and never see each other. Probabilities are not saved: the backward
-//! pass recomputes them from the row's log-sum-exp, for a strip of queries at a time, so memory
-//! grows with the length and not with its square.
+//! Sequences are concatenated and do not see each other. Probabilities are not saved: the backward
+//! pass recomputes them from each row's log-sum-exp, for one strip of queries at a time, so memory
+//! is linear in the sequence length.
 
 mod columns;
 mod few;
@@ -23,7 +23,7 @@ use crate::profile::{self, Work};
 use crate::random::{Dropout, Key};
 use columns::{LANES, Row};
 
-/// The fixed part of an attention: sequences, heads, and what a query sees.
+/// The configuration of an attention: sequences, heads, and what a query sees.
 #[derive(Clone, Copy)]
 pub struct Attention<'a> {
     /// The starts of sequences, and the end of the last: (sequences + 1).
@@ -72,8 +72,8 @@ pub enum Queries {
     Last(usize),
 }
 
-/// A row-major matrix of which attention reads columns: of each row, the first `heads * width`.
-/// Rows are `stride` values apart.
+/// A row-major matrix with rows `stride` values apart. Attention reads the first `heads * width`
+/// columns of each row.
 #[derive(Clone, Copy)]
 pub struct Columns<'a> {
     pub data: &'a [f32],
@@ -81,7 +81,7 @@ pub struct Columns<'a> {
 }
 
 impl<'a> Columns<'a> {
-    /// The columns of a head from row `row` on.
+    /// Returns the columns of a head in `rows` rows from row `row` on, (rows, width).
     fn head(self, row: usize, head: usize, rows: usize, width: usize) -> Mat<'a> {
         Mat::strided(&self.data[row * self.stride + head * width..], rows, width, self.stride)
     }
@@ -118,14 +118,14 @@ impl<'a> RelativeBias<'a> {
     }
 }
 
-/// A raw pointer that tasks share, each writing its own sequence's rows and head's columns.
+/// A raw pointer that tasks share. Each writes only its own sequences' rows and heads' columns.
 #[derive(Clone, Copy)]
 struct OutputSlice {
     data: *mut f32,
     len: usize,
     stride: usize,
 }
-// SAFETY: see where it is used.
+// SAFETY: tasks write disjoint elements, as the callers of `row` and `write` promise.
 unsafe impl Send for OutputSlice {}
 unsafe impl Sync for OutputSlice {}
 
@@ -134,22 +134,22 @@ impl OutputSlice {
         OutputSlice { data: x.as_mut_ptr(), len: x.len(), stride }
     }
 
-    /// The columns of a head of one row.
+    /// Returns the columns of a head in one row.
     ///
     /// # Safety
-    /// No one else touches them meanwhile.
+    /// No one else accesses them during 'a.
     unsafe fn row<'a>(self, row: usize, head: usize, width: usize) -> &'a mut [f32] {
         let from = row * self.stride + head * width;
         assert!(from + width <= self.len);
-        // SAFETY: inside the slice; the caller's promise.
+        // SAFETY: inside the slice by the assertion; the caller promises exclusive access.
         unsafe { std::slice::from_raw_parts_mut(self.data.add(from), width) }
     }
 
     /// # Safety
-    /// No one else touches the element meanwhile.
+    /// No one else accesses the element during the call.
     unsafe fn write(self, at: usize, value: f32) {
         assert!(at < self.len);
-        // SAFETY: inside the slice; the caller's promise.
+        // SAFETY: inside the slice by the assertion; the caller promises exclusive access.
         unsafe { *self.data.add(at) = value }
     }
 }
@@ -159,9 +159,9 @@ thread_local! {
     static SUMS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
 }
 
-/// Most bytes that a thread keeps between calls for sequences of at most `longest` tokens, with
-/// heads of this width: packed operands, a strip of scores, and the sums of gradients of keys and
-/// values.
+/// Upper bound in bytes on the memory that a thread keeps between calls, for sequences of at most
+/// `longest` tokens with heads of this width: packed operands, a strip of scores, and the sums of
+/// the gradients of keys and values.
 pub fn scratch_bytes(longest: usize, width: usize) -> usize {
     let sums = Arena::room(2 * longest * width.next_multiple_of(WIDTH));
     size_of::<f32>() * (Arena::room(strip::scratch(longest, width).max(few::scratch(longest))) + sums)
@@ -185,8 +185,9 @@ impl Attention<'_> {
         // Reads Q, K and V; writes O.
         let _span = profile::operation("attention", || self.work(2, [2, 2], lse.len()));
         let to = [OutputSlice::new(out, self.heads * self.width), OutputSlice::new(lse, self.heads)];
-        // A task takes heads of a group, or strips of them, and packs the group's keys and values
-        // for itself. So there are no more parts of a group than give all threads work.
+        // A task takes some heads of a group, or strips of them, and packs the group's keys and
+        // values for itself. A group is therefore split into no more parts than give work to all
+        // threads.
         let groups = (self.offsets.len() - 1) * self.kv_heads;
         let parts = (4 * rayon::current_num_threads()).div_ceil(groups);
         (0..groups * parts).into_par_iter().with_max_len(1).for_each(|task| {
@@ -199,7 +200,7 @@ impl Attention<'_> {
                 return;
             }
             let mut scratch = SCRATCH.take();
-            // SAFETY: no other task has this head's columns and entries of these queries.
+            // SAFETY: no other task accesses these heads' columns and entries of these queries.
             unsafe {
                 if few {
                     for number in mine {
@@ -214,7 +215,7 @@ impl Attention<'_> {
     }
 
     /// Overwrites the gradients of q, k and v; adds to `dbias`, in the shape of the bias's table,
-    /// if it is given.
+    /// if given.
     ///
     /// With P the probabilities and D = Σ dO·O by row: dV = dropout(P)ᵀ dO, dS = P (dropout(dO Vᵀ)
     /// − D), dQ = scale · dS K, dK = scale · dSᵀ Q, dbias = Σ dS along diagonals.
@@ -227,14 +228,15 @@ impl Attention<'_> {
         let span = self.bias.map_or(0, |b| 2 * b.reach - 1);
         let group = self.heads / self.kv_heads;
         match dbias {
-            // A head's diagonals are summed over its sequences in order, by one task.
+            // One task sums the diagonals of a group's heads over all sequences, in order.
             Some(dbias) => dbias.par_chunks_mut(group * span).enumerate().for_each(|(kv_head, dbias)| {
                 for sequence in 0..self.offsets.len() - 1 {
                     let number = sequence * self.kv_heads + kv_head;
                     self.backward_group(number, kept, dout, dqkv, Some(&mut *dbias));
                 }
             }),
-            // A group's heads add to the same keys and values, so one task takes them in order.
+            // A group's heads add to the gradients of the same keys and values, so one task takes
+            // them in order.
             None => {
                 let groups = (self.offsets.len() - 1) * self.kv_heads;
                 let task = |number| self.backward_group(number, kept, dout, dqkv, None);
@@ -260,7 +262,7 @@ impl Attention<'_> {
         of_keys.fill(0.0);
         of_values.fill(0.0);
         let mut sums = Sums { dk: of_keys, dv: of_values, stride, tables, heads: group.heads.clone() };
-        // SAFETY: no other task has this sequence's rows and these heads' columns.
+        // SAFETY: no other task accesses this sequence's rows of these heads' columns.
         unsafe {
             if few::are_few(group.span.queries) {
                 for head in group.heads.clone() {
@@ -282,7 +284,7 @@ impl Attention<'_> {
         SUMS.set(buffer);
     }
 
-    /// A sequence and a head of keys and values, by their number.
+    /// Returns the group with this number: a sequence and one of its heads of keys and values.
     fn group<'a>(&self, number: usize, inputs: Inputs<'a>) -> Group<'a> {
         let (sequence, kv_head) = (number / self.kv_heads, number % self.kv_heads);
         let each = self.heads / self.kv_heads;
@@ -297,7 +299,8 @@ impl Attention<'_> {
         }
     }
 
-    /// The tokens, from the sequence's start, that some of these queries of it see.
+    /// Returns the tokens, counted from the sequence's start, that at least one of these queries
+    /// sees.
     fn seen_by(&self, span: &Span, queries: Range<usize>) -> Range<usize> {
         match self.sight {
             Sight::All => 0..span.length,
@@ -310,11 +313,11 @@ impl Attention<'_> {
         }
     }
 
-    /// Sets the scores of keys that a query does not see to −∞: a row for each key from `first_key`
-    /// on, in it a lane for each query from `first_query` on.
+    /// Sets the scores of keys that a query does not see to −∞. Rows of `scores` are keys from
+    /// `first_key` on, lanes are queries from `first_query` on.
     fn hide(&self, span: &Span, first_query: usize, first_key: usize, scores: &mut [Row]) {
         let Sight::Causal { window } = self.sight else { return };
-        // The token of the first lane; that of a lane is its last key.
+        // The token of the first lane's query. A query's own token is the last key that it sees.
         let first = span.length - span.queries + first_query;
         for (key, row) in (first_key..).zip(scores.iter_mut()).skip((first + 1).saturating_sub(first_key)) {
             row[..(key - first).min(LANES)].fill(f32::NEG_INFINITY);
@@ -336,8 +339,9 @@ impl Attention<'_> {
         }
     }
 
-    /// What `products` products of queries and keys compute, and what `matrices` matrices of
-    /// queries and of keys hold; `lse` numbers are of the log-sum-exps. Scores stay in the caches.
+    /// Returns the work of `products` products of queries with keys. `matrices` counts the matrices
+    /// of the size of the queries and of the keys that are read or written, `lse` the log-sum-exps.
+    /// Scores stay in the caches and are not counted.
     fn work(&self, products: usize, matrices: [usize; 2], lse: usize) -> Work {
         let sequences = self.offsets.len() - 1;
         let multiplied: usize = (0..sequences)
@@ -386,7 +390,7 @@ impl Attention<'_> {
     }
 }
 
-/// A sequence's first token and length, and its first query and their number.
+/// A sequence's first token and length, and its first query and number of queries.
 struct Span {
     token: usize,
     length: usize,
@@ -416,37 +420,38 @@ impl<'a> Group<'a> {
         self.inputs.v.head(self.span.token, self.kv_head, self.span.length, self.width)
     }
 
-    /// Of one head the queries `rows`: (rows, width).
+    /// Returns the queries `rows` of one head, (rows, width).
     fn queries(&self, head: usize, rows: Range<usize>) -> Mat<'a> {
         self.inputs.q.head(self.span.query + rows.start, head, rows.len(), self.width)
     }
 
-    /// The same of a matrix (queries, heads * width).
+    /// Returns the same rows and columns of another matrix (queries, heads * width).
     fn of_queries<'b>(&self, x: &'b [f32], head: usize, rows: Range<usize>) -> Mat<'b> {
         let hidden = self.all_heads * self.width;
         Columns { data: x, stride: hidden }.head(self.span.query + rows.start, head, rows.len(), self.width)
     }
 
-    /// Where a matrix (queries, heads * width) has a query's columns of a head.
+    /// Returns the indices of a query's columns of one head in a matrix (queries, heads * width).
     fn columns(&self, head: usize, row: usize) -> Range<usize> {
         let from = ((self.span.query + row) * self.all_heads + head) * self.width;
         from..from + self.width
     }
 
-    /// Where a matrix (queries, heads) has a query's entry of a head.
+    /// Returns the index of a query's entry of one head in a matrix (queries, heads).
     fn entry(&self, head: usize, row: usize) -> usize {
         (self.span.query + row) * self.all_heads + head
     }
 }
 
-/// What the heads of a group add up.
+/// Gradients summed over the heads of a group.
 struct Sums<'a> {
-    /// (length, stride), of which the first columns are a head's width: of keys yet without scale.
+    /// Gradient of the keys without the factor `scale`, (length, stride); the first `width` columns
+    /// are used.
     dk: &'a mut [f32],
-    /// As dk.
+    /// Gradient of the values, in the same shape.
     dv: &'a mut [f32],
     stride: usize,
-    /// The bias's gradients of these heads, one table after the other, where it trains.
+    /// Gradients of these heads' bias tables, one after the other, if the bias trains.
     tables: Option<&'a mut [f32]>,
     heads: Range<usize>,
 }

@@ -1,11 +1,11 @@
-//! Attention of a strip of queries at a time, keys and values packed once for all heads and queries
-//! that meet them.
+//! Attention for one strip of queries at a time. Keys and values are packed once for all heads and
+//! queries that use them.
 //!
-//! Scores are formed turned: a row for each key, a lane for each query. So a softmax sums lane by
-//! lane, and the probabilities are, without being turned, both a panel of queries (for Vᵀ Pᵀ and Kᵀ
-//! dSᵀ) and rows of keys (for Pᵀ dO and dSᵀ Q). O and dQ are formed turned as well, a row for each
-//! of a head's columns. Forward holds the scores of one strip, length · `LANES` of them; the
-//! backward pass holds `KEYS` keys of a strip.
+//! Scores are computed transposed, Sᵀ = K Qᵀ: one row per key, one lane per query. The softmax then
+//! sums lane by lane, and Pᵀ and dSᵀ serve without a transposition both as a panel of queries (for
+//! Vᵀ Pᵀ and Kᵀ dSᵀ) and as rows of keys (for Pᵀ dO and dSᵀ Q). O and dQ are computed transposed as
+//! well, one row per column of the head. The forward pass holds the scores of one strip, length ·
+//! `LANES`; the backward pass holds those of `KEYS` keys at a time.
 
 use std::ops::Range;
 
@@ -17,8 +17,8 @@ use crate::cpu::fetch;
 use crate::gemm::panels::{Left, Panels, Right, WIDTH, transpose};
 use crate::gemm::{Mat, MatMut, Precision, Start};
 
-/// Keys of a strip that the backward pass takes at a time: their scores and the scores' gradients
-/// are 32 KiB.
+/// Keys that the backward pass processes at a time: their scores and the gradients of these take 32
+/// KiB.
 const KEYS: usize = 128;
 
 /// The sizes of packed operands, in words.
@@ -34,22 +34,23 @@ impl Sizes {
         self.panels.words(k)
     }
 
-    /// Rows of a head's values, one for each key, and those that a product may read after the last.
+    /// Returns the words of a head's rows, one per key, and of the rows that a product may read
+    /// past the last key.
     fn rows(self) -> usize {
         (self.length + WIDTH) * self.words(self.width)
     }
 
-    /// Panels with the head's values as columns, `k` of them deep.
+    /// Returns the words of panels of the head's columns, `k` values deep.
     fn columns(self, k: usize) -> usize {
         self.words(k) * self.width.next_multiple_of(WIDTH)
     }
 
-    /// A panel with queries as columns, `k` deep.
+    /// Returns the words of a panel with queries as columns, `k` values deep.
     fn panel(self, k: usize) -> usize {
         self.words(k) * LANES
     }
 
-    /// A strip's part of O or dQ: (width, `LANES`), and its transpose.
+    /// Returns the words of a strip's part of Oᵀ or dQᵀ, (width, `LANES`), and of its transpose.
     fn turned(self) -> usize {
         2 * self.width * LANES
     }
@@ -68,15 +69,15 @@ impl Sizes {
     }
 }
 
-/// Floats that `forward` and `backward` take for heads of this width and sequences of this length,
-/// at most.
+/// Upper bound on the floats of scratch memory that `forward` and `backward` take for heads of this
+/// width and sequences of this length.
 pub fn scratch(length: usize, width: usize) -> usize {
     let sizes = |precision| Sizes { panels: Panels::new(precision), length, width };
     let both = [Precision::F32, Precision::Bf16].map(sizes);
     both.map(|sizes| sizes.forward().max(sizes.backward())).into_iter().max().unwrap_or(0)
 }
 
-/// How many strips a head of the sequence has.
+/// Returns the number of strips of a head with this number of queries.
 pub fn strips(queries: usize) -> usize {
     queries.div_ceil(LANES)
 }
@@ -84,13 +85,13 @@ pub fn strips(queries: usize) -> usize {
 /// A strip of one head's queries.
 struct Strip {
     head: usize,
-    /// Its first query, and their number.
+    /// First query, and number of queries.
     first: usize,
     queries: usize,
 }
 
 impl Strip {
-    /// Of all strips of a group's heads the one with this number.
+    /// Returns the strip with this number among all strips of a group's heads.
     fn numbered(group: &Group, number: usize) -> Strip {
         let each = strips(group.span.queries);
         let first = number % each * LANES;
@@ -107,8 +108,9 @@ impl Strip {
         Some(RowKeys::new(self.rows().map(|row| row_key(keys[group.sequence], self.head, row))))
     }
 
-    /// Products of queries and of the keys from `first_key` on, made ready for exp: with the bias,
-    /// and −∞ where a query does not see a key. Returns what is left to scale them by.
+    /// Prepares scores for exp, from the products of queries with the keys from `first_key` on:
+    /// adds the bias, and sets keys that a query does not see to −∞. Returns the scale that is
+    /// still to be applied.
     fn finish_scores(
         &self,
         attention: &Attention,
@@ -127,10 +129,11 @@ impl Strip {
     }
 }
 
-/// Writes the columns of `out` and the entries of `lse` of some strips of the group's heads.
+/// Computes the columns of `out` and the entries of `lse` of the strips `numbers` of a group's
+/// heads.
 ///
 /// # Safety
-/// No one else touches them meanwhile.
+/// No one else accesses them during the call.
 pub unsafe fn forward(
     attention: &Attention,
     group: &Group,
@@ -185,7 +188,7 @@ pub unsafe fn forward(
         transpose(Mat::new(turned, width, LANES), of_queries);
         for (i, values) in of_queries.chunks_exact(width).take(strip.queries).enumerate() {
             let row = strip.first + i;
-            // SAFETY: the caller's promise.
+            // SAFETY: the caller promises exclusive access to these entries and columns.
             let to = unsafe {
                 lse.write(group.entry(strip.head, row), scale * top[i] + sum[i].ln());
                 out.row(group.span.query + row, strip.head, width)
@@ -195,10 +198,10 @@ pub unsafe fn forward(
     }
 }
 
-/// Writes dq of the group's heads, and adds to `sums` what they give to keys, values and bias.
+/// Computes dq of the group's heads, and adds their gradients of keys, values and bias to `sums`.
 ///
 /// # Safety
-/// No one else touches these columns of dq meanwhile.
+/// No one else accesses these columns of dq during the call.
 pub unsafe fn backward(
     attention: &Attention,
     group: &Group,
@@ -251,7 +254,7 @@ pub unsafe fn backward(
         let seen = attention.seen_by(&group.span, strip.rows());
         for (number, first_key) in (panels.cut(seen.start)..seen.end).step_by(KEYS).enumerate() {
             let count = KEYS.min(seen.end - first_key);
-            // Products read more rows than there are keys; what lies in them goes nowhere.
+            // Products may read rows past the last key, whose results are not stored.
             let whole = LANES * panels.padded(count);
             let (p, ds) = (&mut p[..whole], &mut ds[..whole]);
             for (to, rows, panel) in
@@ -309,7 +312,7 @@ pub unsafe fn backward(
         }
         transpose(Mat::new(turned, width, LANES), of_queries);
         for (row, values) in strip.rows().zip(of_queries.chunks_exact(width)) {
-            // SAFETY: the caller's promise.
+            // SAFETY: the caller promises exclusive access to these columns of dq.
             let dq = unsafe { dq.row(group.span.query + row, strip.head, width) };
             columns::scale(dq, values, attention.scale);
         }

@@ -1,4 +1,4 @@
-//! Every kind of attention against its definition in f64.
+//! Checks every kind of attention against its definition in f64.
 
 use super::*;
 
@@ -25,12 +25,12 @@ impl Definition<'_> {
         &x[(token * a.kv_heads + kv_head) * a.width..][..a.width]
     }
 
-    /// The probability of each token of the sequence, what dropout multiplies it with, and the
-    /// scores' log-sum-exp.
+    /// Returns the probability of each token of the sequence, its dropout factor, and the
+    /// log-sum-exp of the scores.
     fn probabilities(&self, sequence: usize, row: usize, head: usize) -> (Vec<f64>, Vec<f64>, f64) {
         let a = self.attention;
         let span = a.span(sequence);
-        // The token that the query is.
+        // The query's token, from the sequence's start.
         let token = match a.queries {
             Queries::First => 0,
             _ => span.length - span.queries + row,
@@ -72,13 +72,13 @@ fn add(to: &mut [f64], factor: f64, x: &[f32]) {
     to.iter_mut().zip(x).for_each(|(to, &x)| *to += factor * x as f64);
 }
 
-/// The difference's norm for the wanted numbers' norm; not a number where a number is none.
+/// Returns the relative error ‖got − want‖ / ‖want‖; NaN if a value is NaN.
 fn difference(got: &[f32], want: &[f64]) -> f64 {
     let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
     norm(&mut got.iter().zip(want).map(|(&got, want)| got as f64 - want)) / norm(&mut want.iter().copied())
 }
 
-/// Forward and backward of this attention against the definition.
+/// Checks forward and backward of this attention against the definition.
 fn check(name: &str, attention: Attention) {
     let a = &attention;
     let (sequences, tokens) = (a.offsets.len() - 1, a.offsets[a.offsets.len() - 1]);
@@ -126,7 +126,7 @@ fn check(name: &str, attention: Attention) {
     for precision in [Precision::F32, Precision::Bf16] {
         let attention = Attention { precision, ..attention };
         let run = |threads: usize| {
-            // What is there before must not matter.
+            // The previous contents must not matter.
             let [mut out, mut lse, mut dq, mut dk, mut dv] = want.each_ref().map(|x| vec![f32::NAN; x.len()]);
             let mut table = a.bias.map(|b| vec![0.0; b.table.len()]);
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
@@ -146,7 +146,7 @@ fn check(name: &str, attention: Attention) {
         };
         let (got, table) = run(1);
         assert!(run(3) == (got.clone(), table.clone()), "{name}, {precision:?}: bits of other threads");
-        // Of bf16 a factor has eight bits.
+        // A factor in bf16 has eight significant bits.
         let limit = if precision == Precision::F32 { 3e-6 } else { 1e-2 };
         for ((what, got), want) in ["out", "lse", "dq", "dk", "dv"].iter().zip(&got).zip(&want) {
             let off = difference(got, want);
@@ -159,7 +159,7 @@ fn check(name: &str, attention: Attention) {
     }
 }
 
-/// Sequences shorter and longer than a strip, a block of keys and what counts as few.
+/// Sequences shorter and longer than a strip, than a block of keys, and than what counts as few.
 const OFFSETS: [usize; 7] = [0, 1, 6, 37, 69, 202, 233];
 
 fn plain(width: usize) -> Attention<'static> {

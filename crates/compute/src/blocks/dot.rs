@@ -1,10 +1,10 @@
-//! Products of a matrix' rows with a few vectors: each run of a row is widened in registers and
-//! used at once.
+//! Dot products of a matrix's rows with a few vectors. Each run of a row is widened in registers
+//! and used at once.
 //!
-//! Two rules that are not obvious. A product is 16 chains of additions over the columns, and their
-//! sum in a fixed order, whatever the number of vectors. And what all values of a run have in common
-//! (the minimum in K-quants) is multiplied once, with the sum of the vector's run, so these types'
-//! products are not to the bit those of the widened matrix.
+//! A product is accumulated over the columns in 16 partial sums, which are then added in a fixed
+//! order, whatever the number of vectors. The offset that all values of a run share (the minimum in
+//! K-quants) is multiplied once, with the sum of the vector's run, so products of these types are
+//! rounded differently from those of the widened matrix.
 
 use std::cell::Cell;
 use std::ops::Range;
@@ -14,17 +14,18 @@ use super::layout::{F32, Layout, with_layout};
 use crate::cpu::prefetch_line;
 use crate::lanes::{LANES, Lanes, for_each_level};
 
-/// The most vectors.
+/// Maximum number of vectors.
 pub const MOST: usize = 8;
-/// Values of the vectors that are multiplied with all rows before the next: 24 KiB.
+/// Values, over all vectors, that are multiplied with all rows before the next part: 24 KiB.
 const NEAR: usize = 6 << 10;
 
-/// A few vectors of one length, as the kernels read them: the first 16 values of each, the next 16
-/// of each, and so on, with zeros after the end and vectors of zeros up to a power of two.
+/// A few vectors of one length, in the order in which the kernels read them: the first 16 values of
+/// each, the next 16 of each, and so on. Zeros pad the last run, and vectors of zeros pad the
+/// number of vectors to a power of two.
 pub struct Vectors {
     /// (runs, vectors, 16)
     values: Vec<[f32; LANES]>,
-    /// The sum of each run, (sixteens of runs, vectors, 16); empty for types without offsets
+    /// The sum of each run, (runs / 16, vectors, 16); empty for types without offsets
     run_sums: Vec<[f32; LANES]>,
     /// 1, 2, 4 or 8
     count: usize,
@@ -35,8 +36,8 @@ impl Vectors {
         Vectors { values: Vec::new(), run_sums: Vec::new(), count: 1 }
     }
 
-    /// Takes `count` vectors of `length` values that start `stride` apart, for products with rows of
-    /// `kind` (None: f32).
+    /// Copies `count` vectors of `length` values that start `stride` apart, for products with rows
+    /// of `kind` (None: f32).
     pub fn fill(
         &mut self,
         kind: Option<BlockType>,
@@ -74,7 +75,7 @@ impl Vectors {
         }
     }
 
-    /// How many there are, those of zeros among them.
+    /// Returns the number of vectors, including those of zeros.
     pub fn count(&self) -> usize {
         self.count
     }
@@ -86,14 +87,14 @@ impl Default for Vectors {
     }
 }
 
-/// Rows of a matrix as they lie in memory; `kind` None is f32.
+/// Rows of a matrix as they are stored; `kind` is None for f32.
 #[derive(Clone, Copy)]
 pub struct StoredRows<'a> {
     pub kind: Option<BlockType>,
     pub bytes: &'a [u8],
-    /// From a row's start to the next one's.
+    /// Bytes from the start of a row to that of the next.
     pub stride: usize,
-    /// Of a row.
+    /// Bytes of a row.
     pub row_bytes: usize,
 }
 
@@ -105,7 +106,7 @@ impl<'a> StoredRows<'a> {
 }
 
 for_each_level! {
-    /// The products of the rows `rows` with each vector, to `out` (rows, vectors).
+    /// Writes the products of the rows `rows` with each vector to `out`, (rows, vectors).
     pub fn dot(stored: StoredRows, rows: Range<usize>, x: &Vectors, out: &mut [f32]) = dots
 }
 
@@ -125,7 +126,8 @@ fn of_layout<L: Layout, S: Lanes>(
     x: &Vectors,
     out: &mut [f32],
 ) {
-    // Rows side by side: each value of x is loaded once for them, and their sums stay in registers.
+    // R rows at a time: each value of x is loaded once for all of them, and their sums stay in
+    // registers.
     match x.count {
         1 => some_vectors::<L, S, 1, 4>(s, stored, rows, x, out),
         2 => some_vectors::<L, S, 2, 4>(s, stored, rows, x, out),
@@ -134,7 +136,7 @@ fn of_layout<L: Layout, S: Lanes>(
     }
 }
 
-/// Sums between one part of the columns and the next, (rows, vectors, 16).
+/// Partial sums between one part of the columns and the next, (rows, vectors, 16).
 type Sums = Vec<[f32; LANES]>;
 
 thread_local! {
@@ -150,8 +152,8 @@ fn some_vectors<L: Layout, S: Lanes, const M: usize, const R: usize>(
     out: &mut [f32],
 ) {
     let blocks = stored.row_bytes.div_ceil(L::BYTES);
-    // Parts of the columns whose values of all vectors stay in the first-level cache while the rows
-    // go by.
+    // Number of blocks in a part of the columns: the values of all vectors in a part stay in the L1
+    // cache while the rows pass.
     let part = (NEAR / (L::VALUES * M)).max(1);
     let mut sums = SUMS.take();
     let mut kept = (blocks > part).then(|| {
@@ -159,7 +161,7 @@ fn some_vectors<L: Layout, S: Lanes, const M: usize, const R: usize>(
         sums.resize(rows.len().next_multiple_of(R) * M, [0.0; LANES]);
         &mut sums
     });
-    // Once for rows of no columns as well, whose products are zero.
+    // At least one iteration, so that rows without columns have products of zero.
     for from in (0..blocks.max(1)).step_by(part) {
         let blocks = from..(from + part).min(blocks);
         some_columns::<L, S, M, R>(s, stored, rows.clone(), blocks, x, kept.as_deref_mut(), out);
@@ -167,8 +169,8 @@ fn some_vectors<L: Layout, S: Lanes, const M: usize, const R: usize>(
     SUMS.set(sums);
 }
 
-/// Adds the products of the columns of `blocks` to the kept sums, or to zeros where none are kept;
-/// after the last column writes what the sums come to.
+/// Adds the products of the columns of `blocks` to the sums in `kept`, or to zeros if that is None.
+/// After the last column, writes the totals of the sums to `out`.
 #[inline(always)]
 fn some_columns<L: Layout, S: Lanes, const M: usize, const R: usize>(
     s: S,
@@ -182,7 +184,7 @@ fn some_columns<L: Layout, S: Lanes, const M: usize, const R: usize>(
     let runs = L::VALUES / LANES;
     let whole = blocks.start..(stored.row_bytes / L::BYTES).min(blocks.end);
     let rest = blocks.end > whole.end;
-    // Of types with offsets, a block has the sixteen runs that are summed together.
+    // In types with offsets, a block is the sixteen runs of one entry of `run_sums`.
     let x_sums = if L::OFFSETS { &x.run_sums[blocks.start * M..] } else { &[] };
     let x = &x.values[blocks.start * runs * M..];
     let last = blocks.end * L::BYTES >= stored.row_bytes;
@@ -191,7 +193,8 @@ fn some_columns<L: Layout, S: Lanes, const M: usize, const R: usize>(
         let mut side = [stored.row(first); R];
         let mut ahead = [stored.bytes.as_ptr(); R];
         for i in 0..R {
-            // Of fewer rows the last one is read again, and its products are not used.
+            // If fewer than R rows are left, the last one is read again and its products are not
+            // used.
             side[i] = stored.row((first + i).min(rows.end - 1));
             ahead[i] = ahead[i].wrapping_add((first + R + i) * stored.stride);
         }
@@ -207,7 +210,7 @@ fn some_columns<L: Layout, S: Lanes, const M: usize, const R: usize>(
         for (block, x) in whole.clone().zip(x.chunks_exact(runs * M)) {
             let at = block * L::BYTES;
             for ahead in ahead {
-                // Short rows end before the processor has seen where they lead.
+                // Short rows end before the processor has recognised the access pattern.
                 for line in (0..L::BYTES).step_by(64) {
                     prefetch_line::<1>(ahead.wrapping_add(at + line));
                 }
@@ -215,7 +218,7 @@ fn some_columns<L: Layout, S: Lanes, const M: usize, const R: usize>(
             let x_sums = if L::OFFSETS { &x_sums[(block - blocks.start) * M..] } else { &[] };
             add_block::<L, S, M, R>(s, side, at, x, x_sums, &mut sums);
         }
-        // Types without blocks alone have a rest. All bits zero are zeros in them.
+        // Only types without blocks have a remainder. Zero bytes are zeros in these types.
         if L::VALUES == LANES && rest {
             let mut padded = [[0; 64]; R];
             let mut last = [&[][..]; R];
@@ -247,8 +250,8 @@ fn some_columns<L: Layout, S: Lanes, const M: usize, const R: usize>(
     }
 }
 
-/// Adds the products of one block of each row, `at` bytes into it. `x_sums` has the sums of x's
-/// runs, for types with offsets.
+/// Adds the products of one block of each row, which starts at byte `at`. `x_sums` has the sums of
+/// x's runs, for types with offsets.
 #[inline(always)]
 fn add_block<L: Layout, S: Lanes, const M: usize, const R: usize>(
     s: S,
@@ -275,7 +278,7 @@ fn add_block<L: Layout, S: Lanes, const M: usize, const R: usize>(
         }
     }
     let x = &x.as_chunks::<M>().0[..L::VALUES / LANES];
-    // Written out, so that the places of a run's bits in its bytes are constants.
+    // Unrolled, so that the bit positions of each run are constants.
     for first in (0..x.len()).step_by(8) {
         add_run::<L, S, M, R>(s, blocks, &scales, first, x, sums);
         if L::VALUES >= 2 * LANES {
@@ -346,7 +349,7 @@ mod tests {
                 if crate::cpu::level() >= crate::cpu::Level::Avx2 {
                     // SAFETY: the level has AVX2 and FMA.
                     let avx2 = with(|w, r, x, o| dots(unsafe { crate::lanes::Avx2::new() }, w, r, x, o));
-                    // The same fused products in the same order.
+                    // AVX2 has the same fused multiply-adds in the same order.
                     assert_eq!(avx2, best, "{kind:?}, {count}");
                 }
             }
@@ -355,7 +358,7 @@ mod tests {
 
     #[test]
     fn a_vector_s_products_do_not_depend_on_the_others() {
-        // Long rows are multiplied in parts, which are shorter the more vectors there are.
+        // Long rows are multiplied in parts, which are shorter for more vectors.
         let (cols, rows) = (2 * NEAR + 256, 5);
         for kind in [Some(BlockType::Q4_1), Some(BlockType::Q4K), Some(BlockType::F16), None] {
             let row_bytes = kind.map_or(4 * cols, |kind| BlockMatrix::size(kind, 1, cols).unwrap());

@@ -1,40 +1,40 @@
-//! Half precision to f32 and back, written so that the compiler vectorises it.
+//! Conversions between half precision and f32, written so that the compiler vectorises them.
 
-/// The value of an f16, exactly.
+/// Returns the exact value of an f16.
 #[inline(always)]
 pub fn from_f16(bits: u16) -> f32 {
-    // Exponent and mantissa in f32's places. The exponent is 112 too small; the product makes up
-    // for it, for subnormal numbers as well.
+    // Move exponent and mantissa to their places in f32. The exponent is then 112 too small; the
+    // multiplication by 2¹¹² corrects this, for subnormal numbers as well.
     let magnitude = f32::from_bits(u32::from(bits & 0x7fff) << 13) * f32::from_bits((127 + 112) << 23);
     let infinite = if bits & 0x7c00 == 0x7c00 { 0x7f80_0000 } else { 0 };
     let sign = u32::from(bits & 0x8000) << 16;
     f32::from_bits(magnitude.to_bits() | infinite | sign)
 }
 
-/// The nearest f16, of two equally near ones the even one; ±∞ from 65520 on.
+/// Rounds to the nearest f16, ties to even; ±∞ from 65520 on.
 #[inline(always)]
 pub fn to_f16(x: f32) -> u16 {
     let sign = ((x.to_bits() >> 16) & 0x8000) as u16;
     let magnitude = x.abs();
-    // Adding a power of two whose last place is the last place of the f16 rounds to that place.
+    // Adding a power of two whose unit in the last place is that of the f16 rounds to it.
     let exponent = (magnitude.to_bits() >> 23).max(113);
     let power = f32::from_bits((exponent + 13).min(254) << 23);
     let rounded = (magnitude + power) - power;
     let scaled = rounded * f32::from_bits((127 - 112) << 23);
     let bits = (scaled.to_bits() >> 13) as u16;
     let bits = if magnitude >= 65520.0 { 0x7c00 } else { bits };
-    // A number that is none keeps what fits of its payload, and is made quiet.
+    // A NaN keeps as much of its payload as fits, and becomes quiet.
     let bits = if x.is_nan() { 0x7e00 | (x.to_bits() >> 13) as u16 & 0x3ff } else { bits };
     sign | bits
 }
 
-/// The value of a bf16, exactly.
+/// Returns the exact value of a bf16.
 #[inline(always)]
 pub fn from_bf16(bits: u16) -> f32 {
     f32::from_bits(u32::from(bits) << 16)
 }
 
-/// The nearest bf16, of two equally near ones the even one.
+/// Rounds to the nearest bf16, ties to even.
 #[inline(always)]
 pub fn to_bf16(x: f32) -> u16 {
     let bits = x.to_bits();
@@ -48,7 +48,7 @@ pub fn to_bf16(x: f32) -> u16 {
 mod tests {
     use super::*;
 
-    /// By the definition of the format.
+    /// Returns the value of an f16 by the definition of the format.
     fn value(bits: u16) -> f64 {
         let (exponent, mantissa) = (i32::from(bits >> 10 & 31), f64::from(bits & 0x3ff));
         let magnitude = match exponent {
@@ -76,7 +76,7 @@ mod tests {
     #[test]
     fn f16_rounds_to_the_nearest_and_ties_to_even() {
         for bits in 0..0x7c00u16 {
-            // The middle of two neighbours is exact in f32.
+            // The midpoint of two neighbours is exact in f32.
             let next = if bits == 0x7bff { 65536.0 } else { value(bits + 1) };
             let middle = ((value(bits) + next) / 2.0) as f32;
             assert_eq!(to_f16(middle), bits + (bits & 1), "{bits:#x}");

@@ -1,11 +1,11 @@
-//! The layout of values in blocks, and a run of them widened in registers, exactly as in ggml.
+//! The layouts of blocks, and the widening of runs of values in registers, exactly as in ggml.
 //!
-//! The unit is a run of 16 values: in every type, a run has one scale, and its bits are in 16
-//! neighbouring bytes.
+//! The unit is a run of 16 values: in every quantized type, a run has one scale, and the low bits
+//! of its values are in 16 consecutive bytes.
 
 use crate::lanes::{LANES, Lanes};
 
-/// Values of a run.
+/// Number of values of a run.
 pub const RUN: usize = LANES;
 
 /// The layout of a type's blocks. Bit patterns: https://github.com/ggml-org/ggml,
@@ -19,20 +19,20 @@ pub trait Layout {
 
     fn scales<S: Lanes>(s: S, block: &[u8]) -> Self::Scales<S>;
 
-    /// Run `run` of a block.
+    /// Returns run `run` of a block, widened.
     fn run<S: Lanes>(s: S, block: &[u8], scales: &Self::Scales<S>, run: usize) -> S::F;
 
-    /// Whether what is the same in all values of a run is left out by `scaled` and given by
-    /// `offsets`: a product needs it once a run, times the sum of the other factors.
+    /// Whether `scaled` leaves out the offset that all values of a run share, and `offsets` returns
+    /// it. A dot product adds the offset once per run, times the sum of the other factors.
     const OFFSETS: bool = false;
 
-    /// A run without its offset.
+    /// Returns a run without its offset.
     #[inline(always)]
     fn scaled<S: Lanes>(s: S, block: &[u8], scales: &Self::Scales<S>, run: usize) -> S::F {
         Self::run(s, block, scales, run)
     }
 
-    /// Of every run of a block of 256.
+    /// Returns the offset of every run of a block of 256 values.
     #[inline(always)]
     fn offsets<S: Lanes>(_: S, _: &Self::Scales<S>) -> [f32; 16] {
         [0.0; 16]
@@ -75,7 +75,7 @@ macro_rules! with_layout {
 }
 pub(crate) use with_layout;
 
-/// Defines a type without blocks: sixteen values count as one.
+/// Defines a type without blocks: a run of sixteen values serves as its block.
 macro_rules! plain_layout {
     ($name:ident, $bytes:literal, $load:ident) => {
         pub struct $name;
@@ -100,7 +100,8 @@ plain_layout!(F32, 64, f32s);
 plain_layout!(F16, 32, f16s);
 plain_layout!(Bf16, 32, bf16s);
 
-/// Defines a type of 32 values: its bytes, its widened scales, and a run of values made with them.
+/// Defines a type with 32 values per block: the bytes of a block, its widened scales, and a run of
+/// values computed with them.
 macro_rules! small_layout {
     (
         $name:ident, $bytes:literal, $scales:ty,
@@ -126,8 +127,8 @@ macro_rules! small_layout {
     };
 }
 
-/// The sixteen numbers of four bits, each times d. Looking up a value in this table replaces
-/// computing it; each is rounded as if it were computed by itself.
+/// Returns the table of d · (i − zero) for i from 0 to 15. A lookup of a 4-bit value replaces its
+/// computation, with the same rounding.
 #[inline(always)]
 fn multiples<S: Lanes>(s: S, d: S::F, zero: f32) -> S::F {
     let numbers = std::array::from_fn(|i| i as f32 - zero);
@@ -162,7 +163,7 @@ small_layout!(Q8_0, 34, S::F, |s, block| half_at(s, block, 0), |d, run| {
     s.mul(d, s.float(s.signed(run_at(block, 2 + RUN * run))))
 });
 
-/// The sixteen values that IQ4_NL and IQ4_XS have for four bits: closer together around zero.
+/// The values of the sixteen 4-bit codes of IQ4_NL and IQ4_XS, which are denser around zero.
 const NON_LINEAR: [f32; 16] = [
     -127.0, -104.0, -83.0, -65.0, -49.0, -35.0, -22.0, -10.0, 1.0, 13.0, 25.0, 38.0, 53.0, 69.0, 89.0, 113.0,
 ];
@@ -176,7 +177,8 @@ pub struct Iq4Xs;
 impl Layout for Iq4Xs {
     const VALUES: usize = 256;
     const BYTES: usize = 136;
-    /// One for two runs, of six bits: the lower four in bytes, the upper two in a word.
+    /// One 6-bit scale for each two runs: the lower four bits are in bytes, the upper two in a
+    /// `u16`.
     type Scales<S: Lanes> = [f32; 8];
 
     #[inline(always)]
@@ -201,7 +203,7 @@ impl Layout for Q2K {
     const VALUES: usize = 256;
     const BYTES: usize = 84;
     const OFFSETS: bool = true;
-    /// A scale and a minimum a run.
+    /// A scale and a minimum per run.
     type Scales<S: Lanes> = [[f32; 16]; 2];
 
     #[inline(always)]
@@ -230,8 +232,9 @@ impl Layout for Q2K {
     }
 }
 
-/// The two bits of each value of a run in a block of 256, less `zero`, from byte `at` on: each half
-/// of the block has 32 bytes, with four runs of both parts one above the other.
+/// Returns the 2-bit fields of a run in a block of 256 values, minus `zero`. From byte `at` on,
+/// each half of the block has 32 bytes, and each byte has the fields of four values that are 32
+/// apart.
 #[inline(always)]
 fn two_bits<S: Lanes>(s: S, block: &[u8], at: usize, run: usize, zero: f32) -> S::F {
     let (half, quarter, part) = (run / 8, run % 8 / 2, run % 2);
@@ -243,12 +246,12 @@ pub struct Q3K;
 impl Layout for Q3K {
     const VALUES: usize = 256;
     const BYTES: usize = 110;
-    /// One a run.
+    /// One per run.
     type Scales<S: Lanes> = [f32; 16];
 
     #[inline(always)]
     fn scales<S: Lanes>(s: S, block: &[u8]) -> [f32; 16] {
-        // Six bits each: the lower four in eight bytes, the upper two in four.
+        // Six bits per scale: the lower four are in eight bytes, the upper two in four.
         let [first, second, high] = [96, 100, 104].map(|at| u32_at(block, at));
         let low = [first, second, first >> 4, second >> 4];
         let parts: [u32; 4] =
@@ -267,8 +270,8 @@ impl Layout for Q3K {
     }
 }
 
-/// Scales and minima of a Q4_K or Q5_K block, eight each and in this order. They have six bits; the
-/// last four of each have their upper two in the upper bits of the first four.
+/// Returns the eight scales and then the eight minima of a Q4_K or Q5_K block. Each has six bits;
+/// the upper two of the last four are stored in the upper bits of the first four.
 #[inline(always)]
 fn scales_and_minima<S: Lanes>(s: S, block: &[u8]) -> [f32; 16] {
     let [scale, min, last] = [4, 8, 12].map(|at| u32_at(block, at));
@@ -286,7 +289,7 @@ fn scales_and_minima<S: Lanes>(s: S, block: &[u8]) -> [f32; 16] {
     out
 }
 
-/// Blocks of eight scales and minima, with four bits per value, or with `HIGH` five.
+/// Blocks with eight scales and eight minima, and four bits per value, or five with `HIGH`.
 pub struct ScalesAndMinima<const HIGH: bool>;
 pub type Q4K = ScalesAndMinima<false>;
 pub type Q5K = ScalesAndMinima<true>;
@@ -329,7 +332,7 @@ pub struct Q6K;
 impl Layout for Q6K {
     const VALUES: usize = 256;
     const BYTES: usize = 210;
-    /// One a run.
+    /// One per run.
     type Scales<S: Lanes> = [f32; 16];
 
     #[inline(always)]

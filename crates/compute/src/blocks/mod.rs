@@ -1,7 +1,7 @@
-//! Frozen matrices that keep the storage of their file: half precision, or blocks of few bits per
-//! value (GGUF's types).
+//! Frozen matrices in the storage of their file: half precision, or quantized blocks (GGUF's
+//! types).
 //!
-//! A block never crosses a row, so any row can be widened by itself.
+//! A block never crosses a row boundary, so any row can be widened by itself.
 
 pub(crate) mod dot;
 pub(crate) mod half;
@@ -19,8 +19,9 @@ use widen::Piece;
 use crate::cpu::fetch_second;
 use crate::mapped::MappedFile;
 
-/// How values are stored: half precision, or GGUF's block types, of 32 values or (`K`, `Xs`) of 256. The
-/// number is that of bits per value; the bit layout is that of GGUF files.
+/// The storage of values: half precision, or GGUF's block types, with 32 values per block, or 256
+/// for `K` and `Xs`. The number in a name is the bits per value; the bit layout is that of GGUF
+/// files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum BlockType {
     F16,
@@ -46,7 +47,7 @@ impl BlockType {
         [F16, Bf16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2K, Q3K, Q4K, Q5K, Q6K, Iq4Nl, Iq4Xs]
     };
 
-    /// Values and bytes of a block, and the name.
+    /// Returns the values and bytes of a block, and the name.
     const fn block(self) -> (usize, usize, &'static str) {
         match self {
             BlockType::F16 => (1, 2, "F16"),
@@ -84,7 +85,7 @@ impl BlockType {
     /// Converts whole blocks to f32 with the same bits as ggml.
     ///
     /// # Panics
-    /// `blocks` is not exactly the blocks of `out`.
+    /// `blocks` has another length than the blocks of `out`.
     pub fn widen(self, blocks: &[u8], out: &mut [f32]) {
         let size = BlockMatrix::size(self, 1, out.len());
         assert_eq!(size, Some(blocks.len()), "bytes of {} values of {}", out.len(), self.name());
@@ -107,7 +108,7 @@ pub struct BlockMatrix {
 
 #[derive(Clone)]
 enum Storage {
-    /// From byte `from` on.
+    /// The blocks start at byte `from`.
     Owned {
         bytes: Arc<Vec<u8>>,
         from: usize,
@@ -125,7 +126,7 @@ impl BlockMatrix {
         BlockMatrix::owned(kind, rows, cols, bytes, 0)
     }
 
-    /// The same of the bytes from `from` on.
+    /// As `new`, for the bytes from `from` on.
     pub(crate) fn owned(
         kind: BlockType,
         rows: usize,
@@ -259,7 +260,7 @@ impl BlockMatrix {
         }
     }
 
-    /// Prefetches columns `cols` of those of the rows `rows` that exist.
+    /// Prefetches columns `cols` of the rows `rows`, leaving out rows past the end.
     pub(crate) fn prefetch(&self, rows: Range<usize>, cols: Range<usize>) {
         let at = |col: usize| col / self.kind.values() * self.kind.bytes();
         for row in rows.start..rows.end.min(self.rows) {

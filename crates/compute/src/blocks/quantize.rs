@@ -1,4 +1,4 @@
-//! From f32 to half precision or blocks, as ggml's reference does it.
+//! Converts f32 to half precision or quantized blocks, as ggml's reference quantizer does.
 
 use rayon::prelude::*;
 
@@ -38,7 +38,7 @@ impl std::fmt::Display for QuantizeError {
 
 impl std::error::Error for QuantizeError {}
 
-/// Values that one task checks, and bytes that one writes, about.
+/// Approximate number of values that a task checks, and of bytes that a task writes.
 const TASK: usize = 1 << 16;
 
 /// See `BlockMatrix::quantize`.
@@ -56,15 +56,15 @@ pub fn quantize(
     if rows.checked_mul(cols) != Some(values.len()) {
         return Err(wrong_shape);
     }
-    // f16 ends at 65504, and the two block types have a scale of that type for a 127th or an eighth
-    // of a block's largest value. Half a last place more would round to infinity.
+    // The largest f16 is 65504, and half a unit in the last place more would round to infinity. The
+    // block types store an f16 scale, which is a 127th or an eighth of a block's largest value.
     let limit = match kind {
         BlockType::F16 => 65520.0,
         BlockType::Q8_0 => 65504.0 * 127.0,
         BlockType::Q4_0 => 65504.0 * 8.0,
-        _ => f32::from_bits(0x7f7f_8000), // bf16's largest, and half its last place
+        _ => f32::from_bits(0x7f7f_8000), // the largest bf16, and half a unit in the last place
     };
-    // The first in the order of the values, whatever the threads.
+    // The first such value in row-major order, whatever the threads.
     let wrong = values.par_chunks(TASK).enumerate().find_map_first(|(number, values)| {
         let wrong = !all_below(values, limit);
         let place = if wrong { values.iter().position(|x| x.is_nan() || x.abs() >= limit) } else { None };
@@ -84,7 +84,7 @@ pub fn quantize(
 
 vectorised! {
     fn all_below(values: &[f32], limit: f32) -> bool {
-        // Without an early exit the compiler makes it a vector loop.
+        // No early exit, so that the compiler vectorises the loop.
         values.iter().fold(true, |all, x| all & (x.abs() < limit))
     }
 }
@@ -116,7 +116,7 @@ vectorised! {
     }
 }
 
-/// The multiplier that brings a block of scale `d` to its integers.
+/// Returns the factor that maps a block of scale `d` to its integers; 0 for a block of zeros.
 #[inline(always)]
 fn inverse(d: f32) -> f32 {
     if d == 0.0 { 0.0 } else { 1.0 / d }
@@ -135,7 +135,7 @@ fn write_q8_0(x: &[f32; 32], out: &mut [u8; 34]) {
 
 #[inline(always)]
 fn write_q4_0(x: &[f32; 32], out: &mut [u8; 18]) {
-    // The first value of the largest magnitude, with its sign, becomes −8.
+    // The first value of the largest magnitude, with its sign, maps to −8.
     let largest = x.iter().fold(0.0f32, |m, &x| if x.abs() > m.abs() { x } else { m });
     let d = largest / -8.0;
     let inverse = inverse(d);

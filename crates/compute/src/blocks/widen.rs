@@ -1,4 +1,4 @@
-//! Widening: from the storage of a matrix to f32 in memory, exactly as in ggml.
+//! Widens a matrix from its storage to f32 in memory, exactly as ggml does.
 
 use std::ops::Range;
 
@@ -8,15 +8,15 @@ use super::layout::{Layout, RUN, with_layout};
 use crate::cpu::vectorised;
 use crate::lanes::{Lanes, for_each_level};
 
-/// The block of a row that has this run.
+/// Returns the block of a row that contains run `run`.
 #[inline(always)]
 fn block_of<L: Layout>(row: &[u8], run: usize) -> &[u8] {
     &row[run / (L::VALUES / RUN) * L::BYTES..][..L::BYTES]
 }
 
-/// A part of a run, after its first `skipped` values. Neither this nor the next function may be a
-/// closure: one that is called twice is not inlined, and outside of the function with the vector
-/// instructions each of them is a call.
+/// Widens a part of a run, after its first `skipped` values. Neither this function nor the next may
+/// be a closure: a closure that is called twice is not inlined, and outside of the function with
+/// the target features every vector instruction becomes a call.
 #[inline(always)]
 fn part_of_run<L: Layout, S: Lanes>(s: S, row: &[u8], run: usize, skipped: usize, out: &mut [f32]) {
     let (block, mut whole) = (block_of::<L>(row, run), [0.0; RUN]);
@@ -24,7 +24,7 @@ fn part_of_run<L: Layout, S: Lanes>(s: S, row: &[u8], run: usize, skipped: usize
     out.copy_from_slice(&whole[skipped..skipped + out.len()]);
 }
 
-/// Some runs of a block.
+/// Widens runs of one block, from run `run` of the row on.
 #[inline(always)]
 fn some_runs<L: Layout, S: Lanes>(s: S, row: &[u8], run: usize, out: &mut [[f32; RUN]]) {
     if !out.is_empty() {
@@ -36,7 +36,7 @@ fn some_runs<L: Layout, S: Lanes>(s: S, row: &[u8], run: usize, out: &mut [[f32;
     }
 }
 
-/// Values `cols` of a row of blocks.
+/// Widens columns `cols` of a row.
 #[inline(always)]
 fn widen_row<L: Layout, S: Lanes>(s: S, row: &[u8], cols: Range<usize>, out: &mut [f32]) {
     let runs = L::VALUES / RUN;
@@ -53,7 +53,7 @@ fn widen_row<L: Layout, S: Lanes>(s: S, row: &[u8], cols: Range<usize>, out: &mu
     run += first.len();
     let mut whole = out.chunks_exact_mut(runs);
     for (block, out) in row[run / runs * L::BYTES..].chunks_exact(L::BYTES).zip(&mut whole) {
-        // The places of a whole block's bits are constants.
+        // The bit positions in a whole block are constants.
         let scales = L::scales(s, block);
         for (i, out) in out.iter_mut().enumerate() {
             s.store(L::run(s, block, &scales, i), out);
@@ -67,8 +67,8 @@ fn widen_row<L: Layout, S: Lanes>(s: S, row: &[u8], cols: Range<usize>, out: &mu
     }
 }
 
-/// A piece of a matrix: the columns `cols` of the rows `rows`, which are `row_bytes` long, and
-/// where they go in f32, with the starts of rows `stride` apart. Neither is empty.
+/// A part of a matrix to be widened: columns `cols` of the rows `rows`, which are `row_bytes` long,
+/// into rows of `out` that start `stride` apart. Neither range is empty.
 pub struct Piece<'a> {
     pub bytes: &'a [u8],
     pub row_bytes: usize,
@@ -79,7 +79,7 @@ pub struct Piece<'a> {
 }
 
 impl Piece<'_> {
-    /// Hands `f` each row's bytes and its place in `out`.
+    /// Calls `f` with each row's bytes, the columns, and the row's part of `out`.
     #[inline(always)]
     fn for_each_row(self, mut f: impl FnMut(&[u8], Range<usize>, &mut [f32])) {
         for (row, out) in self.rows.zip(self.out.chunks_mut(self.stride)) {
@@ -97,7 +97,7 @@ fn widen_piece<L: Layout, S: Lanes>(s: S, piece: Piece) {
     );
 }
 
-/// Blocks of `kind`.
+/// Widens a piece that is stored as `kind`.
 #[inline(always)]
 fn blocks<S: Lanes>(s: S, kind: BlockType, piece: Piece) {
     if kind.values() == 1 {

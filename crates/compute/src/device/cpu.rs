@@ -1,4 +1,4 @@
-//! The CPU as a device: buffers are slices, and operations the functions of this crate.
+//! The CPU as a device: buffers are slices, and operations are the functions of this crate.
 
 use super::slices::{inputs, part, split};
 use super::{
@@ -23,17 +23,18 @@ pub struct Cpu;
 pub enum Storage {
     /// Row-major f32.
     F32(Tensor),
-    /// A matrix in its file's storage, quantized, or rounded; widened when it is multiplied.
+    /// A matrix in the storage of its file, quantized, or rounded to bf16; widened when it is
+    /// multiplied.
     Blocks(BlockMatrix),
-    /// A matrix packed once for training's products.
+    /// A matrix that is packed once, for training's products.
     Packed(PackedMatrix),
 }
 
-/// What a profile calls a layer's products, and those of few rows.
+/// Names in profiles of a layer's products, and of those with few rows.
 const LINEAR: &str = "linear";
 const FEW: &str = "linear, few rows";
 
-/// The gradients of a store, or of one of its pieces. Panics in a pass without a backward.
+/// Returns the gradients of a store. Panics in a pass without a backward pass.
 fn gradients<'a>(store: &'a mut Option<&mut [f32]>) -> &'a mut [f32] {
     store.as_deref_mut().expect("a pass with a backward has gradients")
 }

@@ -1,4 +1,4 @@
-//! What the processor keeps of a text between passes that generate: keys and values.
+//! The CPU's cache of keys and values of a text, between the passes that generate it.
 
 use std::fmt;
 

@@ -1,8 +1,7 @@
-//! Devices: what computes. A [`Device`] has its own buffers and runs [`Operation`]s on them,
-//! forward and backward.
+//! Devices. A [`Device`] has its own buffers and runs [`Operation`]s on them, forward and backward.
 //!
 //! Code above this trait never has an activation or a gradient as a slice: it names pieces of
-//! buffers. So the same passes run on [`Cpu`] and on any other device that implements these
+//! buffers. The same passes therefore run on [`Cpu`] and on any other device that implements these
 //! operations.
 
 mod cpu;
@@ -137,9 +136,9 @@ pub enum To {
 /// The contents of the result before the products are added.
 pub enum Start<'a, D: Device + ?Sized> {
     Zero,
-    /// What is there.
+    /// The previous contents of the result.
     Keep,
-    /// The same row in every row: a linear layer's bias, (cols).
+    /// This row, (cols), in every row of the result: a linear layer's bias.
     Bias(At<'a, D>),
 }
 
@@ -154,11 +153,11 @@ impl<D: Device + ?Sized> Copy for Start<'_, D> {}
 /// C = start + scale · Σ AᵢBᵢ over `terms` (Aᵢ, Bᵢ), with C (rows, cols) at `to`, and factors
 /// rounded to `precision`.
 pub struct Product<'a, D: Device + ?Sized> {
-    /// What a profile calls it.
+    /// Its name in profiles.
     pub name: &'static str,
     pub precision: Precision,
-    /// Whether few rows of the first factors are multiplied in f32 with each weight as it is read,
-    /// which rounds otherwise: for generating text.
+    /// Whether a product of at most [`FEW_ROWS`](crate::gemm::FEW_ROWS) rows is computed in f32,
+    /// with each weight as it is read. Its result is rounded differently. For generating text.
     pub few: bool,
     pub to: To,
     pub rows: usize,
@@ -210,7 +209,7 @@ pub struct RmsNorm<'a, D: Device + ?Sized> {
     pub rstd: Piece,
 }
 
-/// scale · B A next to a weight: `a` is A, (rank, in), `b_t` is Bᵀ, (rank, out).
+/// The low-rank update scale · B A of a weight: `a` is A, (rank, in), `b_t` is Bᵀ, (rank, out).
 pub struct LowRank<'a, D: Device + ?Sized> {
     pub a: At<'a, D>,
     pub b_t: At<'a, D>,
@@ -270,8 +269,8 @@ pub struct Relative {
     pub reach: usize,
 }
 
-/// An operation on the buffers of a [`Store`]. Pieces are of its memory, those named `gradient` or
-/// `gradients` of its gradients, and matrices are row-major. Pieces that an operation writes do not
+/// An operation on the buffers of a [`Store`]. Pieces are in its memory, except that `gradient` and
+/// `gradients` are in its gradients. Matrices are row-major. Pieces that an operation writes do not
 /// overlap each other or what it reads, except where noted. Gradients of parameters are added to,
 /// gradients of activations are overwritten, except where noted.
 pub enum Operation<'a, D: Device + ?Sized> {
@@ -313,7 +312,7 @@ pub enum Operation<'a, D: Device + ?Sized> {
     MagnitudeBackward { by: Magnitude<'a, D>, dy: Piece, u: Piece, du: Piece, gradient: Piece },
     /// to (height, width) = diag(rows) · M · diag(columns)
     Scaled { scaled: Scaled<'a, D>, to: Piece },
-    /// Adds to the gradients of M, `rows` and `columns`, those that are given; `d`, (height,
+    /// Adds to those of the gradients of M, `rows` and `columns` that are given; `d`, (height,
     /// width), is the gradient of the scaled matrix.
     ScaledBackward { scaled: Scaled<'a, D>, d: Piece, gradients: [Option<Piece>; 3] },
 
@@ -403,8 +402,8 @@ pub trait Device: Send + Sync {
     /// Runs an operation.
     fn compute(&self, store: &mut Store<Self>, operation: Operation<Self>) -> Result<()>;
 
-    /// Attention of new tokens to themselves and to those in the caches, one per sequence, which
-    /// grow by the new keys and values.
+    /// Computes the attention of new tokens to themselves and to the tokens in the caches, one
+    /// cache per sequence. Appends the new keys and values to the caches.
     fn attention_cached(
         &self,
         memory: &mut Self::Buffer,
@@ -422,7 +421,8 @@ pub trait Device: Send + Sync {
         dlogits: Piece,
     ) -> Result<f64>;
     /// Returns −log p(target) for each row of logits, (targets, vocabulary); with a scale, the
-    /// logits become the gradient of the sum times `scale`.
+    /// logits become the gradient of the sum times `scale`, otherwise their contents are undefined
+    /// afterwards.
     fn token_losses(
         &self,
         memory: &mut Self::Buffer,
@@ -434,8 +434,8 @@ pub trait Device: Send + Sync {
     fn second_moment(&self, memory: &Self::Buffer, z: Piece, width: usize, total: &mut [f64]) -> Result<()>;
 }
 
-/// The targets of a head's outputs, a row for each sequence or labelled token, and the loss. `total`
-/// is what the sum is divided by, of the whole step.
+/// The targets of a head's outputs, one row per sequence or labelled token, and the loss. The
+/// gradient is that of the sum of losses divided by `total`, which covers the whole step.
 #[derive(Clone, Copy)]
 pub enum Targets<'a> {
     /// Class numbers, for the [cross-entropy](crate::loss::cross_entropy).

@@ -1,4 +1,4 @@
-//! Pieces of the CPU's buffers as slices: those that an operation writes, and what it reads.
+//! Splits the CPU's buffers into slices: the pieces that an operation writes, and what it reads.
 
 use super::{At, Attend, Cpu, Kept, Matrix, Piece, Scaled, Start, Storage};
 use crate::attention::{Attention, Columns, Inputs, RelativeBias};
@@ -6,7 +6,7 @@ use crate::gemm::{self, Mat};
 use crate::kept_values::{self, KeptValues};
 use crate::scaled;
 
-/// A piece of a buffer, to be written.
+/// Returns a piece of a buffer as a mutable slice.
 pub(super) fn part(buffer: &mut [f32], piece: Piece) -> &mut [f32] {
     &mut buffer[piece.start..piece.end()]
 }
@@ -14,12 +14,13 @@ pub(super) fn part(buffer: &mut [f32], piece: Piece) -> &mut [f32] {
 /// What an operation reads: the parameters, and the memory around the `N` pieces that it writes.
 pub(super) struct Operands<'a, const N: usize> {
     parameters: &'a [f32],
-    /// The memory before each piece and after the last one, with the start of each part.
+    /// The memory before each written piece, and in `last` after the last one; each with its start
+    /// index.
     parts: [(usize, &'a [f32]); N],
     last: (usize, &'a [f32]),
 }
 
-/// Splits the memory into the pieces that are written and what is read.
+/// Splits the memory into the written pieces and the operands that are read.
 pub(super) fn split<'a, const N: usize>(
     memory: &'a mut [f32],
     parameters: &'a [f32],
@@ -46,7 +47,8 @@ pub(super) fn split<'a, const N: usize>(
 }
 
 impl<'a, const N: usize> Operands<'a, N> {
-    /// A piece of memory. Panics if it is written as well: a bug in the program, not in its input.
+    /// Returns a piece of memory. Panics if the operation also writes it: a bug in the program, not
+    /// in its input.
     pub fn get(&self, piece: Piece) -> &'a [f32] {
         if piece.len == 0 {
             return &[];
@@ -59,7 +61,8 @@ impl<'a, const N: usize> Operands<'a, N> {
         found.unwrap_or_else(|| panic!("{piece:?} is written, or outside of the buffer"))
     }
 
-    /// Values in f32. Panics for blocks and panels, which are never widened whole.
+    /// Returns the values of an operand in f32. Panics for blocks and panels, which are never
+    /// widened as a whole.
     pub fn floats(&self, at: At<'a, Cpu>) -> &'a [f32] {
         match at {
             At::Memory(piece) => self.get(piece),

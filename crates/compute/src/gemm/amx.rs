@@ -1,13 +1,14 @@
-//! The innermost loops on Intel's matrix unit (AMX). Its registers are tiles of 16 rows of 64
-//! bytes; its instruction adds the product of a tile of A, 16 × 32 bf16, and one of B, 32 × 16 bf16
-//! in pairs, to one of C, 16 × 16 f32.
+//! Micro-kernels for Intel's matrix unit (AMX). Its registers are tiles of 16 rows of 64 bytes.
+//! `tdpbf16ps` adds the product of a tile of A, 16 × 32 bf16, and a tile of B, 32 × 16 bf16 in
+//! pairs, to a tile of C, 16 × 16 f32.
 //!
-//! The rule that is not obvious: the sizes of the tiles are a state of each thread, set before its
-//! first product and left so. Packing fills panels with zeros up to whole tiles, so one state
-//! serves all kernels.
+//! The tile configuration is a state of each thread. It is set before the thread's first product
+//! and never changed: packing pads panels with zeros to whole tiles, so one configuration serves
+//! all kernels.
 //!
-//! The intrinsics are not stable, so this is assembly. No function is compiled with AMX, so nothing
-//! else touches the tiles; still they are counted on only within one block of assembly.
+//! The intrinsics are unstable, so the kernels are assembly. No function is compiled with AMX
+//! enabled, so the compiler does not use the tiles; even so, their contents are relied on only
+//! within one block of assembly.
 
 use std::arch::asm;
 use std::arch::x86_64::*;
@@ -18,12 +19,12 @@ use super::kernel::{Kernel, PanelKernel, Sizes, Strides, Tile, avx512};
 use super::pack::Format;
 use super::{Operand, Start};
 
-/// Rows of a tile, and words in each.
+/// Rows of a tile, and words of a row.
 const SIDE: usize = 16;
 const TILE: usize = SIDE * SIDE;
 
-/// A strip of A of at most 32 KiB stays in the first-level cache while a task's own 512 KiB pass by,
-/// and the part of C that they add to in the second one.
+/// A strip of the shared operand, at most 32 KiB, stays in the L1 cache while a task's own operand,
+/// 512 KiB, streams past. The part of C to which they add stays in L2.
 const SIZES: Sizes = Sizes { depth: 256, own: 128 << 10 };
 
 macro_rules! kernel {
@@ -42,14 +43,14 @@ macro_rules! kernel {
     };
 }
 
-/// Four products of tiles take twice as long as the four loads that they need.
+/// The four tile products of a step take twice as long as the four tile loads that they need.
 const WIDE: Kernel = kernel!("amx 32 × 32", 2, 2, run);
 /// For few rows.
 const FLAT: Kernel = kernel!("amx 16 × 32", 1, 2, run);
 /// For few columns.
 const TALL: Kernel = kernel!("amx 32 × 16", 2, 1, run);
 
-/// For operands that their owner packs: A is tiles' rows, so its strides say nothing.
+/// For operands that their owner packs. A is in `Format::Rows`, so its strides are not used.
 pub const PANELS: PanelKernel = PanelKernel {
     a_format: WIDE.a_format,
     b_format: WIDE.b_format,
@@ -61,7 +62,7 @@ pub const PANELS: PanelKernel = PanelKernel {
 #[cfg(test)]
 pub const ALL: [Kernel; 3] = [WIDE, FLAT, TALL];
 
-/// The kernel for C of m rows and n columns.
+/// Returns the kernel for C (m, n).
 pub fn kernel(m: usize, n: usize) -> Kernel {
     match (m, n) {
         (_, ..=SIDE) => TALL,
@@ -70,7 +71,7 @@ pub fn kernel(m: usize, n: usize) -> Kernel {
     }
 }
 
-/// What `ldtilecfg` reads.
+/// The operand of `ldtilecfg`.
 #[repr(C, align(64))]
 struct TileSizes {
     palette: u8,
@@ -80,7 +81,7 @@ struct TileSizes {
     rows: [u8; 16],
 }
 
-/// Eight tiles, each as large as there are.
+/// Eight tiles of the maximum size.
 static WHOLE: TileSizes = TileSizes {
     palette: 1,
     start_row: 0,
@@ -89,7 +90,7 @@ static WHOLE: TileSizes = TileSizes {
     rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
 };
 
-/// Sets the sizes of this thread's tiles, if it has not.
+/// Configures the tiles of the calling thread, unless it has done so.
 ///
 /// # Safety
 /// The process may use AMX.
@@ -98,7 +99,7 @@ unsafe fn set_sizes() {
         static SET: Cell<bool> = const { Cell::new(false) };
     }
     if !SET.get() {
-        // SAFETY: reads 64 bytes, which name sizes that the first palette has.
+        // SAFETY: reads the 64 bytes of `WHOLE`, whose sizes are valid for palette 1.
         unsafe {
             asm!("ldtilecfg [{}]", in(reg) &raw const WHOLE, options(nostack, readonly, preserves_flags))
         };
@@ -106,14 +107,15 @@ unsafe fn set_sizes() {
     }
 }
 
-/// Room for all tiles of C, row after row.
+/// Buffer for all tiles of C of a kernel, row after row.
 #[repr(align(64))]
 struct Sums([f32; 4 * TILE]);
 
-/// Read as every row of a tile.
+/// Zeros: with stride 0, every row of a tile of C is loaded from the first row.
 static ZEROS: Sums = Sums([0.0; 4 * TILE]);
 
-/// Tiles of C that a loop begins with, or that it leaves: the first row, and bytes from row to row.
+/// The place of the tiles of C that a kernel loads or stores: the first row, and the bytes from row
+/// to row.
 #[derive(Clone, Copy)]
 struct Tiles {
     at: *mut f32,
@@ -121,22 +123,23 @@ struct Tiles {
 }
 
 /// # Safety
-/// As `PanelKernel::run` asks, and the process may use AMX.
+/// As for `PanelKernel::run`; the process may use AMX.
 unsafe fn run_panels(depth: usize, a: &[f32], _: Strides, b: &[f32], tile: Tile) {
-    // SAFETY: the caller's; whoever may use AMX has AVX-512.
+    // SAFETY: the caller's promise; a process that may use AMX has AVX-512.
     unsafe { run::<2, 2>(depth, a, b, tile) }
 }
 
 /// # Safety
-/// As `Kernel::run` asks, and the process may use AMX.
+/// As for `Kernel::run`; the process may use AMX.
 #[target_feature(enable = "avx512f")]
 unsafe fn run<const MT: usize, const NT: usize>(depth: usize, a: &[f32], b: &[f32], tile: Tile) {
     let blocks = depth / SIDE;
     assert!(blocks > 0 && a.len() >= blocks * MT * TILE && b.len() >= blocks * NT * TILE);
     let zeros = Tiles { at: (&raw const ZEROS.0).cast_mut().cast(), stride: 0 };
     let whole = tile.rows == MT * SIDE && tile.cols == NT * SIDE;
-    // SAFETY: the panels have `blocks` blocks; C has the whole tile, or the sums room for MT · NT
-    // tiles, of which all are written and then read.
+    // SAFETY: the panels have `blocks` blocks. The product is written to C only if the whole tile
+    // is inside it, otherwise to `sums`, which has room for MT · NT tiles, all written before they
+    // are read.
     unsafe {
         set_sizes();
         let product = match (MT, NT, tile.passing) {
@@ -149,7 +152,8 @@ unsafe fn run<const MT: usize, const NT: usize>(depth: usize, a: &[f32], b: &[f3
         };
         let multiply = |from: Tiles, to: Tiles| product(blocks, a.as_ptr(), b.as_ptr(), from, to);
         let c = Tiles { at: tile.c, stride: size_of::<f32>() * tile.row_stride };
-        // One block's sums are added to C as a whole, by the unit as by the addition below.
+        // The sums of a single block are added to C with the same rounding by the unit as by
+        // `store` below.
         if whole && blocks == 1 && matches!(tile.start, Start::Keep) {
             return multiply(c, c);
         }
@@ -171,9 +175,9 @@ unsafe fn run<const MT: usize, const NT: usize>(depth: usize, a: &[f32], b: &[f3
     }
 }
 
-/// Defines a loop over blocks of 32 values of k: tiles 0 to 3 are C's, 4 and 5 A's, 6 and 7 B's. A
-/// block of A's panel is its tiles one after the other; in one of B's they are next to each other,
-/// as in C.
+/// Defines a loop over blocks of 32 values of k. Tiles 0 to 3 hold C, 4 and 5 A, 6 and 7 B. In a
+/// block of A's panel, the tiles follow one another; in a block of B's panel, they are next to each
+/// other, as in C.
 macro_rules! product {
     (
         $name:ident,
@@ -185,10 +189,10 @@ macro_rules! product {
         $(, $from_low:ident, $to_low:ident)?
     ) => {
         /// # Safety
-        /// The tiles' sizes are set; the panels have `blocks` blocks, which are not 0; the kernel's
-        /// tiles may be read from `from` and written to `to`.
+        /// The tiles are configured; the panels have `blocks` blocks, at least one; the kernel's
+        /// tiles of C may be read from `from` and written to `to`.
         unsafe fn $name(blocks: usize, a: *const f32, b: *const f32, from: Tiles, to: Tiles) {
-            // SAFETY: reads and writes what the caller says is there.
+            // SAFETY: reads and writes only the memory that the caller promises.
             unsafe {
                 asm!(
                     $($load,)*
@@ -223,7 +227,7 @@ macro_rules! product {
     };
 }
 
-/// The product of 32 × 32 with these instructions to load tiles of A and of B.
+/// Defines the kernel of 32 × 32, with these instructions to load tiles of A and of B.
 macro_rules! wide {
     ($name:ident, $load_a:literal, $load_b:literal) => {
         product!(
@@ -259,7 +263,8 @@ macro_rules! wide {
 }
 
 wide!(wide, "tileloadd", "tileloadd");
-// A panel that only this tile reads is loaded past the first-level cache, where the other one stays.
+// The panel that changes with the next tile is loaded with a hint to bypass the L1 cache, where the
+// other panel stays.
 wide!(wide_passing_a, "tileloaddt1", "tileloadd");
 wide!(wide_passing_b, "tileloadd", "tileloaddt1");
 product!(
@@ -305,8 +310,8 @@ product!(
     to_low
 );
 
-/// The same kernels without the unit: what Intel's manual says that the instructions do, one by
-/// one. They test packing and the products around the kernels on every machine with AVX-512's bf16.
+/// The same kernels without AMX, computed as Intel's manual defines the instructions. They test
+/// packing and the products around the kernels on every machine with AVX512-BF16.
 #[cfg(test)]
 pub fn by_definition() -> [Kernel; 3] {
     [
@@ -316,13 +321,13 @@ pub fn by_definition() -> [Kernel; 3] {
     ]
 }
 
-/// The kernel of `PANELS` in this way.
+/// The kernel of `PANELS`, computed in the same way.
 #[cfg(test)]
 pub fn panels_by_definition() -> PanelKernel {
     /// # Safety
-    /// As `PanelKernel::run` asks.
+    /// As for `PanelKernel::run`.
     unsafe fn run(depth: usize, a: &[f32], _: Strides, b: &[f32], tile: Tile) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller promises that the tile is inside C.
         unsafe { defined::<2, 2>(depth, a, b, tile) }
     }
     PanelKernel { run, ..PANELS }
@@ -339,14 +344,14 @@ unsafe fn defined<const MT: usize, const NT: usize>(depth: usize, a: &[f32], b: 
             multiply_tiles(&mut sums[(i * NT * SIDE + j) * SIDE..], a, b, NT * SIDE);
         }
     }
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller promises that the tile is inside C.
     unsafe { super::kernel::store_part(&tile, &sums, NT * SIDE) };
 }
 
-/// TDPBF16PS: c += a b; rows of a are `SIDE` words apart, those of b and c `stride`.
+/// TDPBF16PS: c += a b. Rows of a are `SIDE` words apart, rows of b and c `stride`.
 #[cfg(test)]
 fn multiply_tiles(c: &mut [f32], a: &[f32], b: &[f32], stride: usize) {
-    // Even and odd bf16 of a word; denormal ones are zeros.
+    // The even and the odd bf16 of a word, with denormals as zeros.
     let halves = |word: f32| {
         [word.to_bits() << 16, word.to_bits() & 0xffff_0000]
             .map(f32::from_bits)

@@ -1,4 +1,4 @@
-//! Which kernel a product gets on this machine.
+//! Chooses a kernel for a product on this machine.
 
 use super::Precision;
 #[cfg(target_arch = "x86_64")]
@@ -12,8 +12,7 @@ use super::pack::Format;
 use crate::cpu::{Level, has_amx, has_bf16, level};
 
 impl Kernel {
-    /// The kernel for C of m rows and n columns: thin ones where a wide one would mostly multiply
-    /// padding.
+    /// Returns the kernel for C (m, n): a thin one if a wide one would mostly multiply padding.
     pub fn choose(precision: Precision, m: usize, n: usize) -> Kernel {
         let shape = match (m, n) {
             (_, ..=16) => Shape::Tall,
@@ -28,7 +27,8 @@ impl Kernel {
             Precision::Bf16 if has_bf16() => avx512::bf16(shape),
             #[cfg(target_arch = "aarch64")]
             Precision::Bf16 if has_bf16() => neon::bf16(shape),
-            // The same products, but for the rounding of their sums, in f32.
+            // Without bf16 instructions, rounded operands are multiplied in f32. The products are
+            // the same; only the rounding of sums differs.
             Precision::Bf16 => Kernel::f32(shape).rounded(),
         }
     }
@@ -50,7 +50,7 @@ impl Kernel {
     }
 }
 
-/// The name of the instructions that products in this precision use on this machine.
+/// Returns the name of the instructions that products in this precision use on this machine.
 pub fn instructions(precision: Precision) -> &'static str {
     match (level(), precision) {
         (_, Precision::Bf16) if has_amx() => "AMX",
@@ -67,7 +67,7 @@ pub fn instructions(precision: Precision) -> &'static str {
     }
 }
 
-/// All kernels that this machine can run.
+/// Returns all kernels that this machine can run.
 #[cfg(test)]
 pub fn available() -> Vec<Kernel> {
     let mut all = vec![PORTABLE];

@@ -1,9 +1,9 @@
-//! Products of few rows: x Wᵀ when text is generated, one row a sequence. W is read once, row by
-//! row, and nothing is packed.
+//! Products x Wᵀ of few rows, as in text generation with one row per sequence. W is read once, row
+//! by row, and nothing is packed.
 //!
-//! The one rule that is not obvious: every element of C is 16 chains of additions over k and their
-//! sum in a fixed order, so it depends neither on the threads nor on how many rows there are. It is
-//! not rounded as `matmul` rounds it.
+//! Each element of C is accumulated over k in 16 partial sums, which are then added in a fixed
+//! order. It depends neither on the threads nor on the number of rows, but it is rounded
+//! differently from the result of `matmul`.
 
 use std::cell::Cell;
 
@@ -16,7 +16,7 @@ use crate::blocks::dot::{MOST, StoredRows, Vectors, dot};
 use crate::cpu::vectorised;
 use crate::math::fused;
 
-/// The most rows that `matmul_few` takes.
+/// Maximum number of rows of [`matmul_few`].
 pub const FEW_ROWS: usize = MOST;
 /// Rows of W that a task multiplies before it writes to C.
 const GROUP: usize = 64;
@@ -26,11 +26,12 @@ thread_local! {
     static SUMS_SCRATCH: Cell<AlignedBuffer> = const { Cell::new(AlignedBuffer::EMPTY) };
 }
 
-/// C = start + x Wᵀ + z B for at most [`FEW_ROWS`] rows, on all threads. `wide` is (x, Wᵀ) with x
-/// (m, k) and W (n, k) stored by rows; `thin` is (z, B), a LoRA's small product, stored by rows.
+/// Computes C = start + x Wᵀ + z B for at most [`FEW_ROWS`] rows, on all threads. `wide` is (x, Wᵀ)
+/// with x (m, k) and W (n, k) stored by rows; `thin` is (z, B), a LoRA's low-rank product, also
+/// stored by rows.
 ///
 /// # Panics
-/// The shapes or strides are others.
+/// There are more than [`FEW_ROWS`] rows, shapes do not match, or an operand is not stored by rows.
 pub fn matmul_few(c: MatMut, start: Start, wide: Term, thin: Option<Term>) {
     few(c, start, wide, thin, true);
 }
@@ -71,8 +72,8 @@ fn few(c: MatMut, start: Start, wide: Term, thin: Option<Term>, parallel: bool) 
     let stored = stored(&w);
     let task = |task: usize, x: &Vectors| {
         let outputs = (task * each).min(n)..((task + 1) * each).min(n);
-        // SAFETY: columns `outputs` of a row of C, which we borrowed mutably; no other task has
-        // them.
+        // SAFETY: columns `outputs` of this row are inside C, which is borrowed mutably, and no
+        // other task accesses them.
         let c_row = |row: usize| unsafe {
             std::slice::from_raw_parts_mut(shared.at(row * stride + outputs.start), outputs.len())
         };
@@ -103,7 +104,8 @@ fn few(c: MatMut, start: Start, wide: Term, thin: Option<Term>, parallel: bool) 
             }
         }
     };
-    // Taken, not borrowed: while it waits for the others this thread may be given another product.
+    // Taken out of its slot, not borrowed: while it waits for the other tasks, this thread may be
+    // given another product.
     let mut vectors = X_SCRATCH.take();
     vectors.fill(stored.kind, x, m, k, x_stride);
     if tasks > 1 {
@@ -114,12 +116,12 @@ fn few(c: MatMut, start: Start, wide: Term, thin: Option<Term>, parallel: bool) 
     X_SCRATCH.set(vectors);
 }
 
-/// W's rows as they lie in memory.
+/// Returns the rows of W as they are stored.
 fn stored<'a>(w: &Mat<'a>) -> StoredRows<'a> {
     match w.data {
         Data::Floats { data, row_stride, col_stride } => {
             assert!(col_stride == 1 || w.cols == 1, "W is stored by rows");
-            // SAFETY: any f32 is four bytes.
+            // SAFETY: an f32 is four bytes, all of them initialised.
             let bytes = unsafe { std::slice::from_raw_parts(data.as_ptr().cast(), 4 * data.len()) };
             StoredRows { kind: None, bytes, stride: 4 * row_stride, row_bytes: 4 * w.cols }
         }

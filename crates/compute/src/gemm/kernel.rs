@@ -1,8 +1,8 @@
-//! The innermost loops: a tile of C from a packed panel of A and one of B.
+//! Micro-kernels: each computes a tile of C from a packed panel of A and a packed panel of B.
 //!
-//! A kernel of MR × NR keeps its whole tile in registers. Per word of a panel it loads one row of
-//! the B panel, broadcasts MR words of the A panel and does MR · NR multiply-adds, or twice as many
-//! where a word holds two bf16.
+//! A kernel of MR × NR keeps its whole tile in registers. For each word of depth it loads one row
+//! of the B panel, broadcasts MR words of the A panel and does MR · NR multiply-adds, or twice as
+//! many if a word holds two bf16.
 
 #[cfg(target_arch = "x86_64")]
 use super::amx;
@@ -14,18 +14,20 @@ use super::{Operand, Precision, Start};
 use crate::cpu::has_amx;
 use crate::cpu::{Level, has_bf16, level};
 
-/// The largest tile of any kernel.
+/// Rows and columns of the largest tile of any kernel.
 pub const MAX_MR: usize = 32;
 pub const MAX_NR: usize = 32;
 
-/// Where a kernel writes: a tile of C of at most the kernel's size.
+/// The tile of C that a call of a kernel writes: of the kernel's size, or smaller at the edges of
+/// C.
 pub struct Tile<'a> {
     pub c: *mut f32,
     pub row_stride: usize,
     pub rows: usize,
     pub cols: usize,
     pub start: Start<'a>,
-    /// The operand of which the next tile reads another panel, while the other one's is read again.
+    /// The operand whose panel changes with the next tile, while the panel of the other operand is
+    /// used again.
     #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "for AMX"))]
     pub passing: Option<Operand>,
 }
@@ -37,69 +39,72 @@ pub struct Kernel {
     pub name: &'static str,
     pub mr: usize,
     pub nr: usize,
-    /// Of the panels of A and of B.
+    /// Formats of the panels of A and of B.
     pub a_format: Format,
     pub b_format: Format,
-    /// Words that the depth of a panel is a multiple of.
+    /// The depth of a panel is a multiple of this number of words.
     pub step: usize,
-    /// What the caches are to hold.
+    /// Sizes of blocks, chosen for the caches.
     pub sizes: Sizes,
-    /// (depth in words, A panel of depth · mr, B panel of depth · nr, tile)
+    /// Computes a tile from (depth in words, A panel of depth · mr words, B panel of depth · nr
+    /// words, tile). Safety: the panels have these sizes, and the tile is inside a matrix that no
+    /// one else accesses.
     pub run: unsafe fn(usize, &[f32], &[f32], Tile),
 }
 
-/// How much of the operands a kernel's products pack, in words: a word is an f32 or two bf16 of
-/// neighbouring k.
+/// Sizes of the blocks that a kernel's products pack, in words. A word is an f32 or two bf16 of
+/// consecutive k.
 #[derive(Clone, Copy, PartialEq)]
 pub struct Sizes {
-    /// The greatest depth of a block of k.
+    /// Maximum depth of a block of k.
     pub depth: usize,
-    /// Of its own operand that a task packs at a time, which stays in the second-level cache.
+    /// Words of its own operand that a task packs at a time; they stay in the L2 cache.
     pub own: usize,
 }
 
-/// A panel of B is at most 72 KiB; it and the strip of A that it meets stream from the second-level
-/// cache. A task's own operand is 384 KiB.
+/// Panels stream from the L2 cache: a panel of B takes at most 72 KiB, a task's own operand 384
+/// KiB.
 pub const STREAMED: Sizes = Sizes { depth: 576, own: 96 << 10 };
 
-/// What of C a kernel is made for.
+/// The shape of C for which a kernel is made.
 #[derive(Clone, Copy)]
 pub enum Shape {
     Wide,
-    /// For gradients of A and B: as many rows as the rank.
+    /// As few rows as the rank: the gradients of A and B.
     Flat,
-    /// For x Aᵀ: as many columns as the rank.
+    /// As few columns as the rank: x Aᵀ.
     Tall,
 }
 
-/// The tile of the kernels for an A whose words lie at any strides.
+/// Rows and columns of the tile of kernels that read A at any strides.
 pub const STRIDED: [usize; 2] = [8, 32];
 
-/// Word (row i, k) of A is at i · `row` + k · `next`.
+/// Strides of A in words: word (row i, k) is at i · `row` + k · `next`.
 #[derive(Clone, Copy)]
 pub struct Strides {
     pub row: usize,
     pub next: usize,
 }
 
-/// A kernel for operands that their owner packs and multiplies more than once.
+/// A kernel for operands that their owner packs, because it multiplies them more than once.
 #[derive(Clone, Copy)]
 pub struct PanelKernel {
-    /// Of A, whose words lie at any strides unless they are tiles' rows.
+    /// Format of A, whose words may have any strides, except in `Format::Rows`.
     pub a_format: Format,
-    /// Of panels of B.
+    /// Format of the panels of B.
     pub b_format: Format,
-    /// Words that the depth of an operand is a multiple of.
+    /// The depth of an operand is a multiple of this number of words.
     pub step: usize,
-    /// Rows of A that it multiplies at a time.
+    /// Rows of A that a call multiplies.
     pub rows: usize,
-    /// (depth in words, A from the first word of its rows on, its strides, B panel of depth ·
-    /// `STRIDED` columns, tile)
+    /// Computes a tile from (depth in words, A from the first word of the tile's rows on, strides
+    /// of A, B panel of depth · `STRIDED[1]` words, tile). Safety: the tile is inside a matrix that
+    /// no one else accesses.
     pub run: unsafe fn(usize, &[f32], Strides, &[f32], Tile),
 }
 
 impl PanelKernel {
-    /// The one for this machine.
+    /// Returns the kernel for this machine.
     pub fn choose(precision: Precision) -> Self {
         match precision {
             Precision::F32 => PanelKernel::strided(Format::F32),
@@ -110,7 +115,7 @@ impl PanelKernel {
         }
     }
 
-    /// Of an A at any strides.
+    /// Returns the best kernel in this format for A at any strides.
     fn strided(format: Format) -> Self {
         let run = match (level(), format) {
             #[cfg(target_arch = "x86_64")]
@@ -133,7 +138,7 @@ impl PanelKernel {
         PanelKernel { a_format: format, b_format: format, step: 1, rows: STRIDED[0], run }
     }
 
-    /// All that this machine can run.
+    /// Returns all kernels that this machine can run.
     #[cfg(test)]
     pub fn available() -> Vec<Self> {
         let mut all = vec![PanelKernel::portable(Format::F32), PanelKernel::portable(Format::Rounded)];
@@ -164,14 +169,14 @@ impl PanelKernel {
     }
 }
 
-/// Panics unless A has all words of these rows.
+/// Panics unless A holds `depth` words of every row, and B a whole panel.
 pub fn check_strided(depth: usize, a: &[f32], strides: Strides, b: &[f32]) {
     let [rows, cols] = STRIDED;
     assert!(depth > 0 && (rows - 1) * strides.row + (depth - 1) * strides.next < a.len());
     assert!(b.len() >= depth * cols);
 }
 
-/// Without vector instructions of its own: whatever the compiler makes of it.
+/// Kernel without intrinsics, left to the compiler to vectorise.
 pub const PORTABLE: Kernel = Kernel {
     #[cfg(test)]
     name: "portable 4 × 16",
@@ -185,16 +190,15 @@ pub const PORTABLE: Kernel = Kernel {
 };
 
 /// # Safety
-/// As `Kernel::run` asks: panels of this kernel's sizes, a tile inside a matrix that no one else
-/// writes.
+/// As for `Kernel::run`.
 unsafe fn portable(depth: usize, a: &[f32], b: &[f32], tile: Tile) {
     let sum = portable_block(depth, a, Strides { row: 1, next: 4 }, b, 16);
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller promises that the tile is inside C.
     unsafe { store_part(&tile, sum.as_flattened(), 16) };
 }
 
 /// # Safety
-/// The tile lies inside a matrix that no one else writes.
+/// The tile is inside a matrix that no one else accesses.
 unsafe fn portable_strided(depth: usize, a: &[f32], strides: Strides, b: &[f32], tile: Tile) {
     check_strided(depth, a, strides, b);
     let mut whole = [0.0; STRIDED[0] * STRIDED[1]];
@@ -204,11 +208,11 @@ unsafe fn portable_strided(depth: usize, a: &[f32], strides: Strides, b: &[f32],
             whole[(i + row) * STRIDED[1] + j..][..16].copy_from_slice(sum);
         }
     }
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller promises that the tile is inside C.
     unsafe { store_part(&tile, &whole, STRIDED[1]) };
 }
 
-/// Four rows of A times 16 columns of B, whose rows are `width` apart.
+/// Returns four rows of A times 16 columns of B, whose rows are `width` apart.
 fn portable_block(depth: usize, a: &[f32], strides: Strides, b: &[f32], width: usize) -> [[f32; 16]; 4] {
     let mut sum = [[0.0f32; 16]; 4];
     for k in 0..depth {
@@ -223,14 +227,15 @@ fn portable_block(depth: usize, a: &[f32], strides: Strides, b: &[f32], width: u
     sum
 }
 
-/// Adds a tile that was computed in full, row after row of `width`, to the part of it that C has.
+/// Writes C = start + sum to the part of a tile that is inside C. `sum` is the tile in full, in
+/// rows of `width`.
 ///
 /// # Safety
-/// The tile lies inside a matrix that no one else writes.
+/// The tile is inside a matrix that no one else accesses.
 pub unsafe fn store_part(tile: &Tile, sum: &[f32], width: usize) {
     for i in 0..tile.rows {
         for j in 0..tile.cols {
-            // SAFETY: inside the tile.
+            // SAFETY: the element is inside the tile.
             let c = unsafe { &mut *tile.c.add(i * tile.row_stride + j) };
             let from = match tile.start {
                 Start::Zero => 0.0,
@@ -263,7 +268,7 @@ pub mod avx512 {
         };
     }
 
-    /// The wide one's 28 accumulators with 2 loads and 14 broadcasts a step are bound by
+    /// The wide kernel has 28 accumulators. Each step, with 2 loads and 14 broadcasts, is bound by
     /// arithmetic.
     pub fn f32(shape: Shape) -> Kernel {
         match shape {
@@ -282,48 +287,48 @@ pub mod avx512 {
     }
 
     /// # Safety
-    /// As `Kernel::run` asks, and AVX-512F must be present.
+    /// As for `Kernel::run`; the processor has AVX-512F.
     #[target_feature(enable = "avx512f")]
     unsafe fn f32_kernel<const MR: usize, const NV: usize>(depth: usize, a: &[f32], b: &[f32], tile: Tile) {
         assert!(a.len() >= depth * MR && b.len() >= depth * NV * 16);
-        // SAFETY: the caller's promise, and the panels' sizes.
+        // SAFETY: the caller's promise; the assertion checked the panels' sizes.
         unsafe { fitting::<MR, NV, false>(depth, a, b, tile) }
     }
 
     /// # Safety
-    /// As `Kernel::run` asks, and AVX-512F and BF16 must be present.
+    /// As for `Kernel::run`; the processor has AVX-512F and BF16.
     #[target_feature(enable = "avx512f,avx512bf16")]
     unsafe fn bf16_kernel<const MR: usize, const NV: usize>(depth: usize, a: &[f32], b: &[f32], tile: Tile) {
         assert!(a.len() >= depth * MR && b.len() >= depth * NV * 16);
-        // SAFETY: the caller's promise, and the panels' sizes.
+        // SAFETY: the caller's promise; the assertion checked the panels' sizes.
         unsafe { fitting::<MR, NV, true>(depth, a, b, tile) }
     }
 
     /// # Safety
-    /// The tile lies inside a matrix that no one else writes; AVX-512F must be present.
+    /// The tile is inside a matrix that no one else accesses; the processor has AVX-512F.
     #[target_feature(enable = "avx512f")]
     pub unsafe fn f32_strided(depth: usize, a: &[f32], strides: Strides, b: &[f32], tile: Tile) {
         check_strided(depth, a, strides, b);
-        // SAFETY: the caller's promise, and the operands' sizes.
+        // SAFETY: the caller's promise; the operands' sizes were checked above.
         unsafe { kernel::<{ STRIDED[0] }, { STRIDED[1] / 16 }, false>(depth, a, strides, b, tile) }
     }
 
     /// # Safety
-    /// As of `f32_strided`, and BF16 must be present.
+    /// As for `f32_strided`; the processor has BF16.
     #[target_feature(enable = "avx512f,avx512bf16")]
     pub unsafe fn bf16_strided(depth: usize, a: &[f32], strides: Strides, b: &[f32], tile: Tile) {
         check_strided(depth, a, strides, b);
-        // SAFETY: the caller's promise, and the operands' sizes.
+        // SAFETY: the caller's promise; the operands' sizes were checked above.
         unsafe { kernel::<{ STRIDED[0] }, { STRIDED[1] / 16 }, true>(depth, a, strides, b, tile) }
     }
 
-    /// sum + a · b; with PAIRS, of the two bf16 in every word.
+    /// Returns sum + a · b; with PAIRS, adds the products of both bf16 of each word.
     ///
     /// # Safety
-    /// AVX-512F, and BF16 with PAIRS.
+    /// The processor has AVX-512F, and BF16 with PAIRS.
     #[inline(always)]
     unsafe fn multiply_add<const PAIRS: bool>(a: __m512, b: __m512, sum: __m512) -> __m512 {
-        // SAFETY: the caller's promise; the types are the same 64 bytes.
+        // SAFETY: the caller promises the instructions; the types have the same 64 bytes.
         unsafe {
             if PAIRS {
                 let pairs = |x| std::mem::transmute::<__m512, __m512bh>(x);
@@ -334,11 +339,11 @@ pub mod avx512 {
         }
     }
 
-    /// Leaves out rows that the tile does not have, where a smaller kernel will do: the last strip
-    /// of a matrix is rarely full. Each element is the same sum in all of them.
+    /// Runs the smallest kernel that covers the tile's rows, because the last strip of a matrix is
+    /// rarely full. All of them compute the same sum for an element.
     ///
     /// # Safety
-    /// As of `kernel`, of a packed A.
+    /// As for `kernel`, with a packed A.
     #[inline(always)]
     unsafe fn fitting<const MR: usize, const NV: usize, const PAIRS: bool>(
         depth: usize,
@@ -347,7 +352,7 @@ pub mod avx512 {
         tile: Tile,
     ) {
         let strides = Strides { row: 1, next: MR };
-        // SAFETY: the caller's promise; none of the kernels has more than MR rows.
+        // SAFETY: the caller's promise; no kernel here has more than MR rows.
         unsafe {
             match tile.rows {
                 ..=4 if MR > 4 => kernel::<4, NV, PAIRS>(depth, a, strides, b, tile),
@@ -358,8 +363,8 @@ pub mod avx512 {
     }
 
     /// # Safety
-    /// Operands of MR rows and 16 · NV columns, `depth` deep; a tile inside a matrix that no one
-    /// else writes; AVX-512F, and BF16 with PAIRS.
+    /// The operands have MR rows and 16 · NV columns, `depth` words deep; the tile is inside a
+    /// matrix that no one else accesses; the processor has AVX-512F, and BF16 with PAIRS.
     #[inline(always)]
     unsafe fn kernel<const MR: usize, const NV: usize, const PAIRS: bool>(
         depth: usize,
@@ -369,12 +374,12 @@ pub mod avx512 {
         tile: Tile,
     ) {
         prefetch::<NV>(&tile);
-        // SAFETY: AVX-512F.
+        // SAFETY: the caller promises AVX-512F.
         let zero = unsafe { _mm512_setzero_ps() };
         let mut sum = [[zero; NV]; MR];
         let (mut a, mut b) = (a.as_ptr(), b.as_ptr());
         for _ in 0..depth {
-            // SAFETY: within the operands.
+            // SAFETY: reads within the operands, whose sizes the caller promises.
             unsafe {
                 let mut row = [zero; NV];
                 for (v, row) in row.iter_mut().enumerate() {
@@ -390,11 +395,12 @@ pub mod avx512 {
                 b = b.add(16 * NV);
             }
         }
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller promises that the tile is inside C, and AVX-512F.
         unsafe { store(&tile, MR, |i| sum[i]) };
     }
 
-    /// C is needed only after the loop over the depth, but it may have to come from afar.
+    /// Prefetches the tile of C. It is needed only after the loop over the depth, but may have to
+    /// come from memory.
     #[inline(always)]
     pub fn prefetch<const NV: usize>(tile: &Tile) {
         for i in 0..tile.rows {
@@ -406,14 +412,14 @@ pub mod avx512 {
         }
     }
 
-    /// Adds a tile of `rows` rows that was computed in full, `sum` of each, to the part of it that
-    /// C has.
+    /// Writes C = start + sum to the part of a tile that is inside C. `sum(i)` is row i of the tile
+    /// in full, which has `rows` rows.
     ///
     /// # Safety
-    /// AVX-512F; the tile lies inside a matrix that no one else writes.
+    /// The processor has AVX-512F; the tile is inside a matrix that no one else accesses.
     #[inline(always)]
     pub unsafe fn store<const NV: usize>(tile: &Tile, rows: usize, sum: impl Fn(usize) -> [__m512; NV]) {
-        // SAFETY: AVX-512F.
+        // SAFETY: the caller promises AVX-512F.
         let mut from = [unsafe { _mm512_setzero_ps() }; NV];
         let masks: [u16; NV] = std::array::from_fn(|v| {
             let lanes = tile.cols.saturating_sub(16 * v).min(16);
@@ -421,7 +427,7 @@ pub mod avx512 {
         });
         if let Start::Bias(bias) = tile.start {
             for v in 0..NV {
-                // SAFETY: masked to the columns that the bias has.
+                // SAFETY: the load is masked to the bias's columns.
                 from[v] =
                     unsafe { _mm512_maskz_loadu_ps(masks[v], bias.as_ptr().add((16 * v).min(bias.len()))) };
             }
@@ -436,7 +442,7 @@ pub mod avx512 {
                 if masks[v] == 0 {
                     continue;
                 }
-                // SAFETY: inside the tile, the last vector masked to its columns.
+                // SAFETY: inside the tile; the last vector is masked to its columns.
                 unsafe {
                     let c = tile.c.add(i * tile.row_stride + 16 * v);
                     let before = if keep { _mm512_maskz_loadu_ps(masks[v], c) } else { from[v] };
@@ -466,11 +472,11 @@ pub mod avx2 {
     };
 
     /// # Safety
-    /// As `Kernel::run` asks, and AVX2 and FMA must be present.
+    /// As for `Kernel::run`; the processor has AVX2 and FMA.
     unsafe fn run(depth: usize, a: &[f32], b: &[f32], tile: Tile) {
         assert!(a.len() >= depth * 6 && b.len() >= depth * 16);
         let mut whole = [0.0f32; 6 * 16];
-        // SAFETY: the caller's promise, and the panels' sizes.
+        // SAFETY: the caller's promise; the assertion checked the panels' sizes.
         unsafe {
             block::<6>(depth, a.as_ptr(), Strides { row: 1, next: 6 }, b.as_ptr(), 16, &mut whole);
             store_part(&tile, &whole, 16);
@@ -478,26 +484,27 @@ pub mod avx2 {
     }
 
     /// # Safety
-    /// The tile lies inside a matrix that no one else writes; AVX2 and FMA must be present.
+    /// The tile is inside a matrix that no one else accesses; the processor has AVX2 and FMA.
     pub unsafe fn strided(depth: usize, a: &[f32], strides: Strides, b: &[f32], tile: Tile) {
         check_strided(depth, a, strides, b);
         let width = STRIDED[1];
         let mut whole = [0.0f32; STRIDED[0] * STRIDED[1]];
         for (i, j) in [(0, 0), (0, 16), (4, 0), (4, 16)] {
-            // SAFETY: the caller's promise, and the operands' sizes.
+            // SAFETY: the caller's promise; the operands' sizes were checked above.
             unsafe {
                 let (a, b) = (a.as_ptr().add(i * strides.row), b.as_ptr().add(j));
                 block::<4>(depth, a, strides, b, width, &mut whole[i * width + j..]);
             }
         }
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller promises that the tile is inside C.
         unsafe { store_part(&tile, &whole, width) };
     }
 
-    /// MR rows of A times 16 columns of B. Rows of B and of `out` are `width` apart.
+    /// Writes MR rows of A times 16 columns of B to `out`. Rows of B and of `out` are `width`
+    /// apart.
     ///
     /// # Safety
-    /// A and B are that large; AVX2 and FMA.
+    /// A and B have these sizes; the processor has AVX2 and FMA.
     #[target_feature(enable = "avx2,fma")]
     unsafe fn block<const MR: usize>(
         depth: usize,
@@ -509,7 +516,7 @@ pub mod avx2 {
     ) {
         let mut sum = [[_mm256_setzero_ps(); 2]; MR];
         for _ in 0..depth {
-            // SAFETY: within the operands, by the caller's promise.
+            // SAFETY: reads within the operands, whose sizes the caller promises.
             unsafe {
                 let row = [_mm256_loadu_ps(b), _mm256_loadu_ps(b.add(8))];
                 for (i, sum) in sum.iter_mut().enumerate() {
@@ -522,7 +529,7 @@ pub mod avx2 {
         }
         for (i, sum) in sum.iter().enumerate() {
             let out = &mut out[i * width..][..16];
-            // SAFETY: out has 16 values.
+            // SAFETY: `out` has 16 values.
             unsafe {
                 _mm256_storeu_ps(out.as_mut_ptr(), sum[0]);
                 _mm256_storeu_ps(out.as_mut_ptr().add(8), sum[1]);

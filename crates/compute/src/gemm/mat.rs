@@ -1,4 +1,4 @@
-//! Matrices as a product takes them: where the values lie, and how far apart.
+//! Views of matrices as operands and results of products.
 
 use std::marker::PhantomData;
 
@@ -15,12 +15,11 @@ pub struct Mat<'a> {
 
 #[derive(Clone, Copy)]
 pub(super) enum Data<'a> {
-    /// By strides in elements.
+    /// Strides are in elements.
     Floats { data: &'a [f32], row_stride: usize, col_stride: usize },
-    /// Widened as they are packed; `transposed` when the `Mat` is the transpose of the stored
-    /// matrix.
+    /// Widened as they are packed; `transposed` if the `Mat` is the transpose of the stored matrix.
     Blocks { matrix: &'a BlockMatrix, transposed: bool },
-    /// Multiplied as it is, and only as B.
+    /// Multiplied without further packing, and only as B.
     Packed { matrix: &'a PackedMatrix, transposed: bool },
 }
 
@@ -39,13 +38,14 @@ impl<'a> Mat<'a> {
         Mat { data: Data::Floats { data, row_stride, col_stride: 1 }, rows, cols }
     }
 
-    /// The values of these blocks. A product is bit-identical to that with the widened matrix.
+    /// A matrix of blocks. [`matmul`](super::matmul) gives the same bits as with the widened
+    /// matrix.
     pub fn blocks(matrix: &'a BlockMatrix) -> Self {
         let data = Data::Blocks { matrix, transposed: false };
         Mat { data, rows: matrix.rows(), cols: matrix.cols() }
     }
 
-    /// A matrix that was packed before; products accept it only as their B.
+    /// A matrix that is packed already; products accept it only as their B.
     pub fn packed(matrix: &'a PackedMatrix) -> Self {
         let data = Data::Packed { matrix, transposed: false };
         Mat { data, rows: matrix.rows(), cols: matrix.cols() }
@@ -59,7 +59,8 @@ impl<'a> Mat<'a> {
         self.cols
     }
 
-    /// The data and its stride, where rows are stored as f32 without gaps between columns.
+    /// Returns the values and their row stride if rows are stored as f32 without gaps between
+    /// columns.
     pub(crate) fn stored_rows(&self) -> Option<(&'a [f32], usize)> {
         match self.data {
             Data::Floats { data, row_stride, col_stride } if col_stride == 1 || self.cols == 1 => {
@@ -97,7 +98,7 @@ impl<'a> MatMut<'a> {
         MatMut::strided(data, rows, cols, cols)
     }
 
-    /// Rows `row_stride` elements apart.
+    /// Row-major (rows, cols) with rows `row_stride` elements apart.
     ///
     /// # Panics
     /// The slice is too short, or rows would overlap.
@@ -107,10 +108,10 @@ impl<'a> MatMut<'a> {
         unsafe { MatMut::from_raw(data.as_mut_ptr(), rows, cols, row_stride) }
     }
 
-    /// A matrix whose gaps between rows belong to somebody else, such as one head's columns.
+    /// A matrix whose gaps between rows may belong to another borrower.
     ///
     /// # Safety
-    /// For 'a, the `cols` elements of each of the `rows` rows are valid and no one else reads or
+    /// The `cols` elements of each of the `rows` rows are valid for 'a, and no one else reads or
     /// writes them.
     pub(crate) unsafe fn from_raw(data: *mut f32, rows: usize, cols: usize, row_stride: usize) -> Self {
         assert!(row_stride >= cols, "rows overlap: stride {row_stride}, {cols} columns");

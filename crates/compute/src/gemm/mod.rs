@@ -1,17 +1,16 @@
-//! Matrix products: C = start + scale · Σ AᵢBᵢ over one or several terms, of f32 or of operands
-//! rounded to bf16; sums are f32.
+//! Matrix products: C = start + scale · Σ AᵢBᵢ over one or more terms. Operands are f32 or rounded
+//! to bf16; sums are f32.
 //!
-//! Every element of C is one chain of additions over k, cut at places that only k decides and
-//! always in the same order. How tiles are distributed over threads therefore does not affect
-//! results.
+//! Each element of C is summed over blocks of k in a fixed order. The blocks depend only on k and
+//! the kernel, so results do not depend on how tiles are distributed over threads.
 //!
 //! Both operands are packed into panels before they are multiplied (Goto and van de Geijn 2008), so
-//! any strides are possible: a transposed matrix is a `Mat` with its strides swapped. The smaller
-//! operand is packed first, by all threads, and shared; each task then packs a part of the other
-//! one, as much as its cache holds, and multiplies it with all that is shared. A frozen B can be
-//! packed once, before all products. Blocks of few bits are widened as they are packed, so no whole
-//! f32 copy of such a matrix exists. Several terms share one pass over C: that is how a LoRA's thin
-//! product joins the wide one of its layer.
+//! any strides are possible: a transposed matrix is a `Mat` with its strides swapped. All threads
+//! pack the smaller operand first and share it. Each task then packs a part of the larger operand
+//! that fits its cache, and multiplies it with the shared panels. A frozen B can be packed once,
+//! ahead of all products ([`PackedMatrix`]). Quantized blocks are widened as they are packed, so no
+//! whole f32 copy of the matrix exists. Several terms share one pass over C: this adds a LoRA's
+//! low-rank product to the product of its layer.
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
@@ -48,12 +47,12 @@ pub use packed::PackedMatrix;
 pub use round::round;
 pub use work::work;
 
-/// Words of the shared operand that are packed at a time, about: 4 MiB, which stay in the third-level
+/// Approximate number of words of the shared operand packed at a time: 4 MiB, which stay in the L3
 /// cache.
 const SHARED: usize = 1 << 20;
-/// Strips of the shared operand that a task packs.
+/// Strips that one packing task packs.
 const TOGETHER: usize = 4;
-/// Below this number of multiplications a product runs on the calling thread.
+/// Maximum number of multiplications of a product that runs on the calling thread alone.
 const SMALL: usize = 1 << 16;
 
 /// The type in which operands are multiplied; sums are f32.
@@ -66,7 +65,7 @@ pub enum Precision {
 }
 
 impl Precision {
-    /// Bytes of a factor.
+    /// Bytes of one element of an operand.
     pub const fn bytes(self) -> usize {
         match self {
             Precision::F32 => size_of::<f32>(),
@@ -79,9 +78,9 @@ impl Precision {
 #[derive(Clone, Copy)]
 pub enum Start<'a> {
     Zero,
-    /// The same row in every row: a linear layer's bias, (cols).
+    /// This row, (cols), in every row of C: a linear layer's bias.
     Bias(&'a [f32]),
-    /// What is there.
+    /// The previous contents of C.
     Keep,
 }
 
@@ -99,8 +98,8 @@ thread_local! {
     static SHARED_SCRATCH: Cell<AlignedBuffer> = const { Cell::new(AlignedBuffer::EMPTY) };
 }
 
-/// Approximate most bytes of packed panels that `threads` threads keep after products (m, k) by (k,
-/// n), which `callers` of them call; with `packed`, B is packed before.
+/// Approximate upper bound in bytes on the packing buffers that `threads` threads keep between
+/// calls, when `callers` of them run products (m, k) by (k, n). With `packed`, B is packed ahead.
 pub fn scratch_bytes(
     callers: usize,
     threads: usize,
@@ -113,9 +112,9 @@ pub fn scratch_bytes(
     size_of::<f32>() * (callers * (shared * k).min(SHARED) + threads * (own * k).min(most))
 }
 
-/// Hands `f` a buffer of `len` floats that the thread keeps from call to call, at the start of a
-/// cache line: loads of whole lines from panels then touch one each. The buffer is taken out
-/// meanwhile, so a nested call gets one of its own.
+/// Calls `f` with a buffer of `len` floats that the thread keeps between calls. The buffer starts
+/// at a cache line, so that a 64-byte load from a panel touches only one. It is taken out of its
+/// slot during the call, so a nested call gets a buffer of its own.
 fn with_scratch<R>(
     slot: &'static std::thread::LocalKey<Cell<AlignedBuffer>>,
     len: usize,
@@ -137,21 +136,20 @@ enum Operand {
     B,
 }
 
-/// An operand as it is packed: strips of `height` of A's rows or of B's columns, `extent` of them
-/// in all.
+/// How an operand is packed: its `extent` rows (A) or columns (B), in strips of `height`.
 #[derive(Clone, Copy, PartialEq)]
 struct Side {
     operand: Operand,
     extent: usize,
     height: usize,
     format: Format,
-    /// Words that the depth of a panel is a multiple of.
+    /// The depth of a panel is a multiple of this number of words.
     step: usize,
     sizes: Sizes,
 }
 
 impl Side {
-    /// A B of this many columns.
+    /// Describes a B with `extent` columns.
     fn columns(kernel: &Kernel, extent: usize) -> Self {
         let &Kernel { nr: height, b_format: format, step, sizes, .. } = kernel;
         Side { operand: Operand::B, extent, height, format, step, sizes }
@@ -161,17 +159,17 @@ impl Side {
         self.extent.div_ceil(self.height)
     }
 
-    /// The rows or columns of these strips.
+    /// Returns the rows (A) or columns (B) of these strips.
     fn range(self, strips: Range<usize>) -> Range<usize> {
         strips.start * self.height..(strips.end * self.height).min(self.extent)
     }
 
-    /// Words that this many k are packed in.
+    /// Returns the depth in words of a panel of `k` values of k.
     fn words(self, k: usize) -> usize {
         k.div_ceil(self.format.per_word()).next_multiple_of(self.step)
     }
 
-    /// Words of a panel.
+    /// Returns the size of a panel in words.
     fn panel(self, block: &KBlock) -> usize {
         block.depth * self.height
     }
@@ -184,15 +182,15 @@ impl Side {
         pack::pack(mat, self.range(strips), block.k.clone(), scale, self.height, self.format, out);
     }
 
-    /// How deep the blocks are into which `k` is cut: about equal ones, for C is read and written
-    /// once for each, in multiples of 32, so that runs of quantized values stay whole. Not 0, even
-    /// where k is.
+    /// Returns the depth of the blocks into which `k` is split, never 0. C is read and written once
+    /// per block, so blocks are few and about equal. The depth is a multiple of 32, so that blocks
+    /// of 32 quantized values stay whole.
     fn block_depth(self, k: usize) -> usize {
         let blocks = k.div_ceil(self.sizes.depth * self.format.per_word()).max(1);
         k.div_ceil(blocks).next_multiple_of(32).max(32)
     }
 
-    /// The panels of these strips, where the operand's matrix was packed before.
+    /// Returns the panels of these strips if the operand is a [`PackedMatrix`].
     fn packed<'a>(self, block: &KBlock<'a>, strips: Range<usize>) -> Option<&'a [f32]> {
         match (self.operand, block.b.data) {
             (Operand::B, Data::Packed { matrix, transposed }) => {
@@ -202,39 +200,41 @@ impl Side {
         }
     }
 
-    /// Whether the operand of this term was packed before.
+    /// Returns whether this operand of the term is a [`PackedMatrix`].
     fn is_packed(self, (_, b): &Term) -> bool {
         self.operand == Operand::B && matches!(b.data, Data::Packed { .. })
     }
 }
 
-/// A block of k of one term.
+/// A block of the k dimension of one term.
 struct KBlock<'a> {
     a: Mat<'a>,
     b: Mat<'a>,
     k: Range<usize>,
-    /// Words that its k are packed in.
+    /// Depth of its panels in words.
     depth: usize,
 }
 
-/// What of the product is done in one go, for the shared operand's part of it is packed at once.
+/// A part of the product whose panels of the shared operand are packed at once, and then
+/// multiplied.
 struct Group<'a> {
     blocks: Vec<KBlock<'a>>,
-    /// Whether these are the first blocks of k, before which C is the start.
+    /// Whether these are the first blocks of k, before which C holds `start`.
     first: bool,
-    /// Of the shared operand.
+    /// Strips of the shared operand.
     strips: Range<usize>,
 }
 
-/// Cuts a product into groups of about `limit` words of the packed shared operand. Blocks of k stay
-/// in their order for every strip, so the cut cannot change a bit of the result.
+/// Splits a product into groups whose packed shared operand takes about `limit` words each. Every
+/// strip sees the blocks of k in the same order, so the split does not affect results.
 fn groups<'a>(terms: &[Term<'a>], shared: Side, limit: usize) -> Vec<Group<'a>> {
     let all = shared.strips();
-    // Where a matrix was packed before, only thin ones are left to be packed beside it.
+    // If one term's B is packed already, the other terms are thin, so all strips are packed at
+    // once.
     let packed_before = terms.iter().any(|term| shared.is_packed(term));
     let each = if packed_before { all } else { (limit / (shared.sizes.depth * shared.height)).clamp(1, all) };
     let mut groups = Vec::new();
-    // Where all strips of a block of k fit, the other operand is packed only once.
+    // If all strips of a block of k fit into a group, the other operand is packed only once.
     for from in (0..all).step_by(each) {
         let strips = from..(from + each).min(all);
         let mut blocks: Vec<KBlock> = Vec::new();
@@ -261,20 +261,20 @@ fn groups<'a>(terms: &[Term<'a>], shared: Side, limit: usize) -> Vec<Group<'a>> 
     groups
 }
 
-/// A pointer to C that tasks share; each writes rows and columns of its own.
+/// A pointer to C shared by tasks, each of which writes disjoint elements.
 #[derive(Clone, Copy)]
 struct SharedC(*mut f32);
-// SAFETY: tasks write disjoint tiles, see `run`.
+// SAFETY: tasks write disjoint elements, see `multiply` and `few`.
 unsafe impl Send for SharedC {}
 unsafe impl Sync for SharedC {}
 
 impl SharedC {
-    /// Where element `offset` of C lies.
+    /// Returns a pointer to element `offset` of C.
     ///
     /// # Safety
     /// The element is inside C.
     unsafe fn at(&self, offset: usize) -> *mut f32 {
-        // SAFETY: the caller's.
+        // SAFETY: the caller promises that the element is inside C.
         unsafe { self.0.add(offset) }
     }
 }
@@ -307,7 +307,7 @@ fn run(kernel: Kernel, c: MatMut, start: Start, scale: f32, terms: &[Term], para
     }
 }
 
-/// One group's part of the product.
+/// Computes one group's part of the product.
 fn multiply(
     c: &MatMut,
     start: Start,
@@ -322,11 +322,12 @@ fn multiply(
     let unpacked = |block: &&KBlock| shared.packed(block, 0..0).is_none();
     let depth: usize = blocks.iter().filter(unpacked).map(|b| b.depth).sum();
     let deepest = blocks.iter().map(|b| b.depth).max().unwrap_or(0);
-    // Parts of a task's own operand that differ by one strip at most, as many for every thread.
+    // Split the own operand into parts that differ by at most one strip. Their number is a multiple
+    // of the number of threads, unless there are too few strips.
     let wanted = if parallel { 2 * threads } else { 1 };
     let parts = (own.strips() * deepest * own.height).div_ceil(own.sizes.own).max(wanted);
     let parts = parts.next_multiple_of(threads).min(own.strips());
-    // Where those are few, the shared operand is cut as well, so that all threads have work.
+    // If there are too few parts to occupy all threads, split the shared operand as well.
     let cuts = wanted.div_ceil(parts).min(strips);
 
     with_scratch(&SHARED_SCRATCH, depth * strips * shared.height, |packed| {
@@ -377,8 +378,8 @@ fn multiply(
                                 Operand::B => (their, my, theirs.clone(), mine),
                             };
                             let tile = Tile {
-                                // SAFETY: a row and a column of C, inside it by the check of its
-                                // extent.
+                                // SAFETY: the row and the column are inside C, whose extent was
+                                // checked when `c` was made.
                                 c: unsafe { to.at(rows.start * stride + columns.start) },
                                 row_stride: stride,
                                 rows: rows.len(),
@@ -390,9 +391,8 @@ fn multiply(
                                 },
                                 passing: Some(own.operand),
                             };
-                            // SAFETY: a and b are packed panels of this kernel's sizes, and no
-                            // other task has these rows in these columns of C, which we borrowed
-                            // mutably.
+                            // SAFETY: a and b are panels packed for this kernel. No other task
+                            // writes these rows and columns of C, which is borrowed mutably.
                             unsafe { (kernel.run)(depth, a, b, tile) };
                         }
                     }
@@ -415,10 +415,10 @@ fn multiply(
     });
 }
 
-/// C without any product.
+/// Sets C to `start`, for a product without terms or with k = 0.
 fn fill(c: MatMut, start: Start) {
     for row in 0..c.rows {
-        // SAFETY: a row of C, which is ours to write.
+        // SAFETY: the row is inside C, which is borrowed mutably.
         let row = unsafe { std::slice::from_raw_parts_mut(c.data.add(row * c.row_stride), c.cols) };
         match start {
             Start::Zero => row.fill(0.0),
@@ -428,21 +428,23 @@ fn fill(c: MatMut, start: Start) {
     }
 }
 
-/// Floating-point operations per second that the chosen kernel reaches with cached panels, on all
-/// threads of the pool: the peak of the machine for this program. Takes about `seconds`.
+/// Returns the floating-point operations per second that the chosen kernel reaches on cached
+/// panels, summed over all threads of the pool: the peak of the machine for this program. Takes
+/// about `seconds`.
 pub fn measure_peak(precision: Precision, seconds: f64) -> f64 {
     let kernel = Kernel::choose(precision, usize::MAX, usize::MAX);
     rayon::broadcast(|_| peak(kernel, seconds)).iter().sum()
 }
 
-/// Of one kernel on this thread.
+/// Measures one kernel on the calling thread.
 fn peak(kernel: Kernel, seconds: f64) -> f64 {
     let depth = STREAMED.depth;
     let per_call = 2.0 * (kernel.mr * kernel.nr * depth * kernel.a_format.per_word()) as f64;
     let (a_words, b_words) = (kernel.mr * depth, kernel.nr * depth);
     with_scratch(&OWN_SCRATCH, a_words + b_words, |panels| {
         let (a, b) = panels.split_at_mut(a_words);
-        // Of the same bits as two bf16 or one f32 these are nothing out of the ordinary.
+        // Read as two bf16, these bits are 0 and 0.5, or 0 and 0.25: ordinary values in either
+        // format.
         a.fill(0.5);
         b.fill(0.25);
         let mut c = vec![0.0; MAX_MR * MAX_NR];

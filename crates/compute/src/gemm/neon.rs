@@ -2,12 +2,12 @@
 //! adds the product of a 2 × 4 tile of A and a 4 × 2 tile of B, both bf16, to a 2 × 2 tile of C in
 //! f32.
 //!
-//! `bfmmla` rounds in its own way: it adds two products of neighbouring k, and their sum to C's
-//! element, and each of the two sums is rounded to odd (one that is not exact gets an odd last bit);
-//! denormal numbers are zeros. So an element is one chain of additions of pairs over k, the same in
+//! `bfmmla` has its own rounding. It adds the products of two consecutive k, and then their sum to
+//! an element of C; both additions round to odd (an inexact result gets an odd last bit), and
+//! denormals are zeros. An element is therefore one chain of additions of pairs over k, the same in
 //! every kernel here.
 //!
-//! The intrinsic of `bfmmla` is not stable, so it is a line of assembly.
+//! The intrinsic of `bfmmla` is unstable, so it is one line of assembly.
 
 use std::arch::aarch64::*;
 use std::arch::asm;
@@ -35,8 +35,8 @@ macro_rules! kernel {
     };
 }
 
-/// Of 32 registers the wide one's sums take 24. For as few columns as a LoRA's rank, 8 or 16, a
-/// multiple of 8 wastes none.
+/// The sums of the wide kernel take 24 of the 32 registers. The tall kernel's 8 columns divide a
+/// LoRA's usual ranks of 8 and 16, so none are wasted.
 pub fn f32(shape: Shape) -> Kernel {
     match shape {
         Shape::Wide | Shape::Flat => kernel!("neon 8 × 12", 3, F32, f32_kernel),
@@ -52,14 +52,14 @@ pub fn bf16(shape: Shape) -> Kernel {
     }
 }
 
-/// A tile of `4 · NV` columns, as vectors.
+/// The sums of a tile of `4 · NV` columns, as vectors.
 type Sums<const NV: usize> = [[float32x4_t; NV]; MR];
 
 /// # Safety
-/// As `Kernel::run` asks.
+/// As for `Kernel::run`.
 unsafe fn f32_kernel<const NV: usize>(depth: usize, a: &[f32], b: &[f32], tile: Tile) {
     assert!(a.len() >= depth * MR && b.len() >= depth * 4 * NV);
-    // SAFETY: the caller's promise, and the panels' sizes.
+    // SAFETY: the caller's promise; the assertion checked the panels' sizes.
     unsafe {
         let sums = f32_block::<NV>(depth, a.as_ptr(), Strides { row: 1, next: MR }, b.as_ptr(), 4 * NV);
         store(&sums, &tile);
@@ -67,10 +67,10 @@ unsafe fn f32_kernel<const NV: usize>(depth: usize, a: &[f32], b: &[f32], tile: 
 }
 
 /// # Safety
-/// As `Kernel::run` asks, and the processor has `bfmmla`.
+/// As for `Kernel::run`; the processor has `bfmmla`.
 unsafe fn bf16_kernel<const NV: usize>(depth: usize, a: &[f32], b: &[f32], tile: Tile) {
     assert!(a.len() >= depth * MR && b.len() >= depth * 4 * NV);
-    // SAFETY: the caller's promise, and the panels' sizes.
+    // SAFETY: the caller's promise; the assertion checked the panels' sizes.
     unsafe {
         let sums = bf16_block::<NV>(depth, a.as_ptr(), Strides { row: 1, next: MR }, b.as_ptr(), 4 * NV);
         store(&sums, &tile);
@@ -78,25 +78,26 @@ unsafe fn bf16_kernel<const NV: usize>(depth: usize, a: &[f32], b: &[f32], tile:
 }
 
 /// # Safety
-/// The tile lies inside a matrix that no one else writes.
+/// The tile is inside a matrix that no one else accesses.
 pub unsafe fn f32_strided(depth: usize, a: &[f32], strides: Strides, b: &[f32], tile: Tile) {
     check_strided(depth, a, strides, b);
-    // SAFETY: the caller's promise, and the operands' sizes.
+    // SAFETY: the caller's promise; the operands' sizes were checked above.
     unsafe { strided(&tile, |j| f32_block(depth, a.as_ptr(), strides, b.as_ptr().add(j), STRIDED[1])) }
 }
 
 /// # Safety
-/// As of `f32_strided`, and the processor has `bfmmla`.
+/// As for `f32_strided`; the processor has `bfmmla`.
 pub unsafe fn bf16_strided(depth: usize, a: &[f32], strides: Strides, b: &[f32], tile: Tile) {
     check_strided(depth, a, strides, b);
-    // SAFETY: the caller's promise, and the operands' sizes.
+    // SAFETY: the caller's promise; the operands' sizes were checked above.
     unsafe { strided(&tile, |j| bf16_block(depth, a.as_ptr(), strides, b.as_ptr().add(j), STRIDED[1])) }
 }
 
-/// A tile of `STRIDED` in parts that fit the registers; `block` has the sums of eight columns.
+/// Computes a tile of size `STRIDED` in parts that fit the registers; `block(j)` returns the sums
+/// of the eight columns from j on.
 ///
 /// # Safety
-/// The tile lies inside a matrix that no one else writes.
+/// The tile is inside a matrix that no one else accesses.
 #[inline(always)]
 unsafe fn strided(tile: &Tile, block: impl Fn(usize) -> Sums<2>) {
     const { assert!(STRIDED[0] == MR && STRIDED[1].is_multiple_of(8)) };
@@ -104,37 +105,37 @@ unsafe fn strided(tile: &Tile, block: impl Fn(usize) -> Sums<2>) {
     for j in (0..tile.cols).step_by(8) {
         write(&block(j), &mut whole[j..], STRIDED[1]);
     }
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller promises that the tile is inside C.
     unsafe { store_part(tile, &whole, STRIDED[1]) };
 }
 
-/// Writes rows of sums, `width` apart.
+/// Writes the rows of sums to `out`, `width` apart.
 #[inline(always)]
 fn write<const NV: usize>(sums: &Sums<NV>, out: &mut [f32], width: usize) {
     for (sums, out) in sums.iter().zip(out.chunks_mut(width)) {
         for (sum, out) in sums.iter().zip(out.as_chunks_mut::<4>().0) {
-            // SAFETY: room for four values.
+            // SAFETY: `out` has room for four values.
             unsafe { vst1q_f32(out.as_mut_ptr(), *sum) };
         }
     }
 }
 
-/// Adds a whole tile to the part of it that C has.
+/// Writes C = start + sums to the part of a tile that is inside C.
 ///
 /// # Safety
-/// The tile lies inside a matrix that no one else writes.
+/// The tile is inside a matrix that no one else accesses.
 #[inline(always)]
 unsafe fn store<const NV: usize>(sums: &Sums<NV>, tile: &Tile) {
     let mut whole = [0.0; MR * 12];
     write(sums, &mut whole, 4 * NV);
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller promises that the tile is inside C.
     unsafe { store_part(tile, &whole, 4 * NV) };
 }
 
-/// Eight rows of A times `4 · NV` columns of B, whose rows are `width` apart.
+/// Returns eight rows of A times `4 · NV` columns of B, whose rows are `width` apart.
 ///
 /// # Safety
-/// A and B are that large.
+/// A and B have these sizes.
 unsafe fn f32_block<const NV: usize>(
     depth: usize,
     mut a: *const f32,
@@ -142,7 +143,7 @@ unsafe fn f32_block<const NV: usize>(
     mut b: *const f32,
     width: usize,
 ) -> Sums<NV> {
-    // SAFETY: NEON; within the operands, by the caller's promise.
+    // SAFETY: NEON is always present; reads within the operands, whose sizes the caller promises.
     unsafe {
         let mut sums = [[vdupq_n_f32(0.0); NV]; MR];
         for _ in 0..depth {
@@ -159,10 +160,10 @@ unsafe fn f32_block<const NV: usize>(
     }
 }
 
-/// The same of pairs: a word is two bf16 of neighbouring k.
+/// As `f32_block`, for pairs: a word is two bf16 of consecutive k.
 ///
 /// # Safety
-/// A and B are that large; the processor has `bfmmla`.
+/// A and B have these sizes; the processor has `bfmmla`.
 #[target_feature(enable = "bf16")]
 unsafe fn bf16_block<const NV: usize>(
     depth: usize,
@@ -171,7 +172,7 @@ unsafe fn bf16_block<const NV: usize>(
     mut b: *const f32,
     width: usize,
 ) -> Sums<NV> {
-    // SAFETY: NEON and `bfmmla`; within the operands, by the caller's promise.
+    // SAFETY: the caller promises `bfmmla`, and the sizes of the operands, within which this reads.
     unsafe {
         let mut sums = [[[vdupq_n_f32(0.0); 2]; NV]; MR / 2];
         for _ in 0..depth / 2 {
@@ -193,11 +194,11 @@ unsafe fn bf16_block<const NV: usize>(
     }
 }
 
-/// Adds the products of two words of each row and column, or where they are not TWO of one. A sum
-/// is of two rows and two columns: c₀₀, c₀₁, c₁₀, c₁₁.
+/// Adds the products of two words of each row and column, or without TWO of one word. A vector of
+/// sums has two rows and two columns: c₀₀, c₀₁, c₁₀, c₁₁.
 ///
 /// # Safety
-/// As of `bf16_block`, which this is a part of.
+/// As for `bf16_block`, which calls this.
 #[inline(always)]
 unsafe fn add_words<const TWO: bool, const NV: usize>(
     sums: &mut [[[float32x4_t; 2]; NV]; MR / 2],
@@ -206,7 +207,7 @@ unsafe fn add_words<const TWO: bool, const NV: usize>(
     b: *const f32,
     width: usize,
 ) {
-    // SAFETY: the caller's.
+    // SAFETY: the caller promises the sizes of the operands and `bfmmla`.
     unsafe {
         let columns: [_; NV] = from_fn(|v| {
             let at = b.add(4 * v);
@@ -223,13 +224,13 @@ unsafe fn add_words<const TWO: bool, const NV: usize>(
     }
 }
 
-/// Two words, or one and zeros, of each of two rows of A.
+/// Returns two words of each of two rows of A, or without TWO one word and zeros.
 ///
 /// # Safety
-/// They are inside A.
+/// The words are inside A.
 #[inline(always)]
 unsafe fn two_rows<const TWO: bool>(a: *const f32, strides: Strides) -> float32x4_t {
-    // SAFETY: the caller's.
+    // SAFETY: the caller promises that the words are inside A.
     unsafe {
         if TWO && strides.row == 1 {
             let (words, next) = (vld1_f32(a), vld1_f32(a.add(strides.next)));
@@ -244,15 +245,14 @@ unsafe fn two_rows<const TWO: bool>(a: *const f32, strides: Strides) -> float32x
     }
 }
 
-/// sum + A B, with A (2, 4) by rows and B (4, 2) by columns, both bf16.
+/// Returns sum + A B, with A (2, 4) row-major and B (4, 2) column-major, both bf16.
 ///
 /// # Safety
-/// The processor has the instruction, and the function that this becomes a part of is compiled for
-/// it.
+/// The processor has `bfmmla`, and the function into which this is inlined is compiled for it.
 #[inline(always)]
 unsafe fn bfmmla(mut sum: float32x4_t, a: float32x4_t, b: float32x4_t) -> float32x4_t {
-    // SAFETY: computes with registers alone. Not `pure`, so that the order stays in which each pair of
-    // rows is needed once: the sums and the columns leave two registers.
+    // SAFETY: only registers are accessed. Not `pure`, to keep the order in which each pair of rows
+    // is needed only once: the sums and the columns leave two registers.
     unsafe {
         asm!(
             "bfmmla {sum:v}.4s, {a:v}.8h, {b:v}.8h",

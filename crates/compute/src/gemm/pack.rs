@@ -1,8 +1,7 @@
-//! Packing: a strip of rows of a matrix becomes a panel in which the strip's values of one k lie
-//! together.
+//! Packs a strip of rows of a matrix into a panel, in which the strip's values of one k are
+//! adjacent.
 //!
-//! Both operands are packed by the same code: B's panel of columns is a strip of rows of its
-//! transpose.
+//! The same code packs both operands: a panel of B's columns is a strip of rows of Bᵀ.
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -24,34 +23,36 @@ thread_local! {
     static WIDE_SCRATCH: Cell<AlignedBuffer> = const { Cell::new(AlignedBuffer::EMPTY) };
 }
 
-/// Values of k that are widened at a time, before the strip is turned: it then stays in the
-/// first-level cache.
+/// Values of k that are widened at a time before the strip is transposed, so that it stays in the
+/// L1 cache.
 const PIECE: usize = 128;
-/// The same where every k is a row of the matrix, of which all columns are widened.
+/// The same for a transposed matrix, where each k is a stored row and the columns of all strips are
+/// widened.
 const FEW: usize = 8;
 
-/// Values of the smallest blocks, and columns of a panel that takes blocks by columns.
+/// Values of the smallest blocks, and height of the panels into which blocks are packed by columns.
 #[cfg(target_arch = "x86_64")]
 const BLOCK: usize = 32;
 
-/// Rows of a matrix packed by columns that are asked for before they are needed.
+/// Number of stored rows by which prefetching is ahead when a matrix is packed by columns.
 const AHEAD: usize = 16;
 
-/// What the words of a panel are.
+/// The contents and order of a panel's words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     F32,
-    /// f32, rounded to the nearest bf16.
+    /// f32, with the value rounded to bf16.
     Rounded,
-    /// Two bf16: the lower half is that of the smaller k. For processors that multiply them.
+    /// Two bf16 of consecutive k, the smaller k in the lower half. For processors that multiply
+    /// them.
     Pairs,
-    /// Pairs of which 16, those of 32 values of k, lie together row by row: what AMX loads as tiles
-    /// of A.
+    /// Pairs, ordered by block of 32 values of k, then by row: a row's 16 words are adjacent. AMX
+    /// loads these as tiles of A.
     Rows,
 }
 
 impl Format {
-    /// Values of k in a word.
+    /// Returns the number of values of k in a word.
     pub const fn per_word(self) -> usize {
         match self {
             Format::F32 | Format::Rounded => 1,
@@ -59,8 +60,8 @@ impl Format {
         }
     }
 
-    /// Values of k of which nothing lies between others in a panel, so that each part may be packed
-    /// by itself.
+    /// Returns the number of values of k after which a panel can be split, so that each part may be
+    /// packed by itself.
     const fn apart(self) -> usize {
         match self {
             Format::F32 | Format::Rounded => 1,
@@ -70,11 +71,16 @@ impl Format {
     }
 }
 
-/// Packs strips of `height` rows, the last with what is left, into panels one behind the other.
-/// Value (k - k₀) · height + i of a panel = scale · m at (first row + i, k), zero where the strip
-/// has fewer rows; of pairs, word (k - k₀) / 2 · height + i is that of k and k + 1, the last one's
-/// upper half zero where k is odd; of rows, word p of row i of the n-th 32 values of k is (n ·
-/// height + i) · 16 + p. `out` says how deep the panels are; after the last k is zero.
+/// Packs columns `k` of scale · m, in strips of `height` of its rows `rows`, into consecutive
+/// panels; the last strip may have fewer rows. With r₀ the first row of a strip and k₀ the first k,
+/// a panel is:
+///
+/// - f32 or rounded: word (k − k₀) · height + i is the value at (r₀ + i, k)
+/// - pairs: word (k − k₀) / 2 · height + i has the values at k and k + 1 of row r₀ + i
+/// - rows: word (n · height + i) · 16 + p is pair p of the n-th 32 values of k of row r₀ + i
+///
+/// Rows that a strip lacks, and values after the last k, are zero. The length of `out` determines
+/// the depth of the panels.
 pub fn pack(
     m: Mat,
     rows: Range<usize>,
@@ -112,7 +118,7 @@ pub fn pack(
                 strip.pack_columns(&data[rows.start + k.start * col_stride..], col_stride, k.len(), out);
             }
         }
-        // Its values are the halves of words already.
+        // The stored values are the halves of words already.
         #[cfg(target_arch = "x86_64")]
         Data::Blocks { matrix, transposed }
             if format.per_word() == 2 && scale == 1.0 && matrix.kind() == BlockType::Bf16 =>
@@ -121,7 +127,7 @@ pub fn pack(
             for (strip, rows, out) in panels {
                 let ahead = if transposed { AHEAD } else { height };
                 let strip = Strip { next: size_of::<u16>() * ahead * stride, ..strip };
-                // SAFETY: pairs are for processors that have AVX-512 and BF16.
+                // SAFETY: pairs are used only on processors with AVX-512 and BF16.
                 unsafe {
                     match transposed {
                         false => avx512::halves_by_rows(
@@ -148,7 +154,7 @@ pub fn pack(
         {
             for (strip, rows, out) in panels {
                 matrix.prefetch(rows.end..rows.end + height, k.clone());
-                // SAFETY: pairs are for processors that have AVX-512 and BF16.
+                // SAFETY: pairs are used only on processors with AVX-512 and BF16.
                 unsafe { avx512::pair_blocks(&strip, matrix, rows.start, k.clone(), out) };
             }
         }
@@ -160,7 +166,7 @@ pub fn pack(
                 && height == BLOCK
                 && [rows.start, rows.len()].iter().all(|n| n.is_multiple_of(BLOCK)) =>
         {
-            // SAFETY: pairs are for processors that have AVX-512 and BF16.
+            // SAFETY: pairs are used only on processors with AVX-512 and BF16.
             unsafe { avx512::pair_block_columns(&mut panels.collect::<Vec<_>>(), matrix, k) };
         }
         Data::Blocks { matrix, transposed: false } => with_scratch(&WIDE_SCRATCH, height * PIECE, |wide| {
@@ -175,7 +181,8 @@ pub fn pack(
             }
         }),
         Data::Packed { .. } => panic!("a matrix that is packed already is B of a product and nothing else"),
-        // Its rows go over all panels: it is read from one end to the other.
+        // Each stored row belongs to all panels, so the matrix is widened row by row, in the order
+        // of its storage.
         Data::Blocks { matrix, transposed: true } => {
             let few = FEW.max(format.apart());
             with_scratch(&WIDE_SCRATCH, few * rows.len(), |wide| {
@@ -194,14 +201,14 @@ pub fn pack(
     }
 }
 
-/// The words of values that lie one after the other; the last one's upper half is zero where their
-/// number is odd.
+/// Writes adjacent values as words. If their number is odd, the upper half of the last pair is
+/// zero.
 pub fn to_words(x: &[f32], format: Format, out: &mut [f32]) {
     assert_eq!(out.len(), x.len().div_ceil(format.per_word()));
     match format {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: pairs are for processors that have AVX-512 and BF16; there is a word for two
-        // values.
+        // SAFETY: pairs are used only on processors with AVX-512 and BF16; `out` has a word for
+        // each two values.
         Format::Pairs | Format::Rows => unsafe { avx512::pairs(x, out) },
         #[cfg(not(target_arch = "x86_64"))]
         Format::Pairs | Format::Rows => pairs(x, out),
@@ -213,27 +220,26 @@ pub fn to_words(x: &[f32], format: Format, out: &mut [f32]) {
     }
 }
 
-/// A strip, however its values lie.
+/// How a strip is packed, apart from where its values are stored.
 struct Strip {
     rows: usize,
     scale: f32,
     height: usize,
     format: Format,
-    /// How many bytes after a value lies one that is needed soon, to be asked for early: rows lie
-    /// far apart, on pages of their own, where the processor does not look ahead by itself. 0 for
-    /// values that are near already.
+    /// Prefetch distance in bytes: rows are far apart, on separate pages, across which the
+    /// processor does not prefetch by itself. 0 for values that are in the cache already.
     #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "for AVX-512"))]
     next: usize,
 }
 
 impl Strip {
-    /// Of rows of `depth` values, `stride` apart in `data`.
+    /// Packs rows of `depth` values that start `stride` apart in `data`.
     fn pack_rows(&self, data: &[f32], stride: usize, depth: usize, out: &mut [f32]) {
         assert!(self.rows == 0 || (self.rows - 1) * stride + depth <= data.len());
         #[cfg(target_arch = "x86_64")]
         if level() == Level::Avx512 {
-            // SAFETY: AVX-512 is there, and BF16 where pairs are asked for; the strip lies inside
-            // data.
+            // SAFETY: the processor has AVX-512, and BF16 if the format has pairs; the strip is
+            // inside `data` by the assertion.
             unsafe {
                 match self.format {
                     Format::Pairs | Format::Rows => avx512::pair_rows(self, data, stride, depth, out),
@@ -253,12 +259,12 @@ impl Strip {
         self.round(out);
     }
 
-    /// Of `depth` columns, `stride` apart in `data`.
+    /// Packs `depth` columns that start `stride` apart in `data`.
     fn pack_columns(&self, data: &[f32], stride: usize, depth: usize, out: &mut [f32]) {
         assert!(depth == 0 || (depth - 1) * stride + self.rows <= data.len());
         #[cfg(target_arch = "x86_64")]
         if level() == Level::Avx512 {
-            // SAFETY: as above.
+            // SAFETY: as in `pack_rows`.
             unsafe {
                 match self.format {
                     Format::Pairs | Format::Rows => avx512::pair_columns(self, data, stride, depth, out),
@@ -279,7 +285,7 @@ impl Strip {
         self.round(out);
     }
 
-    /// Of `depth` columns of values (row, column).
+    /// Packs `depth` columns as pairs; `value` returns the element (row, column).
     fn pack_pairs(&self, value: impl Fn(usize, usize) -> f32, depth: usize, out: &mut [f32]) {
         for (j, out) in (0..depth).step_by(2).zip(out.chunks_exact_mut(self.height)) {
             let (out, behind) = out.split_at_mut(self.rows);
@@ -298,7 +304,7 @@ impl Strip {
     }
 }
 
-/// A word of two values rounded to bf16.
+/// Returns a word of two values rounded to bf16.
 #[inline(always)]
 fn pair(low: f32, high: f32) -> f32 {
     f32::from_bits(u32::from(to_bf16(low)) | u32::from(to_bf16(high)) << 16)
@@ -306,7 +312,8 @@ fn pair(low: f32, high: f32) -> f32 {
 
 #[cfg(not(target_arch = "x86_64"))]
 vectorised! {
-    /// The words of two values each; the last one's upper half is zero where their number is odd.
+    /// Writes words of two values each. If their number is odd, the upper half of the last word is
+    /// zero.
     fn pairs(x: &[f32], out: &mut [f32]) {
         let (whole, last) = x.as_chunks();
         for (out, &[low, high]) in out.iter_mut().zip(whole) {
@@ -332,7 +339,7 @@ mod tests {
     use crate::blocks::{BlockMatrix, BlockType};
     use crate::cpu::has_bf16;
 
-    /// As the documentation of `pack` says it, as bits.
+    /// Computes the bits of the panels that the documentation of `pack` defines.
     fn defined(
         at: impl Fn(usize, usize) -> f32,
         rows: Range<usize>,
@@ -378,7 +385,7 @@ mod tests {
             (Format::Rows, 32, 16),
             (Format::Rows, 16, 16),
         ];
-        // Tiles' rows are for AMX, whose packing needs AVX-512.
+        // `Format::Rows` is for AMX; packing it needs AVX-512.
         let is_there = |format: Format| match format {
             Format::F32 | Format::Rounded => true,
             Format::Pairs => has_bf16(),
@@ -386,7 +393,7 @@ mod tests {
         };
         let formats = formats.into_iter().filter(|f| is_there(f.0));
         for ((format, height, step), mat) in formats.flat_map(|f| stored.map(|mat| (f, mat))) {
-            // Of blocks, k that ends in the middle of one is that of the transposed ones.
+            // Only transposed matrices have a k that ends within a block.
             for (mat, rows, k) in [
                 (mat, 5..90, 32..288),
                 (mat, 0..14, 0..352),

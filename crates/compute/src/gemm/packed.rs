@@ -1,5 +1,4 @@
-//! A frozen matrix packed once, for both directions of a linear layer, instead of each time that it
-//! is multiplied.
+//! Packs a frozen matrix once for both directions of a linear layer, instead of for each product.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -20,21 +19,21 @@ pub struct PackedMatrix {
     cols: usize,
     forth: Arc<Panels>,
     back: Arc<Panels>,
-    /// Σ w² of each row, which cannot be read from panels.
+    /// Σ w² of each row of W, (out): panels give no access to rows.
     squares: Arc<[f32]>,
 }
 
-/// All panels of a matrix as B: block of k by block of k, in each the strips one after the other.
+/// All panels of a matrix as B, ordered by block of k, then by strip.
 struct Panels {
     side: Side,
-    /// How deep the blocks of k are.
+    /// Depth of the blocks of k, in values.
     block: usize,
     words: AlignedBuffer,
 }
 
 impl PackedMatrix {
-    /// Packs a matrix (out, in), as f32 or rounded to bf16 as `precision` multiplies; products are
-    /// bit-identical to those with the matrix. Pages of a mapped file are released.
+    /// Packs a matrix (out, in) as f32 or rounded to bf16, depending on `precision`. Products are
+    /// bit-identical to those of the unpacked matrix. Releases the pages of a mapped file.
     ///
     /// # Panics
     /// The tensor is not a matrix.
@@ -45,7 +44,7 @@ impl PackedMatrix {
         PackedMatrix { squares, ..packed }
     }
 
-    /// Bytes of all panels of a matrix (rows, cols).
+    /// Returns the bytes of all panels of a matrix (rows, cols).
     pub fn bytes_for(precision: Precision, rows: usize, cols: usize) -> usize {
         let words = |k: usize, n: usize| {
             Panels::words(Side::columns(&Kernel::choose(precision, usize::MAX, n), n), k)
@@ -53,7 +52,7 @@ impl PackedMatrix {
         size_of::<f32>() * (words(cols, rows) + words(rows, cols))
     }
 
-    /// For the kernels that multiply B of n columns.
+    /// Packs a matrix for `kernel(n)`, the kernel that multiplies a B of n columns.
     pub(super) fn for_kernels(kernel: impl Fn(usize) -> Kernel, tensor: &Tensor) -> Self {
         let &[rows, cols] = tensor.shape() else { panic!("{tensor:?} is no matrix") };
         let mat = Mat::new(tensor, rows, cols);
@@ -71,22 +70,23 @@ impl PackedMatrix {
         self.cols
     }
 
-    /// Σ w² of each row of W, as packed.
+    /// Returns Σ w² of each row of W, with w rounded as in the panels.
     pub(crate) fn squares(&self) -> &[f32] {
         &self.squares
     }
 
-    /// Bytes of both directions' panels.
+    /// Returns the bytes of both directions' panels.
     pub fn bytes(&self) -> usize {
         self.bytes_of(false) + self.bytes_of(true)
     }
 
-    /// Bytes of the panels of W, or where that is `transposed` of Wᵀ.
+    /// Returns the bytes of the panels of W, or of Wᵀ if `transposed`.
     pub(super) fn bytes_of(&self, transposed: bool) -> usize {
         size_of_val(&self.of(transposed).words[..])
     }
 
-    /// The panels of these strips of B in a block of k; B is W, or where that is `transposed` Wᵀ.
+    /// Returns the panels of these strips of B in a block of k, where B is W, or Wᵀ if
+    /// `transposed`.
     pub(super) fn panels(
         &self,
         transposed: bool,
@@ -132,7 +132,7 @@ impl Panels {
         panels
     }
 
-    /// Words of all panels of a matrix of k rows.
+    /// Returns the words of all panels of a matrix with k rows.
     fn words(side: Side, k: usize) -> usize {
         let block = side.block_depth(k);
         let words: usize = (0..k).step_by(block).map(|from| side.words(block.min(k - from))).sum();

@@ -1,10 +1,10 @@
-//! Products of operands that are packed by their owner, who multiplies them more than once:
-//! attention's keys meet every query, and its probabilities are rows of one product and columns of
-//! another.
+//! Products of operands that their owner packs, because it multiplies them more than once: in
+//! attention, keys are multiplied with every query, and the gradients of scores are the left
+//! operand of one product and the right operand of another.
 //!
-//! B is panels as `pack` makes them, `WIDTH` columns each. A is strips of as many rows: rows of
-//! words, or panels of B, read as the rows of their transpose. For the matrix unit both are rows of
-//! tiles, and the last strip is filled up with zeros.
+//! B is stored in panels of `WIDTH` columns, as `pack` writes them. A is stored in strips of
+//! `WIDTH` rows: rows of words, or panels that are read as the rows of their transpose. For AMX
+//! both are in `Format::Rows`, and the last strip is padded with zeros.
 
 use super::kernel::{PanelKernel, STRIDED, Strides, Tile};
 use super::pack::{Format, pack, to_words};
@@ -14,17 +14,17 @@ use crate::cpu::fetch;
 /// Columns of a panel of B, and rows of a strip of A.
 pub(crate) const WIDTH: usize = STRIDED[1];
 
-/// Rows that are asked for before they are packed.
+/// Number of rows by which prefetching is ahead of packing.
 const AHEAD: usize = 16;
 
-/// How operands are packed and multiplied in a precision on this machine.
+/// Packs and multiplies operands in one precision on this machine.
 #[derive(Clone, Copy)]
 pub(crate) struct Panels {
     kernel: PanelKernel,
 }
 
-/// The left operand: word (row i, k) of a strip is at i · `row` + k · `next`, strips `strip` words
-/// apart.
+/// The left operand. Word (row i, k) of a strip is at i · `strides.row` + k · `strides.next`;
+/// strips are `strip` words apart.
 #[derive(Clone, Copy)]
 pub(crate) struct Left<'a> {
     words: &'a [f32],
@@ -33,12 +33,12 @@ pub(crate) struct Left<'a> {
 }
 
 impl<'a> Left<'a> {
-    /// Rows of `depth` words, as `pack_rows` and `strip_rows` give them.
+    /// Rows of `depth` words each, as `pack_rows` and `strip_rows` write them.
     pub fn rows(words: &'a [f32], depth: usize) -> Self {
         Left { words, strip: WIDTH * depth, strides: Strides { row: depth, next: 1 } }
     }
 
-    /// The columns of panels, `panel` words apart, as rows, as `pack_turned` gives them.
+    /// Rows that are the columns of panels `panel` words apart, as `pack_turned` writes them.
     pub fn turned(words: &'a [f32], panel: usize) -> Self {
         Left { words, strip: panel, strides: Strides { row: 1, next: WIDTH } }
     }
@@ -56,29 +56,30 @@ impl Panels {
         Panels { kernel: PanelKernel::choose(precision) }
     }
 
-    /// Words that k values are packed in.
+    /// Returns the depth in words of `k` packed values.
     pub fn words(self, k: usize) -> usize {
         k.div_ceil(self.kernel.b_format.per_word()).next_multiple_of(self.kernel.step)
     }
 
-    /// The last place up to this one at which operands can be cut: pairs and tiles stay whole.
+    /// Returns the largest index up to `at` at which operands can be split without splitting a pair
+    /// or a tile.
     pub fn cut(self, at: usize) -> usize {
         let whole = 2 * self.kernel.step;
         at / whole * whole
     }
 
-    /// Rows that are read of an A that has `rows`.
+    /// Returns the number of rows that a product reads of an A with `rows` rows.
     pub fn padded(self, rows: usize) -> usize {
         rows.next_multiple_of(self.kernel.rows)
     }
 
-    /// C = start + A B, `depth` words deep, on the calling thread. Panics where an operand is too
-    /// small.
+    /// Computes C = start + A B, `depth` words deep, on the calling thread. Panics if an operand is
+    /// too small.
     pub fn multiply(self, c: MatMut, start: Start, a: Left, b: Right, depth: usize) {
         for (first_col, b) in (0..c.cols).step_by(WIDTH).zip(b.words.chunks(b.panel)) {
             for first_row in (0..c.rows).step_by(self.kernel.rows) {
                 let tile = Tile {
-                    // SAFETY: an element of C.
+                    // SAFETY: the element is inside C.
                     c: unsafe { c.data.add(first_row * c.row_stride + first_col) },
                     row_stride: c.row_stride,
                     rows: self.kernel.rows.min(c.rows - first_row),
@@ -87,14 +88,14 @@ impl Panels {
                     passing: None,
                 };
                 let a_words = &a.words[first_row / WIDTH * a.strip + first_row % WIDTH * a.strides.row..];
-                // SAFETY: the kernel is this machine's, and the tile lies inside C, which we have
-                // for ourselves.
+                // SAFETY: the kernel was chosen for this machine; the tile is inside C, which is
+                // borrowed mutably.
                 unsafe { (self.kernel.run)(depth, a_words, a.strides, b, tile) };
             }
         }
     }
 
-    /// The rows of a matrix as rows of A.
+    /// Packs the rows of a matrix as rows of A.
     pub fn pack_rows(self, rows: Mat, out: &mut [f32]) {
         if self.kernel.a_format == Format::Rows {
             let strips = rows.rows.div_ceil(WIDTH) * WIDTH * self.words(rows.cols);
@@ -111,17 +112,18 @@ impl Panels {
         }
     }
 
-    /// The columns of a matrix as rows of A, for `Left::turned`.
+    /// Packs the columns of a matrix as rows of A, for `Left::turned`.
     pub fn pack_turned(self, m: Mat, out: &mut [f32]) {
         pack(m.t(), 0..m.cols, 0..m.rows, 1.0, WIDTH, self.kernel.a_format, out);
     }
 
-    /// A matrix as panels of B.
+    /// Packs a matrix as panels of B.
     pub fn pack_right(self, m: Mat, out: &mut [f32]) {
         pack(m.t(), 0..m.cols, 0..m.rows, 1.0, WIDTH, self.kernel.b_format, out);
     }
 
-    /// A strip (rows, `WIDTH`) as rows of A, in `out` if it can't stay where it is.
+    /// Returns a strip (rows, `WIDTH`) as rows of A: the strip itself if it needs no conversion,
+    /// otherwise `out`.
     pub fn strip_rows<'a>(self, strip: &'a [f32], out: &'a mut [f32]) -> &'a [f32] {
         if self.kernel.a_format == Format::F32 {
             return strip;
@@ -131,12 +133,13 @@ impl Panels {
         out
     }
 
-    /// Whether what `strip_rows` gives is a panel of B as well.
+    /// Returns whether the result of `strip_rows` is also a panel of B.
     pub fn rows_are_panels(self) -> bool {
         self.kernel.b_format.per_word() == 1
     }
 
-    /// A strip (k, `WIDTH`) as a panel of B, in `out` if it can't stay where it is.
+    /// Returns a strip (k, `WIDTH`) as a panel of B: the strip itself if it needs no conversion,
+    /// otherwise `out`.
     pub fn strip_panel<'a>(self, strip: &'a [f32], out: &'a mut [f32]) -> &'a [f32] {
         if self.rows_are_panels() {
             return self.strip_rows(strip, out);
@@ -148,7 +151,7 @@ impl Panels {
     }
 }
 
-/// The transpose of a matrix, (cols, rows) in `out`.
+/// Writes the transpose of a matrix, (cols, rows), to `out`.
 pub(crate) fn transpose(m: Mat, out: &mut [f32]) {
     pack(m, 0..m.rows, 0..m.cols, 1.0, m.rows, Format::F32, out);
 }
@@ -186,7 +189,7 @@ mod tests {
             let right = Right { words: &columns, panel: WIDTH * depth };
             for left in [Left::rows(&rows, depth), Left::turned(&turned, WIDTH * depth)] {
                 for start in [Start::Zero, Start::Keep] {
-                    // The gap after each row belongs to somebody else.
+                    // The gap after each row must stay unchanged.
                     let mut c = vec![3.0; m * (n + 5)];
                     panels.multiply(MatMut::strided(&mut c, m, n, n + 5), start, left, right, depth);
                     let before = if let Start::Keep = start { 3.0 } else { 0.0 };

@@ -1,4 +1,4 @@
-//! Rounding a frozen matrix to bf16 once, instead of each time that it is packed.
+//! Rounds a frozen matrix to bf16 once, instead of each time that it is packed.
 
 use rayon::prelude::*;
 
@@ -8,17 +8,18 @@ use crate::blocks::half::to_bf16;
 use crate::blocks::{BlockMatrix, BlockType};
 use crate::cpu::{LINE, vectorised};
 
-/// Values that a task rounds at a time: 256 KiB of f32, whose pages are then given back.
+/// Values that a task rounds at a time: 256 KiB of f32, whose pages are released afterwards.
 const PIECE: usize = 1 << 16;
 
-/// The matrix (rows, cols) in bf16, with the bits that packing for `Precision::Bf16` gives it on
-/// this machine: products in that precision are bit-identical. Pages of a mapped file are released.
+/// Returns the matrix (rows, cols) in bf16, with the bits that packing for `Precision::Bf16` gives
+/// it on this machine: products in that precision are bit-identical. Releases the pages of a mapped
+/// file.
 ///
 /// # Panics
 /// The tensor is not a matrix.
 pub fn round(tensor: &Tensor) -> BlockMatrix {
     let &[rows, cols] = tensor.shape() else { panic!("{tensor:?} is no matrix") };
-    // From a cache line on.
+    // Values start at a cache line.
     let size = size_of::<u16>() * tensor.len();
     let mut halves = vec![0u8; size + LINE];
     let from = halves.as_ptr().align_offset(LINE).min(LINE);
@@ -29,7 +30,7 @@ pub fn round(tensor: &Tensor) -> BlockMatrix {
         round_piece(values, out.as_chunks_mut::<2>().0);
         tensor.release(number * PIECE..number * PIECE + values.len());
     });
-    // A page that two pieces share may have come back.
+    // A page that two pieces share may have been read again after it was released.
     tensor.release(0..tensor.len());
     BlockMatrix::owned(BlockType::Bf16, rows, cols, halves, from).expect("two bytes a value")
 }
@@ -37,7 +38,7 @@ pub fn round(tensor: &Tensor) -> BlockMatrix {
 fn round_piece(values: &[f32], out: &mut [[u8; 2]]) {
     #[cfg(target_arch = "x86_64")]
     if crate::cpu::has_bf16() {
-        // SAFETY: AVX-512 with BF16 is there.
+        // SAFETY: the processor has AVX-512 and BF16.
         return unsafe { avx512(values, out) };
     }
     portable(values, out);
@@ -51,10 +52,10 @@ vectorised! {
     }
 }
 
-/// By the instruction that packs pairs, for it takes denormal numbers for zeros.
+/// Rounds with the instruction that packs pairs, because it treats denormals as zeros.
 ///
 /// # Safety
-/// AVX-512F, BW and BF16.
+/// The processor has AVX-512F, BW and BF16.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 unsafe fn avx512(values: &[f32], out: &mut [[u8; 2]]) {
@@ -63,7 +64,8 @@ unsafe fn avx512(values: &[f32], out: &mut [[u8; 2]]) {
     for (values, out) in values.chunks(32).zip(out.chunks_mut(32)) {
         let mask = u32::MAX >> (32 - values.len());
         let at = values.as_ptr();
-        // SAFETY: masked to the values and to their places; the types are the same 64 bytes.
+        // SAFETY: the loads and the store are masked to the values and their places in `out`; the
+        // types have the same 64 bytes.
         unsafe {
             let lower = _mm512_maskz_loadu_ps(mask as u16, at);
             let upper = _mm512_maskz_loadu_ps((mask >> 16) as u16, at.wrapping_add(16));

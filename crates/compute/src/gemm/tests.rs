@@ -1,5 +1,5 @@
-//! Every kernel, shape and layout against f64, and the same bits however a product is cut, packed
-//! or dealt out.
+//! Checks every kernel, shape and layout against f64, and that results are bit-identical however a
+//! product is split, packed or distributed.
 
 use super::mat::Data;
 use super::*;
@@ -18,12 +18,12 @@ fn numbers(n: usize, seed: u32) -> Vec<f32> {
 
 const BOTH: [Precision; 2] = [Precision::F32, Precision::Bf16];
 
-/// What a kernel multiplies.
+/// Returns the precision in which a kernel multiplies.
 fn precision(kernel: &Kernel) -> Precision {
     if kernel.a_format == Format::F32 { Precision::F32 } else { Precision::Bf16 }
 }
 
-/// As it is multiplied.
+/// Returns x as products in this precision round it.
 fn factor(precision: Precision, x: f32) -> f64 {
     match precision {
         Precision::F32 => x as f64,
@@ -36,7 +36,7 @@ fn at(precision: Precision, m: Mat, i: usize, j: usize) -> f64 {
     factor(precision, data[i * row_stride + j * col_stride])
 }
 
-/// Σ AᵢBᵢ in f64, one element.
+/// Returns one element of Σ AᵢBᵢ, in f64.
 fn sum(precision: Precision, terms: &[Term], i: usize, j: usize) -> f64 {
     let product = |&(a, b): &Term| -> f64 {
         (0..a.cols).map(|k| at(precision, a, i, k) * at(precision, b, k, j)).sum()
@@ -122,7 +122,8 @@ fn same_bits_whatever_the_threads() {
 
 #[test]
 fn a_matrix_packed_before_gives_the_same_bits_in_both_directions() {
-    // B is shared, then A; one block of k and several; columns for each of the kernels.
+    // B is shared in some cases and A in others; k has one block or several; n selects each of the
+    // kernels.
     let shapes = [(1, 1, 1), (300, 40, 33), (20, 90, 1300), (8, 2500, 64), (70, 16, 700)];
     for (m, output, input) in shapes {
         let tensor = Tensor::new(vec![output, input], numbers(output * input, 1));
@@ -166,7 +167,7 @@ fn a_matrix_packed_before_gives_the_same_bits_in_both_directions() {
 #[test]
 fn same_bits_however_much_is_packed_at_once() {
     let k = 1300;
-    // B is shared, then A.
+    // B is the shared operand, then A.
     for (m, n) in [(100, 40), (40, 100)] {
         let (a, b, bias) = (numbers(m * k, 1), numbers(k * n, 2), numbers(n, 7));
         let (thin_a, thin_b) = (numbers(m * 3, 5), numbers(3 * n, 6));
@@ -204,7 +205,7 @@ fn groups_cover_the_product_and_stay_below_the_limit() {
     }
 }
 
-/// The panels of B of these columns' rows and k, as bits.
+/// Returns the bits of panels of B for `kernel`: rows `rows` and columns `k` of m, which is Bᵀ.
 fn panels(m: Mat, rows: Range<usize>, k: Range<usize>, kernel: Kernel) -> Vec<u32> {
     let (format, height) = (kernel.b_format, kernel.nr);
     let depth = k.len().div_ceil(format.per_word()).next_multiple_of(kernel.step);
@@ -213,15 +214,15 @@ fn panels(m: Mat, rows: Range<usize>, k: Range<usize>, kernel: Kernel) -> Vec<u3
     out.iter().map(|x| x.to_bits()).collect()
 }
 
-/// What this machine packs for products in bf16.
+/// Returns the kernels with which this machine multiplies in bf16.
 fn bf16_kernels() -> Vec<Kernel> {
     [(1000, 1000), (8, 1000), (1000, 16)].map(|(m, n)| Kernel::choose(Precision::Bf16, m, n)).into()
 }
 
 #[test]
 fn a_matrix_rounded_before_has_the_same_panels() {
-    // Among the numbers: halves of a last place, denormal ones and such that rounding makes normal,
-    // and none.
+    // Among the numbers are ties, denormals (one of which rounds to a normal number), −0, f32::MAX,
+    // which rounds to ∞, and −∞.
     let odd = [0x3f80_8000, 0x3f81_8000, 1, 0x807f_ffff, 0x007f_8000, 0x8000_0000, 0x7f7f_ffff, 0xff80_0000];
     for (rows, cols) in [(1, 1), (14, 32), (16, 33), (45, 401), (70, 1100)] {
         let mut values = numbers(rows * cols, 3);
@@ -259,8 +260,8 @@ fn every_value_is_rounded_as_it_is_packed() {
 
 #[test]
 fn kernels_agree() {
-    // Every kernel this machine has gives the sum in f64 of the factors as its format has them, to
-    // rounding.
+    // Every kernel of this machine agrees, up to rounding, with the f64 sum of the operands as its
+    // format rounds them.
     let (m, n) = (32, 32);
     for (kernel, k) in choose::available().into_iter().flat_map(|kernel| [(kernel, 100), (kernel, 77)]) {
         let (a, b) = (numbers(m * k, 1), numbers(k * n, 2));
@@ -276,7 +277,7 @@ fn kernels_agree() {
             let mut c = vec![9.0; m * n];
             let tile =
                 Tile { c: c.as_mut_ptr(), row_stride: n, rows, cols, start: Start::Zero, passing: None };
-            // SAFETY: panels are packed for this kernel, the tile lies in c.
+            // SAFETY: the panels are packed for this kernel; the tile is inside c.
             unsafe { (kernel.run)(depth, &a_packed, &b_packed, tile) };
             for (at, &got) in c.iter().enumerate() {
                 let (i, j) = (at / n, at % n);

@@ -1,11 +1,11 @@
-//! What a product computes and moves, for profiles.
+//! Counts the operations and bytes of a product, for profiles.
 
 use super::mat::Data;
 use super::{Mat, MatMut, Start, Term};
 use crate::profile::Work;
 
-/// The work of C = start + scale · Σ AᵢBᵢ: each factor is read once as it is stored, and C is
-/// written once. What packing copies and reads again is not counted.
+/// Returns the work of C = start + scale · Σ AᵢBᵢ. Each operand is read once as it is stored; C is
+/// written once, and with [`Start::Keep`] also read. Copies made by packing are not counted.
 pub fn work(c: &MatMut, start: Start, terms: &[Term]) -> Work {
     let passes = if let Start::Keep = start { 2 } else { 1 };
     let mut work = Work::floats(passes * c.rows * c.cols);

@@ -1,4 +1,4 @@
-//! Activations and attention by their definitions, on plain numbers.
+//! Activations and attention by their definitions, in f64.
 
 use lora_drop_compute::activation::Activation;
 use lora_drop_compute::attention::{Queries, Sight};
@@ -8,7 +8,8 @@ fn sigmoid(x: f64) -> f64 {
     1.0 / (1.0 + (-x).exp())
 }
 
-/// The error function, by its series and beyond by the continued fraction of its complement.
+/// The error function, by its series for |x| < 3, beyond by the continued fraction of its
+/// complement.
 fn erf(x: f64) -> f64 {
     if x.abs() < 3.0 {
         let (mut term, mut sum) = (x, x);
@@ -36,7 +37,7 @@ pub fn activate(f: Activation, x: f64) -> f64 {
     }
 }
 
-/// The derivative by central differences, far more exact in f64 than f32 can show.
+/// The derivative by central differences, which in f64 are far more exact than f32 can show.
 pub fn slope(f: Activation, x: f64) -> f64 {
     if f == Activation::Relu {
         return f64::from(u8::from(x > 0.0));
@@ -46,7 +47,7 @@ pub fn slope(f: Activation, x: f64) -> f64 {
         / (12.0 * h)
 }
 
-/// One query's view: its row, its token, and what it sees.
+/// A query: its sequence, its row, its token, and the tokens that it sees.
 pub struct Query {
     pub sequence: usize,
     pub row: usize,
@@ -77,7 +78,7 @@ pub fn queries(attend: &Attend) -> Vec<Query> {
     found
 }
 
-/// The scores of a query's keys in a head, and their log-sum-exp.
+/// Returns the scores of a query's keys in a head, and their log-sum-exp.
 pub fn scores(
     attend: &Attend,
     query: &Query,
@@ -103,7 +104,7 @@ pub fn scores(
     (scores, sum)
 }
 
-/// The factors of a query's probabilities in a head.
+/// Returns the dropout factors of a query's probabilities in a head.
 pub fn dropped(attend: &Attend, query: &Query, head: usize) -> Vec<f64> {
     let first = attend.offsets[query.sequence];
     (query.seen.clone())
@@ -139,7 +140,7 @@ pub fn attention(attend: &Attend, q: &[f64], k: &[f64], v: &[f64], bias: &[f64])
     (out, sums)
 }
 
-/// The gradients of q, k and v, and of the bias, by that of the output.
+/// Returns the gradients of q, k and v, and of the bias, from that of the output.
 pub fn attention_backward(
     attend: &Attend,
     [q, k, v, dout]: [&[f64]; 4],

@@ -1,9 +1,9 @@
-//! A device of plain loops in f64, for tests alone: what every other device is checked against.
+//! A device of plain loops in f64, for tests only, against which every other device is checked.
 //!
-//! Loops follow the definitions and share no code with the kernels but for random numbers. Nothing
-//! is rounded: products in bf16 and values that are kept rounded are exact here.
+//! Loops follow the definitions and share no code with the kernels except random numbers. Nothing
+//! is rounded: products in bf16 and values saved as rounded are exact here.
 
-#![allow(dead_code)] // each test file has a use for some of it
+#![allow(dead_code)] // each test file uses a part of it
 
 mod formulas;
 
@@ -55,14 +55,14 @@ fn values(at: At<Reference>, store: &Store<Reference>) -> Vec<f64> {
     }
 }
 
-/// The element (row, column) of a matrix, by index.
+/// Returns a function that maps (row, column) to an element of a matrix.
 fn entries(of: Matrix<Reference>, store: &Store<Reference>) -> impl Fn(usize, usize) -> f64 + use<> {
     let (values, cols, transposed) = (values(of.at, store), of.cols, of.transposed);
     assert!(values.len() >= of.rows * of.cols);
     move |i, j| if transposed { values[j * cols + i] } else { values[i * cols + j] }
 }
 
-/// The factor of each element of rows of this width.
+/// Returns the dropout factor of each element, in rows of this width.
 fn factors(dropout: Option<(Dropout, &[Key])>, width: usize, count: usize) -> Vec<f64> {
     match dropout {
         None => vec![1.0; count],
@@ -72,7 +72,7 @@ fn factors(dropout: Option<(Dropout, &[Key])>, width: usize, count: usize) -> Ve
     }
 }
 
-/// What the rows of an RMS norm are multiplied by.
+/// Returns the gain of an RMS norm, offset + γ.
 fn gain(norm: &RmsNorm<Reference>, store: &Store<Reference>) -> Vec<f64> {
     values(norm.gamma, store).into_iter().map(|gamma| f64::from(norm.offset) + gamma).collect()
 }
@@ -115,7 +115,7 @@ impl Device for Reference {
     }
 
     fn room<'m>(&self, memory: &'m mut Vec<f64>, len: usize) -> Result<&'m mut [f64]> {
-        // What was there before is wrong wherever it is read.
+        // The contents are undefined: NaN shows where they are read.
         memory.clear();
         memory.resize(len, f64::NAN);
         Ok(memory)
@@ -373,7 +373,7 @@ impl Device for Reference {
                 for (row, &position) in values.chunks_exact_mut(columns).zip(positions) {
                     for head in row.chunks_exact_mut(2 * half) {
                         for (i, &frequency) in table.frequencies().iter().enumerate() {
-                            // The angle is formed in f32, as the models were trained with it.
+                            // The angle is computed in f32, as in the models' training.
                             let angle = f64::from(position as f32 * frequency);
                             let angle = if turn == Turn::Forward { angle } else { -angle };
                             let (a, b) = (head[i], head[i + half]);
@@ -418,8 +418,8 @@ impl Device for Reference {
             }
             Operation::Activation { f, x, y, rounded } => {
                 let x = get(memory, x);
-                // As they are: a piece of half the size has no room for more, so the caller asks for none
-                // here.
+                // Values are not rounded on this device, and a piece of half the size has no room
+                // for exact ones, so the caller must not ask for it.
                 assert!(rounded.is_none(), "nothing is kept rounded on this device");
                 set(memory, y, &x.iter().map(|&x| activate(f, x)).collect::<Vec<_>>());
             }

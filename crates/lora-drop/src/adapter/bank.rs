@@ -13,22 +13,22 @@ use super::{Peft, Start, form};
 use crate::assignment::{Assignment, Owner};
 use crate::{Error, Result};
 
-/// One unique pair of the bank.
+/// A low-rank pair that one module owns or several modules of a type share.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BankPair {
     /// The type of the modules that use it.
     pub kind: ModuleKind,
-    /// Whether it is the pair of the modules that are not kept; a single module may use it.
+    /// Whether it is the shared pair of the modules that are not kept; it may have a single user.
     pub shared: bool,
     /// The layers whose module of this kind uses it, ascending; never empty.
     pub layers: Vec<usize>,
-    /// Its A and B in the parameters, its rank and its scale.
+    /// Parameter ids of A and B, the rank and the scale.
     pub lora: LoraPair,
-    /// Inputs of each linear layer.
+    /// Input width of each adapted linear layer.
     pub input: usize,
-    /// Outputs of each linear layer.
+    /// Output width of each adapted linear layer.
     pub output: usize,
-    /// Alpha as in files; `lora.scale` is alpha / rank, or alpha / sqrt(rank) with rsLoRA.
+    /// Alpha as stored in files; `lora.scale` is alpha / rank, or alpha / sqrt(rank) with rsLoRA.
     pub alpha: f64,
 }
 
@@ -39,29 +39,29 @@ impl BankPair {
     }
 }
 
-/// The settings of all new pairs of a bank.
+/// Settings of the pairs that a new bank creates.
 #[derive(Clone, Copy, Debug)]
 pub struct NewPairs {
     pub method: AdapterMethod,
-    /// The rank, unless the assignment has another for a module.
+    /// Rank of the modules for which the assignment names no other.
     pub rank: usize,
-    /// Alpha of pairs of that rank; pairs of other ranks have the same scale.
+    /// Alpha at that rank; pairs of other ranks have the same scale.
     pub alpha: f64,
     /// Whether the scale is alpha / sqrt(rank) instead of alpha / rank.
     pub rslora: bool,
-    /// Whether all pairs of a type have one A (ShareLoRA, 2406.10785).
+    /// Whether all pairs of a module type share one A (ShareLoRA, arXiv 2406.10785).
     pub shared_a: bool,
 }
 
-/// LoRA pairs, whose values are in a [`Parameters`], and the pair of each module.
+/// LoRA pairs and the map from modules to pairs; the values live in a [`Parameters`].
 #[derive(Clone, Debug, Default)]
 pub struct LoraBank {
     pairs: Vec<BankPair>,
-    /// Every target module; `None` for one that was dropped.
+    /// Index into `pairs` of each target module's pair; `None` for a module that was dropped.
     modules: BTreeMap<ModuleId, Option<usize>>,
     rslora: bool,
     method: AdapterMethod,
-    /// The adapted modules' own vectors, if the method has them.
+    /// Each module's own vectors, if the method has any, followed by the constant of [`Self::fix`].
     own: BTreeMap<ModuleId, Vec<ParamId>>,
 }
 
@@ -118,9 +118,9 @@ impl LoraBank {
         bank
     }
 
-    /// A bank in which all modules of a type have one pair of constants: slices of an A (rank, in)
-    /// and a B (out, rank) as wide as the widest type (VeRA, Kopiczko et al. 2024). Only each
-    /// module's vectors train; the scale is 1.
+    /// Builds a bank of frozen pairs (VeRA, Kopiczko et al. 2024): one per module type, cut from an
+    /// A (rank, in) and a B (out, rank) as wide as the widest type. Only each module's vectors
+    /// train; the scale is 1.
     pub(crate) fn with_constants(
         modules: &[ModuleId],
         method: AdapterMethod,
@@ -131,7 +131,7 @@ impl LoraBank {
     ) -> Self {
         let mut bank = Self::empty(method, false);
         let form = form(method);
-        // Before the constants, as everything that trains.
+        // In `parameters`, everything that trains precedes the constants.
         for &id in modules {
             let (_, output) = dims(id.kind);
             for vector in form.vectors {
@@ -166,7 +166,7 @@ impl LoraBank {
         bank
     }
 
-    /// A bank without pairs.
+    /// Returns a bank without pairs.
     pub(super) fn empty(method: AdapterMethod, rslora: bool) -> Self {
         LoraBank { method, rslora, ..Default::default() }
     }
@@ -191,8 +191,8 @@ impl LoraBank {
         Ok(())
     }
 
-    /// Computes once, for a model that does not train, what each pass would compute from its
-    /// parameters.
+    /// Precomputes, for a model that does not train, what each pass would derive from the
+    /// parameters (DoRA's norms).
     ///
     /// # Errors
     /// The device fails.
@@ -215,7 +215,8 @@ impl LoraBank {
         self.own.entry(id).or_default().push(vector);
     }
 
-    /// Adds a pair to the bank and its values to `parameters`, for no module yet.
+    /// Adds a pair to the bank and its values to `parameters`; returns its index. No module uses it
+    /// yet.
     pub(super) fn add(
         &mut self,
         kind: ModuleKind,
@@ -236,7 +237,7 @@ impl LoraBank {
         self.pairs.len() - 1
     }
 
-    /// Gives a module its pair.
+    /// Assigns a pair to a module; `None` drops the module.
     pub(super) fn assign(&mut self, id: ModuleId, pair: Option<usize>) {
         if let Some(pair) = pair {
             self.pairs[pair].layers.push(id.layer);
@@ -249,7 +250,8 @@ impl LoraBank {
         &self.pairs
     }
 
-    /// The target modules, each with the number of its pair in [`Self::pairs`].
+    /// The target modules, each with the index of its pair in [`Self::pairs`]; `None` if it was
+    /// dropped.
     pub fn modules(&self) -> &BTreeMap<ModuleId, Option<usize>> {
         &self.modules
     }
@@ -264,10 +266,10 @@ impl LoraBank {
         self.modules.get(&module).copied().flatten().map(|pair| &self.pairs[pair])
     }
 
-    /// Returns the table for a model of `layers` blocks.
+    /// Returns each module's adapter, for a model of `layers` blocks.
     ///
     /// # Panics
-    /// If a module is of a layer after these.
+    /// A module's layer is not below `layers`.
     pub fn table(&self, layers: usize) -> AdapterTable {
         let mut table = AdapterTable::empty(layers);
         let adapter = form(self.method).adapter;
@@ -299,13 +301,13 @@ impl LoraBank {
         self.method
     }
 
-    /// A module's own vectors one after the other, if the method has them.
+    /// Returns a module's own vectors, concatenated, if it has any.
     pub fn own(&self, module: ModuleId, parameters: &Parameters) -> Option<Vec<f32>> {
         let own = &self.own.get(&module)?[..form(self.method).vectors.len()];
         Some(own.iter().flat_map(|&id| parameters.value(id).iter().copied()).collect())
     }
 
-    /// The places of these vectors.
+    /// Parameter ids of a module's own vectors.
     pub(crate) fn own_ids(&self, module: ModuleId) -> &[ParamId] {
         self.own.get(&module).map_or(&[], |own| &own[..form(self.method).vectors.len()])
     }
@@ -325,13 +327,14 @@ impl LoraBank {
         transposed(parameters.value(pair.lora.b), pair.lora.rank, pair.output)
     }
 
-    /// Continues from what another bank has learned: the pair of a single module becomes a copy of
-    /// its pair there, the pair of several modules, or of another rank, the best common pair of
-    /// theirs. If their mean has a lower rank than the pair, the remaining rows of A stay as
-    /// initialised, with B zero. Vectors that a module has in both banks are copied.
+    /// Initialises the pairs from those of `old`. A pair with one user and an unchanged rank is
+    /// copied; a shared pair, or one of another rank, becomes the best common pair of its modules'
+    /// old pairs. If the mean of the old products has a lower rank than the pair, the remaining
+    /// rows of A keep their initial values, with B zero. Vectors that a module has in both banks
+    /// are copied.
     ///
     /// # Errors
-    /// A module has no pair in the other bank, or one of other widths.
+    /// A module has no pair in `old`, or one of other widths.
     pub(crate) fn continue_from(
         &self,
         parameters: &mut Parameters,
@@ -382,11 +385,11 @@ impl LoraBank {
     }
 }
 
-/// A of a new pair.
+/// Source of a new pair's A.
 pub(super) enum Half<'a> {
-    /// A new one of this name, (rank, in).
+    /// Name and values, (rank, in), of a new tensor.
     New(&'a str, &'a [f32]),
-    /// Another pair's A.
+    /// The A of an existing pair.
     Known(ParamId),
 }
 
@@ -401,7 +404,7 @@ pub(super) struct PairValues<'a> {
     pub alpha: f64,
 }
 
-/// The common name of a pair's tensors in [`Parameters`]: `lora.query.3`, or `lora.query.shared`.
+/// Common prefix of a pair's tensor names in [`Parameters`]: `lora.query.3`, `lora.query.shared`.
 pub(super) fn pair_name(id: ModuleId, shared: bool) -> String {
     let kind = id.kind.name();
     if shared { format!("lora.{kind}.shared") } else { format!("lora.{kind}.{}", id.layer) }
@@ -413,7 +416,7 @@ pub(super) fn scale(alpha: f64, rank: usize, rslora: bool) -> f64 {
     alpha / if rslora { rank.sqrt() } else { rank }
 }
 
-/// A (rows, columns) matrix as (columns, rows).
+/// Transposes a (rows, columns) matrix.
 pub(super) fn transposed(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
     (0..columns).flat_map(|c| (0..rows).map(move |r| values[r * columns + c])).collect()
 }
@@ -436,8 +439,8 @@ mod tests {
         ModuleId { layer, kind }
     }
 
-    /// Three layers: query 1 kept and the others shared, intermediate 2 kept and the others
-    /// without.
+    /// Three layers: query keeps its own pair in layer 1 and shares one in the others; intermediate
+    /// has a pair in layer 2 only.
     fn assignment() -> Assignment {
         let mut owners = BTreeMap::new();
         for layer in 0..3 {

@@ -1,17 +1,17 @@
-//! The best pair for several layers to share: of all pairs of the rank, the one whose product s B A
-//! is nearest to the mean of theirs in the Frobenius norm, which is the mean's truncated singular
-//! value decomposition.
+//! The best pair for several layers to share: of all pairs of the given rank, the one whose product
+//! s·B·A is nearest to the mean of the layers' products in the Frobenius norm. Its product is the
+//! truncated singular value decomposition (SVD) of that mean.
 //!
-//! The mean of L pairs of rank r is U V, with the L·r scaled columns of B as U and the L·r rows of
-//! A as V, so it is never computed as a matrix: U = Q R, and the right singular vectors are those
-//! of R V, whose rows one-sided Jacobi rotations make orthogonal. Everything is computed in f64,
-//! each sum in a fixed order, so that the number of threads does not affect results.
+//! The mean of L pairs of rank r is U V, where U holds the L·r scaled columns of B and V the L·r
+//! rows of A, so it is never formed as a matrix. With U = Q R, the right singular vectors are those
+//! of R V, found by making its rows orthogonal with one-sided Jacobi rotations. Everything is
+//! computed in f64, each sum in a fixed order, so the number of threads does not affect results.
 
 use rayon::prelude::*;
 
 use crate::algebra::{add, dot, singular_rows, triangle, triangle_times};
 
-/// One layer's product: scale · B A.
+/// A layer's product: scale · B A.
 pub(super) struct Product<'a> {
     pub scale: f64,
     /// (rank, in)
@@ -20,15 +20,15 @@ pub(super) struct Product<'a> {
     pub b_t: &'a [f32],
 }
 
-/// The rows of A and the columns of B of the best common pair of rank `rank` and this scale, in
-/// descending order of their share in the product. There are fewer than `rank` if the mean's rank
-/// is lower, to the precision of f32.
+/// Returns the rows of A and the columns of B of the best common pair of this rank and scale, in
+/// descending order of singular value. There are fewer than `rank` if the mean's rank is lower, to
+/// the precision of f32.
 ///
-/// The rows of A are orthogonal and as long as the layers' rows in the root mean square; B has the
-/// singular values. AdamW moves a value by about the learning rate whatever its gradient, so the
-/// effect of one step on the product depends on the lengths of A and B. With A as long as before,
-/// the learning rate has the same effect as before, and directions with a small share are not also
-/// short in A, where they could barely grow.
+/// The rows of A are orthogonal, and each has the root-mean-square length of the layers' rows; B
+/// carries the singular values. AdamW moves a value by about the learning rate whatever its
+/// gradient, so the effect of one step on the product depends on the lengths of A and B. Keeping
+/// the length of A keeps the effect of the learning rate, and directions with a small singular
+/// value do not start with a short row of A, where they could barely grow.
 pub(super) fn best_common_pair(
     products: &[Product<'_>],
     rank: usize,
@@ -48,7 +48,7 @@ pub(super) fn best_common_pair(
     rows.into_par_iter()
         .map(|(value, row)| {
             let a: Vec<f64> = row.iter().map(|v| v / value * length).collect();
-            // The product times the row as a column, by the factors: U (V aᵀ) / |a|².
+            // b = U (V aᵀ) / (s |a|²), from the factors.
             let mut b = vec![0.0; output];
             for (column, other) in left.iter().zip(&right) {
                 add(&mut b, dot(other, &a) / (length * length * scale), column);
@@ -71,7 +71,7 @@ mod tests {
         (0..count).map(|_| numbers.uniform(1.0)).collect()
     }
 
-    /// Layers' pairs with B of very different sizes.
+    /// Random pairs whose B shrinks tenfold from layer to layer.
     fn layers(count: usize, rank: usize, output: usize) -> Vec<(Vec<f32>, Vec<f32>)> {
         let layer = |l: usize| {
             let size = 10f32.powi(-(l as i32));
@@ -102,8 +102,7 @@ mod tests {
         sum
     }
 
-    /// The truncated SVD the long way: the largest eigenvectors of MᵀM by power iteration, each
-    /// taken out of M in turn.
+    /// Reference truncated SVD: the largest eigenvectors of MᵀM by power iteration, with deflation.
     fn truncated(matrix: &[Vec<f64>], rank: usize) -> Vec<Vec<f64>> {
         let mut left = matrix.to_vec();
         for k in 0..rank {
@@ -136,7 +135,7 @@ mod tests {
 
     #[test]
     fn it_is_the_truncated_svd_of_the_mean() {
-        // Wider than all columns together, and narrower, where R is no square.
+        // U has more rows than columns, fewer (then R is not square), and as many.
         for (count, rank, output) in [(2, 2, 9), (3, 3, 7), (5, 2, 10)] {
             let layers = layers(count, rank, output);
             let found = best_common_pair(&products(&layers, 4.0), rank, (INPUT, output), 0.5);
@@ -146,7 +145,7 @@ mod tests {
             let product = dense(found.iter().map(|(a, b)| (&a[..], &b[..])), output, 0.5);
             assert!(distance(&product, &best) < 1e-6 * norm(&mean), "{count} layers of rank {rank}");
             assert!(distance(&mean, &best) > 1e-3 * norm(&mean), "else anything would do");
-            // Rows of A as long as the layers', whatever they add.
+            // Every row of A has the root-mean-square length of the layers' rows.
             let squares = |a: &[f32]| a.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>();
             let before: f64 = layers.iter().map(|(a, _)| squares(a)).sum::<f64>() / (count * rank) as f64;
             found.iter().for_each(|(a, _)| assert!((squares(a) / before - 1.0).abs() < 1e-5));
@@ -167,7 +166,7 @@ mod tests {
         let mut layers = layers(2, 2, 6);
         let first = layers[0].clone();
         layers[1] = first.clone();
-        // Twice the same rank 2, of which a direction is nothing.
+        // The same pair twice, with one column of B zero: the mean has rank 1.
         layers.iter_mut().for_each(|(_, b)| b[6..].fill(0.0));
         let found = best_common_pair(&products(&layers, 1.0), 2, (INPUT, 6), 1.0);
         let [(a, b)] = &found[..] else { panic!("{} directions", found.len()) };

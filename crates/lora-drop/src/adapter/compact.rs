@@ -3,7 +3,7 @@
 //!
 //! The tensors are `lora.query.3.A` (rank, in) and `.B` (out, rank) for each pair of the map, each
 //! module's own vectors, (rank) or (out), if the method has any, and the head under its own names.
-//! An A that several pairs have is written once.
+//! An A that several pairs share is written once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -20,20 +20,20 @@ use super::tensors::{Tensor, write_f32};
 use super::{Vector, form, in_files};
 use crate::{Error, Result};
 
-/// The file's name in an adapter's folder.
+/// Name of the file in an adapter's folder.
 pub const COMPACT_FILE: &str = "adapter_compact.safetensors";
-/// The metadata key of the map, by which the file is recognised.
+/// Metadata key of the map, which identifies the file as a compact adapter.
 pub(super) const MAP_KEY: &str = "lora_drop.adapter";
-/// The version of the map's form; a reader refuses a later one.
+/// Format version of the map; a reader refuses any other.
 const VERSION: u32 = 1;
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Map {
     version: u32,
-    /// By name: `bert`; if the modules' names fit several, all of them: `llama,gemma3`.
+    /// Architecture names, comma-separated if the module names fit several: `bert`, `llama,gemma3`.
     architecture: Option<String>,
-    /// None for LoRA.
+    /// `None` for LoRA.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     method: Option<String>,
     base: String,
@@ -56,7 +56,7 @@ struct MapPair {
     layers: Vec<usize>,
 }
 
-/// The version alone, which is checked before the rest is read.
+/// The version alone, checked before the rest is parsed.
 #[derive(Deserialize)]
 struct Version {
     version: u32,
@@ -66,7 +66,7 @@ impl AdapterFile {
     /// Writes the compact file.
     ///
     /// # Errors
-    /// Those of the disk.
+    /// The file cannot be written.
     pub fn write_compact(&self, path: &Path) -> Result<()> {
         let (mut pairs, mut tensors) = (Vec::new(), Vec::<Tensor>::new());
         let (pair_names, first) = (self.pair_names(), self.first_with_a());
@@ -82,7 +82,7 @@ impl AdapterFile {
         }
         for (id, own) in &self.own {
             let pair = &self.pairs[self.modules[id]];
-            // A reader refuses one that is too short.
+            // Vectors that are too short are written as they are; a reader refuses them.
             for (vector, own) in form(self.method).split(own, pair.rank, pair.output) {
                 tensors.push((own_name(vector, *id), vec![own.len()], own));
             }
@@ -128,7 +128,7 @@ pub(super) fn read(path: &Path) -> Result<AdapterFile> {
     }
     let map: Map = serde_json::from_str(text).map_err(in_map)?;
     let architectures = match &map.architecture {
-        // As version 0.1 wrote it for a bare encoder.
+        // Version 0.1 wrote no architecture for a bare encoder.
         None => vec![Architecture::Bert, Architecture::Roberta],
         Some(list) => {
             let known = |name: &str| Architecture::ALL.into_iter().find(|a| a.name() == name);

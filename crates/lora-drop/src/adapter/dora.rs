@@ -1,5 +1,5 @@
-//! DoRA in the bank and in files: a pair, and each module's magnitude, which is never shared
-//! because its initial values are the norms of that module's own weight.
+//! DoRA in the bank and in files: a pair, and each module's magnitude vector, which is never shared
+//! because its initial values are the row norms of that module's own weight.
 
 use lora_drop_transformer::adapter::{Dora, weight_norms};
 use lora_drop_transformer::{Adapter, LoraPair, Model, ModuleId, Parameters, Stopped};
@@ -28,7 +28,7 @@ pub(super) const FORM: Form = Form {
     },
 };
 
-/// The norms of the rows of W or, with a pair, of W + s · B A.
+/// Returns the row norms, (out), of W or, with a pair, of W + s · B A.
 fn norms(
     model: &Model,
     parameters: &Parameters,

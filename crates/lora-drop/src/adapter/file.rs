@@ -1,4 +1,4 @@
-//! An adapter as files have it, in any form: pairs, the pair of each module, head, labels.
+//! An adapter as stored in files of any format: pairs, the map from modules to pairs, head, labels.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,32 +17,33 @@ use crate::model::is_gguf;
 use crate::settings::Task;
 use crate::{Error, Result};
 
-/// The prefix of this program's keys in a file's metadata.
+/// Prefix of this program's keys in a file's metadata.
 pub(super) const METADATA_PREFIX: &str = "lora_drop.";
-/// The labels, as JSON, in the metadata of both kinds of files.
+/// Metadata key of the labels (JSON), in PEFT's file and the compact file.
 const LABELS_KEY: &str = "lora_drop.labels";
-/// The tokens that end what was learned, as a JSON list, in the metadata of both kinds of files.
+/// Metadata key of the tokens that end a learned text (JSON list of ids), in both files.
 const END_TOKENS_KEY: &str = "lora_drop.end_tokens";
 
-/// What is said where an adapter with a LoRA on the output layer is given to what changes adapters.
+/// Error text for an adapter with a LoRA on the output layer, in commands that change adapters.
 pub(crate) const LM_HEAD_IS_USED: &str = "it has a LoRA on lm_head; such adapters are evaluated, merged and exported, \
                                          but not trained further, scored or pruned";
 
-/// One unique LoRA pair.
+/// A unique LoRA pair.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StoredPair {
     /// The type of the modules that use it.
     pub kind: ModuleKind,
-    /// Whether it is a shared pair, or looks like one by its use.
+    /// Whether modules share the pair; in PEFT's files, whether several modules' pairs are
+    /// identical.
     pub shared: bool,
     /// (rank, in)
     pub a: Vec<f32>,
     /// (out, rank)
     pub b: Vec<f32>,
     pub rank: usize,
-    /// Inputs of each linear layer.
+    /// Input width of each adapted linear layer.
     pub input: usize,
-    /// Outputs of each linear layer.
+    /// Output width of each adapted linear layer.
     pub output: usize,
     /// The scale is alpha / rank, or alpha / sqrt(rank) with rsLoRA.
     pub alpha: f64,
@@ -67,31 +68,31 @@ pub struct HeadWeight {
 /// A trained adapter.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AdapterFile {
-    /// The architectures that it may be for, at least one: Llama and Gemma 3 have the same names of
-    /// modules, and so do BERT and RoBERTa in an adapter of a bare encoder.
+    /// Architectures that the adapter may be for, at least one: Llama and Gemma 3 name their
+    /// modules alike, and so do BERT and RoBERTa in an adapter of a bare encoder.
     pub architectures: Vec<Architecture>,
     pub method: AdapterMethod,
     pub pairs: Vec<StoredPair>,
-    /// The adapted modules, each with the number of its pair.
+    /// The adapted modules, each with the index of its pair in `pairs`.
     pub modules: BTreeMap<ModuleId, usize>,
-    /// The modules' own vectors, the method's one after the other; empty if the method has none.
+    /// Each module's own vectors, concatenated in the method's order; empty if the method has none.
     pub own: BTreeMap<ModuleId, Vec<f32>>,
     /// Whether the scale is alpha / sqrt(rank) instead of alpha / rank.
     pub rslora: bool,
     /// Probability of dropout on the adapters' inputs during training.
     pub lora_dropout: f64,
-    /// What the head labels.
+    /// Whether the head labels sequences or tokens.
     pub head_kind: HeadKind,
     /// By full names: `classifier.weight`, `bert.pooler.dense.bias`.
     pub head: BTreeMap<String, HeadWeight>,
-    /// What the labels mean: `data::Labels` as JSON.
+    /// The meaning of the labels: `data::Labels` as JSON.
     pub labels: Option<serde_json::Value>,
-    /// The special tokens that end the texts that it was trained on, the most frequent first; empty
-    /// for an adapter with a head, or of another program.
+    /// Special tokens that ended the training texts, the most frequent first; empty for an adapter
+    /// with a head or from another program.
     pub end_tokens: Vec<u32>,
-    /// The base model as the run named it; may be empty.
+    /// The base model as named in the run; may be empty.
     pub base: String,
-    /// Its provenance, such as `version`, `method`, `seed`; kept in the file's metadata.
+    /// Provenance from the file's metadata, such as `version`, `method`, `seed`.
     pub metadata: BTreeMap<String, String>,
 }
 
@@ -100,8 +101,8 @@ impl AdapterFile {
     /// of these files. Nothing in a file is ignored.
     ///
     /// # Errors
-    /// A key or tensor is missing, unknown or wrong; the message names it and the file. It has
-    /// whole weights, which only [`Self::open_for`] can compare with the base's.
+    /// A key or tensor is missing, unknown or wrong; the message names it and the file. Or the
+    /// adapter contains whole weights, which only [`Self::open_for`] can compare with the base's.
     pub fn open(path: &Path) -> Result<Self> {
         match Self::open_for(path, None)? {
             (file, None) => Ok(file),
@@ -109,12 +110,12 @@ impl AdapterFile {
         }
     }
 
-    /// Like [`Self::open`] with the base, whose embeddings and output layer PEFT may have saved with
-    /// the adapter: these are left out if they are the base's. Returns a note that says so, or,
-    /// without a base, that they were not compared.
+    /// Like [`Self::open`], with the base, whose embeddings and output layer PEFT may have saved
+    /// with the adapter: they are left out if they equal the base's. Returns a note that says so
+    /// or, without a base, that they were not compared.
     ///
     /// # Errors
-    /// Those of [`Self::open`]; such weights differ from the base's.
+    /// Those of [`Self::open`]; the saved embeddings or output layer differ from the base's.
     pub fn open_for(path: &Path, base: Option<&dyn Source>) -> Result<(Self, Option<String>)> {
         if !path.exists() {
             return Err(Error::file(path, "no such adapter"));
@@ -147,8 +148,9 @@ impl AdapterFile {
         }
     }
 
-    /// The bank, with everything of [`Group::Head`] in `parameters` as the head. The caller fills
-    /// in labels, base and metadata. A method that files do not have becomes plain LoRA.
+    /// Builds the adapter from a bank, with the tensors of [`Group::Head`] in `parameters` as the
+    /// head. The caller sets `head_kind`, `labels`, `end_tokens`, `base` and `metadata`. A method
+    /// without a file format (AdaLoRA) becomes plain LoRA.
     pub fn from_bank(
         bank: &LoraBank,
         parameters: &Parameters,
@@ -193,7 +195,7 @@ impl AdapterFile {
     }
 
     /// Adds the pairs to `parameters` and returns their bank; vectors that scale B are multiplied
-    /// into it.
+    /// into B.
     ///
     /// # Errors
     /// The adapter is for another architecture, has a layer that the model does not have, or a pair
@@ -216,7 +218,7 @@ impl AdapterFile {
         for (&id, &pair) in &plain.modules {
             bank.assign(id, Some(pair));
         }
-        // Only methods whose vectors do not scale B have some here.
+        // After folding, only vectors that do not scale B are left.
         for (&id, own) in &plain.own {
             let pair = &plain.pairs[plain.modules[&id]];
             for (vector, values) in form(plain.method).split(own, pair.rank, pair.output) {
@@ -226,8 +228,8 @@ impl AdapterFile {
         Ok(bank)
     }
 
-    /// The part of the model that belongs to the head: PEFT's users may have trained BERT's pooler
-    /// with the classifier.
+    /// Returns which part of the model trains as the head: PEFT's users may have trained BERT's
+    /// pooler with the classifier.
     pub(crate) fn trained(&self, config: &ModelConfig) -> Trained {
         let body = format!("{}.", config.architecture.prefix());
         match self.head.keys().any(|name| name.starts_with(&body)) {
@@ -236,7 +238,7 @@ impl AdapterFile {
         }
     }
 
-    /// Copies the head into the tensors of [`Group::Head`], which must be the same.
+    /// Copies the head into the tensors of [`Group::Head`], whose names and shapes must match.
     ///
     /// # Errors
     /// Tensors are missing, too many, or of another shape; the message lists them.
@@ -264,7 +266,7 @@ impl AdapterFile {
         Err(Error::Input(format!("the adapter's head does not fit the model: {}", problems.join("; "))))
     }
 
-    /// Checks that every pair fits its linear layer; the errors are those of [`Self::to_bank`].
+    /// Checks that every pair fits its linear layer; errors as in [`Self::to_bank`].
     pub(crate) fn check_fit(&self, config: &ModelConfig) -> Result<()> {
         let refuse = |problem: String| Err(Error::Input(problem));
         let architecture = config.architecture;
@@ -317,7 +319,7 @@ impl AdapterFile {
         Ok(())
     }
 
-    /// The head.
+    /// Returns the head's kind and number of outputs.
     ///
     /// # Errors
     /// The adapter does not fit the model (see [`Self::to_bank`]), or has no head for its
@@ -385,12 +387,12 @@ impl AdapterFile {
         self.own.values().map(Vec::len).sum()
     }
 
-    /// The adapter with other ranks and values in its pairs, and the same scales. `change` returns
-    /// the new rank, A (rank, in) and Bᵀ (rank, out) of a pair, by its number, or None if the pair
-    /// does not change. A pair of rank 0 is removed, and its modules have no LoRA then.
+    /// Returns the adapter with other ranks and values in its pairs, and the same scales. `change`
+    /// maps a pair's index to its new rank, A (rank, in) and Bᵀ (rank, out), or to `None` to keep
+    /// the pair. Rank 0 removes the pair, which leaves its modules without a LoRA.
     ///
-    /// Each pair's alpha follows its rank. So if ranks differ, readers that know PEFT's patterns
-    /// and readers that do not multiply with the same scale.
+    /// Each pair's alpha follows its rank, so readers that honour PEFT's rank and alpha patterns
+    /// and readers that ignore both apply the same scale.
     pub(crate) fn with_pairs(&self, change: impl Fn(usize) -> Option<(usize, Vec<f32>, Vec<f32>)>) -> Self {
         let (mut pairs, mut places) = (Vec::new(), Vec::new());
         for (number, pair) in self.pairs.iter().enumerate() {
@@ -415,7 +417,7 @@ impl AdapterFile {
         self.with_modules(self.method, pairs, modules, own)
     }
 
-    /// The adapter with other pairs, modules and vectors of these.
+    /// Returns the adapter with its method, pairs, modules and own vectors replaced.
     pub(super) fn with_modules(
         &self,
         method: AdapterMethod,
@@ -423,7 +425,8 @@ impl AdapterFile {
         modules: BTreeMap<ModuleId, usize>,
         own: BTreeMap<ModuleId, Vec<f32>>,
     ) -> Self {
-        // Field by field, as the values of the old pairs may be hundreds of megabytes.
+        // Field by field, because `..self.clone()` would copy the old pairs, perhaps hundreds of
+        // megabytes.
         AdapterFile {
             architectures: self.architectures.clone(),
             method,
@@ -441,8 +444,8 @@ impl AdapterFile {
         }
     }
 
-    /// Which modules own their pair and which share one, and their ranks where these are not the
-    /// first pair's. Modules without LoRA are unknown here.
+    /// Returns which modules own their pair and which share one, and the ranks that differ from the
+    /// first pair's. Modules without a LoRA are not listed.
     pub fn assignment(&self) -> Assignment {
         let owner = |pair: usize| if self.pairs[pair].shared { Owner::Shared } else { Owner::Own };
         let rank = |(id, &pair): (&ModuleId, &usize)| (*id, self.pairs[pair].rank);
@@ -452,9 +455,9 @@ impl AdapterFile {
         }
     }
 
-    /// A unique name for each pair: `lora.query.3` for a module's own pair, `lora.query.shared` for
-    /// a shared one, followed by the first layer's number for further groups, which files of other
-    /// programs may have.
+    /// Returns a unique name for each pair: `lora.query.3` for a module's own pair,
+    /// `lora.query.shared` for a shared one. Further shared pairs of a type, which other programs'
+    /// files may have, end in their first layer's number.
     pub(super) fn pair_names(&self) -> Vec<String> {
         let layers = self.layers();
         let mut shared = BTreeSet::new();
@@ -466,7 +469,7 @@ impl AdapterFile {
         self.pairs.iter().enumerate().map(name).collect()
     }
 
-    /// The layers that use each pair, in rising order.
+    /// Returns the layers that use each pair, ascending.
     pub(super) fn layers(&self) -> Vec<Vec<usize>> {
         let mut layers = vec![Vec::new(); self.pairs.len()];
         for (id, &pair) in &self.modules {
@@ -475,19 +478,19 @@ impl AdapterFile {
         layers
     }
 
-    /// Labels, end tokens and provenance as metadata of a file.
+    /// Returns labels, end tokens and provenance as a file's metadata.
     pub(super) fn file_metadata(&self) -> BTreeMap<String, String> {
         let own = self.metadata.iter().map(|(k, v)| (format!("{METADATA_PREFIX}{k}"), v.clone()));
         let labels = self.labels.iter().map(|labels| (LABELS_KEY.to_string(), labels.to_string()));
         let ends = Some(&self.end_tokens).filter(|ends| !ends.is_empty());
         let ends = ends.map(|ends| (END_TOKENS_KEY.to_string(), serde_json::json!(ends).to_string()));
-        // Other readers of safetensors need the framework whose layout the tensors have.
+        // Other safetensors readers require the framework whose layout the tensors have.
         own.chain(labels).chain(ends).chain([("format".to_string(), "pt".to_string())]).collect()
     }
 }
 
-/// The configuration of a base with the adapter merged: an output layer with a LoRA is no longer the
-/// table of embeddings.
+/// Returns the configuration of a base with the adapter merged: an output layer with a LoRA is no
+/// longer tied to the embeddings.
 pub(crate) fn untied<'a>(config: &'a ModelConfig, adapter: &AdapterFile) -> Cow<'a, ModelConfig> {
     if !config.tied || !adapter.modules.contains_key(&ModuleId::LM_HEAD) {
         return Cow::Borrowed(config);
@@ -498,7 +501,7 @@ pub(crate) fn untied<'a>(config: &'a ModelConfig, adapter: &AdapterFile) -> Cow<
     Cow::Owned(config)
 }
 
-/// Checks that transformers has a model of this kind that labels tokens.
+/// Checks that transformers has a token classification model of this architecture.
 ///
 /// # Errors
 /// `Error::Usage` if it has none.
@@ -515,7 +518,7 @@ pub(crate) fn check_token_head(config: &ModelConfig) -> Result<()> {
     )))
 }
 
-/// What a head labels, by the labels that an adapter's file names.
+/// Returns the head's kind, according to the labels in an adapter's file.
 pub(super) fn head_kind(labels: Option<&serde_json::Value>) -> HeadKind {
     let kind = labels.and_then(|labels| labels["kind"].as_str());
     if kind == Some(Task::TokenClassification.name()) { HeadKind::Token } else { HeadKind::Sequence }
@@ -526,7 +529,7 @@ pub(super) fn same_bits(x: &[f32], y: &[f32]) -> bool {
     x.iter().map(|v| v.to_bits()).eq(y.iter().map(|v| v.to_bits()))
 }
 
-/// What a file's metadata says beside the pairs.
+/// Metadata of an adapter file other than the map of pairs.
 pub(super) struct Said {
     pub labels: Option<serde_json::Value>,
     pub end_tokens: Vec<u32>,
@@ -535,7 +538,7 @@ pub(super) struct Said {
 }
 
 impl Said {
-    /// Reads a file's metadata, without the key `except`.
+    /// Reads a file's metadata, except the key `except`.
     pub fn read(checkpoint: &Checkpoint, path: &Path, except: &str) -> Result<Self> {
         let value = |key: &str, text: &str| -> Result<serde_json::Value> {
             json::from_str(text).map_err(|e| Error::file(path, format!("metadata {key}: {e}")))
@@ -555,10 +558,10 @@ impl Said {
     }
 }
 
-/// Shape and values of an adapter's tensor, of f16, bf16, f32 or f64.
+/// Reads an adapter's tensor, stored as f16, bf16, f32 or f64; returns its shape and values.
 ///
 /// # Errors
-/// It is missing, of another type, or has a value that is not finite.
+/// The tensor is missing, of another type, or has a value that is not finite.
 pub(super) fn read_tensor(
     checkpoint: &Checkpoint,
     path: &Path,
@@ -574,7 +577,7 @@ pub(super) fn read_tensor(
     Ok((tensor.shape().to_vec(), tensor.to_vec()))
 }
 
-/// (rank, in, out) of a pair, from the shapes of A and B.
+/// Returns (rank, in, out) of a pair, from the shapes of A and B.
 pub(super) fn pair_shape(path: &Path, name: &str, a: &[usize], b: &[usize]) -> Result<(usize, usize, usize)> {
     match (a, b) {
         (&[rank, input], &[output, rank_b]) if rank == rank_b && rank > 0 && input > 0 && output > 0 => {
@@ -587,7 +590,7 @@ pub(super) fn pair_shape(path: &Path, name: &str, a: &[usize], b: &[usize]) -> R
     }
 }
 
-/// A vector that a module has of its own.
+/// Reads one of a module's own vectors and checks its length.
 pub(super) fn read_vector(
     checkpoint: &Checkpoint,
     path: &Path,

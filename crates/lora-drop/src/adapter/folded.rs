@@ -1,5 +1,6 @@
-//! Adapters with vectors before and after B as plain LoRA, with each module's own B' = diag(v) B
-//! diag(u), as in every form except a method's own.
+//! Folding of the vectors u and v, which scale the inputs and outputs of B, into each module's own
+//! B' = diag(v) B diag(u). The result is plain LoRA, which every format except a method's own
+//! needs.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -11,10 +12,10 @@ use super::file::{AdapterFile, StoredPair};
 use super::{Peft, Side, form};
 
 impl AdapterFile {
-    /// The same adapter as plain LoRA, with the vectors multiplied into each module's own B; the
-    /// adapter itself if no vector scales B. AdaLoRA's triplets with E = 0 are left out, and
-    /// modules without others. VeRA's A is cut to the widths of the model's layers, if the model is
-    /// given.
+    /// Returns the same adapter as plain LoRA, with the vectors multiplied into each module's own
+    /// B, or the adapter itself if no vector scales B. AdaLoRA's triplets with E = 0 are left out,
+    /// and so are modules without other triplets. VeRA's A is cut to each layer's input width if
+    /// `config` is given.
     pub(super) fn folded(&self, config: Option<&ModelConfig>) -> Cow<'_, Self> {
         let form = form(self.method);
         if !form.vectors.iter().any(|vector| vector.side != Side::Weight) {
@@ -36,15 +37,15 @@ impl AdapterFile {
         Cow::Owned(self.with_modules(AdapterMethod::Lora, pairs, modules, BTreeMap::new()))
     }
 
-    /// The first `input` columns of a pair, with u and, if the method has one, v multiplied into
-    /// its B. With `pruned`, directions whose u is 0 are left out; None if none is left.
+    /// Returns the first `input` columns of A, and B with u and, if the method has one, v
+    /// multiplied in. With `pruned`, directions whose u is 0 are left out; `None` if none remains.
     fn folded_pair(&self, pair: &StoredPair, own: &[f32], input: usize, pruned: bool) -> Option<StoredPair> {
         let (inner, outer) = own.split_at(pair.rank);
         let kept: Vec<usize> = (0..pair.rank).filter(|&i| !pruned || inner[i] != 0.0).collect();
         if kept.is_empty() {
             return None;
         }
-        // With fewer directions the same alpha means another scale.
+        // At a lower rank, the same alpha gives another scale; this factor restores it.
         let factor = self.scale(pair) / scale(pair.alpha, kept.len(), self.rslora);
         let mut b = Vec::with_capacity(kept.len() * pair.output);
         for (number, row) in pair.b.chunks_exact(pair.rank).enumerate() {

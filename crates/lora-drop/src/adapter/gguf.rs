@@ -1,4 +1,4 @@
-//! An adapter in llama.cpp's form: a GGUF file with each adapted layer's A and B.
+//! An adapter in llama.cpp's format: a GGUF file with each adapted layer's A and B.
 
 use std::path::Path;
 
@@ -11,14 +11,14 @@ use crate::files::write_atomically;
 use crate::{Error, Result};
 
 impl AdapterFile {
-    /// Writes an adapter of a decoder that predicts tokens; `config` is the base's.
+    /// Writes the adapter of a causal language model; `config` is the base's.
     ///
     /// The file has one alpha, and a layer's scale is alpha / rank. If ranks or scales differ, the
     /// remaining factor of a layer's scale is multiplied into its B, and so are a module's own
     /// vectors. A shared pair is written once for every layer that uses it.
     ///
     /// # Errors
-    /// The adapter has no LoRA, has a head, or does not fit the model; those of the disk.
+    /// The adapter has no LoRA, has a head, or does not fit the model; the file cannot be written.
     pub fn write_gguf(&self, path: &Path, config: &ModelConfig) -> Result<()> {
         self.check_fit(config)?;
         let refuse = |problem: String| Error::file(path, problem);

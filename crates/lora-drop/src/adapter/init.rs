@@ -11,32 +11,32 @@ pub struct Counter {
 }
 
 impl Counter {
-    /// The stream of this seed and name, from its first number.
+    /// Starts the stream of this seed and name.
     pub fn new(seed: u64, name: &str) -> Self {
         Counter { key: Key::new(seed_of(seed, name)), count: 0 }
     }
 
-    /// The next number, uniform in (-bound, bound).
+    /// Returns the next number, uniform in (-bound, bound).
     pub fn uniform(&mut self, bound: f32) -> f32 {
         self.count += 1;
         let bits = self.key.bits_64(self.count) >> 40; // 24 bits
-        // The middles of 2^24 equal cells of (-1, 1): symmetric, and neither end is drawn.
+        // Midpoints of 2^24 equal cells of (-1, 1): symmetric, and never an end of the interval.
         let unit = (2.0 * bits as f64 + 1.0) / f64::from(1 << 24) - 1.0;
         (unit * f64::from(bound)) as f32
     }
 }
 
-/// The seed of a name's numbers.
+/// Combines a run's seed and a name into the seed of the name's numbers.
 fn seed_of(seed: u64, name: &str) -> u64 {
-    // FNV-1a gives the name 64 bits; mixing keeps neighbouring seeds apart.
+    // FNV-1a hashes the name to 64 bits; mixing keeps neighbouring seeds apart.
     let hash = name
         .bytes()
         .fold(0xcbf2_9ce4_8422_2325, |h: u64, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
     mix(seed) ^ hash
 }
 
-/// A of a new pair, (rank, in): uniform in ±1/sqrt(in), which is PEFT's Kaiming-uniform with a =
-/// sqrt(5).
+/// Initial A of a pair, (rank, in): PEFT's Kaiming-uniform with a = sqrt(5), which is uniform in
+/// ±1/sqrt(in).
 pub fn kaiming_uniform(seed: u64, name: &str, rank: usize, input: usize) -> Vec<f32> {
     uniform(seed, name, rank * input, (1.0 / (input as f64).sqrt()) as f32)
 }
@@ -47,7 +47,7 @@ pub fn uniform(seed: u64, name: &str, count: usize, bound: f32) -> Vec<f32> {
     (0..count).map(|_| random.uniform(bound)).collect()
 }
 
-/// `count` normal numbers of this standard deviation.
+/// `count` numbers from a normal distribution of mean 0 and this standard deviation.
 pub fn normal(seed: u64, name: &str, count: usize, deviation: f64) -> Vec<f32> {
     let key = Key::new(mix(seed_of(seed, name)));
     (0..count as u64).map(|i| (deviation * f64::from(key.normal(i) as f32)) as f32).collect()

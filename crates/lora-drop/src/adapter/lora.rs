@@ -15,7 +15,7 @@ pub(super) const FORM: Form = Form {
     merge: |_, _| (),
 };
 
-/// A is Kaiming-uniform with a = sqrt(5), as in PEFT, and B zero.
+/// Initial values: A is Kaiming-uniform with a = sqrt(5), as in PEFT, and B is zero.
 pub(super) fn start(seed: u64, name: &str, rank: usize, [input, output]: [usize; 2]) -> [Vec<f32>; 2] {
     [kaiming_uniform(seed, &format!("{name}.A"), rank, input), vec![0.0; rank * output]]
 }

@@ -20,8 +20,8 @@ use crate::files::{json_object, write_atomically, write_json};
 use crate::folder::FILES_KEY;
 use crate::{Cancel, Error, Result};
 
-/// The files of a tokenizer in any of the architectures, and of settings for generation; a model
-/// has some of them.
+/// The tokenizer files of all architectures, and the settings for generation; a model has some of
+/// them.
 pub const TOKENIZER_FILES: [&str; 12] = [
     "tokenizer.json",
     "tokenizer_config.json",
@@ -48,18 +48,19 @@ pub(crate) struct MergedWeights<'a> {
     /// The architecture's prefix with its dot: `bert.`
     prefix: String,
     adapter: Cow<'a, AdapterFile>,
-    /// By the full name of the adapted weight.
+    /// Adapted modules by the full names of their weights.
     modules: BTreeMap<String, ModuleId>,
-    /// Whether the base's output layer is its table of embeddings.
+    /// Whether the base's output layer is tied to its embeddings.
     tied: bool,
 }
 
-/// A decoder's output layer, and its table of embeddings without the prefix.
+/// A decoder's output layer, and its embedding table without the prefix.
 const OUTPUT: &str = "lm_head.weight";
 const WORDS: &str = "embed_tokens.weight";
 
 impl<'a> MergedWeights<'a> {
-    /// `known` are the weights that the merged model has, `config` is the base's.
+    /// Checks the adapter against the base; `known` are the weights of the merged model, `config`
+    /// is the base's.
     ///
     /// # Errors
     /// The adapter does not fit the model, or has a weight of a head that is not among `known`.
@@ -87,28 +88,28 @@ impl<'a> MergedWeights<'a> {
         })
     }
 
-    /// The base's name of the weight with this full name.
+    /// Returns the base's name of the weight with this full name.
     fn resolve(&self, name: &str) -> Option<String> {
         match name.strip_prefix(&self.prefix) {
             Some(inner) => self.names.resolve(inner),
-            // The table of embeddings was the output layer before.
+            // In a tied base, the embedding table is the output layer.
             None if self.tied && name == OUTPUT => self.names.resolve(WORDS),
             None => self.base.contains(name).then(|| name.to_string()),
         }
     }
 
-    /// The type in which the base stores the weight of this full name, f32 for quantized blocks;
-    /// None if only the adapter has it.
+    /// Returns the type in which the base stores the weight of this full name, f32 for quantized
+    /// blocks; `None` if only the adapter has it.
     fn storage(&self, name: &str) -> Option<FloatType> {
         let storage = self.base.storage(&self.resolve(name)?);
         Some(storage.and_then(FloatType::from_storage).unwrap_or(FloatType::F32))
     }
 
-    /// The weight of this full name in f32, whatever its storage in the base; sums are computed in
-    /// f64.
+    /// Returns the weight of this full name in f32, whatever its storage in the base; sums are
+    /// computed in f64.
     ///
     /// # Errors
-    /// It is missing, of another shape than `shape`, or not finite, or the sum is not.
+    /// It is missing, has another shape than `shape`, or is not finite before or after merging.
     pub fn weight(&self, name: &str, shape: &[usize]) -> Result<Cow<'_, [f32]>> {
         if let Some(HeadWeight { shape: seen, values }) = self.adapter.head.get(name) {
             check_shape("the adapter", name, seen, shape)?;
@@ -147,7 +148,7 @@ impl<'a> MergedWeights<'a> {
         Ok(Cow::Owned(values))
     }
 
-    /// `weight`, (out, in), becomes the adapted one, computed in f64.
+    /// Replaces `weight`, (out, in), by the adapted weight, computed in f64.
     fn merge(&self, weight: &mut [f32], pair: &StoredPair, own: &[f32]) {
         let scale = self.adapter.scale(pair);
         let finish = form(self.adapter.method).merge;
@@ -180,7 +181,7 @@ impl<'a> MergedWeights<'a> {
 /// weight that only the adapter has is written in the type of most of the base's values. Sums are
 /// computed in f64 and rounded once to f32, then to that type. Tensors are written one by one, so
 /// little more than the largest is in memory. Weights that a model for classification does not use
-/// (position_ids, heads of the pre-training) are left out. Existing files in `output` are replaced.
+/// (position_ids, pre-training heads) are left out. Existing files in `output` are replaced.
 ///
 /// # Errors
 /// The adapter does not fit the model, a weight of the base or of the head is missing, of another
@@ -205,7 +206,7 @@ pub fn merge(
     })
 }
 
-/// The type of most values, among the tensors that have one; f32 without any.
+/// Returns the type of most values, among the tensors that have a type; f32 if none has.
 fn main_type(tensors: &[Outline], of: impl Fn(&str) -> Option<FloatType>) -> FloatType {
     let mut values = BTreeMap::new();
     for (name, shape) in tensors {
@@ -225,8 +226,8 @@ fn main_type(tensors: &[Outline], of: impl Fn(&str) -> Option<FloatType>) -> Flo
 /// other, and `types` the type in which it is written. The tokenizer is copied from `model`, a
 /// folder or a GGUF file; `labels` are those of [`merge`]. The tokens `ends`, which the model has
 /// learned to end a text with, are added to `eos_token_id` of generation_config.json, where
-/// transformers looks for them, and of config.json. The latter is written last, so a folder that has
-/// one is complete. It names the type of most values.
+/// transformers looks for them, and of config.json. The latter is written last, so a folder that
+/// has one is complete. It names the dtype of most values.
 ///
 /// # Errors
 /// `output` is the model's own folder; those of `values`, of the tokenizer and of the disk.
@@ -288,8 +289,8 @@ pub fn write_checkpoint<'a>(
     write_json(&output.join("config.json"), &merged)
 }
 
-/// Every weight of the model with a head for these labels, or of the decoder, full names and shapes,
-/// in the model's order.
+/// Returns full name and shape of every weight, in the model's order: the model with a head for
+/// `labels` or, without labels, the decoder.
 pub(crate) fn outlines(config: &ModelConfig, labels: Option<&Labels>) -> Vec<Outline> {
     let prefix = config.architecture.prefix();
     let (body, after) = match labels.map(Labels::head) {
@@ -306,8 +307,8 @@ fn check_shape(whose: &str, name: &str, seen: &[usize], expected: &[usize]) -> R
     Err(Error::Input(format!("{whose}: {name} is {seen:?}, expected {expected:?}")))
 }
 
-/// The base's config.json with the class of the new model, a classifier's labels, and its type of
-/// numbers.
+/// Returns the base's config.json with the class of the new model, a classifier's labels, and the
+/// dtype.
 fn merged_config(config: &ModelConfig, labels: Option<&Labels>, dtype: FloatType) -> Map<String, Value> {
     let mut map = config.raw.clone();
     let head = match labels.map(|labels| labels.head().kind) {
@@ -316,21 +317,21 @@ fn merged_config(config: &ModelConfig, labels: Option<&Labels>, dtype: FloatType
         None => "CausalLM",
     };
     let class = format!("{}For{head}", config.class());
-    // The older key and the newer; a GGUF file's configuration has neither.
+    // The older and the newer key; a GGUF file's configuration has neither.
     let known = ["torch_dtype", "dtype"].into_iter().filter(|key| map.contains_key(*key)).collect::<Vec<_>>();
     for key in if known.is_empty() { vec!["torch_dtype"] } else { known } {
         map.insert(key.to_string(), dtype.torch_name().into());
     }
     map.insert("architectures".to_string(), vec![class].into());
     let Some(labels) = labels else { return map };
-    // transformers needs a name for a regression's one output too.
+    // transformers needs a label name even for the single output of a regression.
     let regression = ["LABEL_0".to_string()];
     let names = if labels.is_regression() { &regression } else { labels.names() };
     let id2label: Map<String, Value> =
         names.iter().enumerate().map(|(i, name)| (i.to_string(), name.as_str().into())).collect();
     let label2id: Map<String, Value> =
         names.iter().enumerate().map(|(i, name)| (name.clone(), i.into())).collect();
-    // transformers counts id2label; another number could only contradict it.
+    // transformers derives num_labels from id2label; a stored number could only contradict it.
     map.remove("num_labels");
     map.insert("id2label".to_string(), id2label.into());
     map.insert("label2id".to_string(), label2id.into());

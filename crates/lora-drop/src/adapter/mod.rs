@@ -1,7 +1,7 @@
-//! Adapters in memory ([`LoraBank`]) and in files ([`AdapterFile`]: PEFT's form, the compact form
-//! and llama.cpp's form), and merging into the base ([`merge`]).
+//! Adapters in memory ([`LoraBank`]) and in files ([`AdapterFile`]: PEFT's format, the compact
+//! format and llama.cpp's), and merging into the base ([`merge`]).
 //!
-//! A method is a line in `form` and a file with its `Form`.
+//! To add a method, add a line to `form` and a file with its `Form`.
 
 mod bank;
 mod common;
@@ -32,7 +32,7 @@ pub use merge::{TOKENIZER_FILES, merge, write_checkpoint};
 pub(crate) use peft::{CONFIG_FILE as ADAPTER_CONFIG, WEIGHTS_FILE as ADAPTER_WEIGHTS};
 pub use tensors::FloatType;
 
-/// A method's part in the bank and in files.
+/// Returns how the bank and files handle a method.
 fn form(method: AdapterMethod) -> &'static Form {
     match method {
         AdapterMethod::Lora => &lora::FORM,
@@ -43,7 +43,8 @@ fn form(method: AdapterMethod) -> &'static Form {
     }
 }
 
-/// Number of values that the method adds to A and B of each module with this many outputs.
+/// Number of values in the vectors that scale a module's whole weight (DoRA's magnitude), for a
+/// module with this many outputs.
 pub fn added_values(method: AdapterMethod, output: usize) -> usize {
     let added = form(method).vectors.iter().filter(|vector| vector.side == Side::Weight);
     added.count() * output
@@ -54,24 +55,25 @@ pub(crate) fn is_scored(method: AdapterMethod) -> bool {
     form(method).vectors.is_empty()
 }
 
-/// The methods that files may have.
+/// The methods that have a file format.
 fn in_files() -> impl Iterator<Item = AdapterMethod> {
     AdapterMethod::ALL.into_iter().filter(|method| form(*method).peft != Peft::Never)
 }
 
-/// What the bank and files need to know of a method.
+/// Properties of a method that the bank and files need.
 struct Form {
     peft: Peft,
     /// The vectors that each module owns and never shares, in the order of their values.
     vectors: &'static [Vector],
-    /// Whether only modules that share a pair have them.
+    /// Whether only modules that share a pair have the vectors.
     of_shared: bool,
     /// Initial A (rank, in) and Bᵀ (rank, out) of a pair by the run's seed and the pair's name.
     start: StartOfPair,
-    /// The engine's adapter, from the pair and the module's vectors, with the constant after them.
+    /// Builds the engine's adapter from the pair and the module's vectors, the constant last if it
+    /// was computed.
     adapter: fn(LoraPair, &[ParamId]) -> Adapter,
-    /// Computes once, for a model that does not train, what each pass would compute from weights
-    /// and parameters.
+    /// Precomputes, for a model that does not train, a vector that each pass would otherwise
+    /// compute from weights and parameters.
     constant: Option<OfWeight>,
     /// Turns a row of W + s · B A into a row of the adapted weight, by the row's value in a vector
     /// of [`Side::Weight`].
@@ -79,17 +81,17 @@ struct Form {
 }
 
 impl Form {
-    /// The vectors of a module, by whether its pair is a shared one.
+    /// Returns the vectors of a module; `shared` says whether its pair is shared.
     fn vectors(&self, shared: bool) -> &'static [Vector] {
         if shared || !self.of_shared { self.vectors } else { &[] }
     }
 
-    /// Values in a module's vectors, one after the other.
+    /// Number of values in all of a module's vectors.
     fn own_values(&self, shared: bool, rank: usize, output: usize) -> usize {
         self.vectors(shared).iter().map(|vector| vector.side.len(rank, output)).sum()
     }
 
-    /// A module's vectors with their values in `own`; if that is too short, the last vectors are.
+    /// Splits `own` into a module's vectors; if it is too short, so are the last vectors.
     fn split<'a>(&self, own: &'a [f32], rank: usize, output: usize) -> Vec<(&'static Vector, &'a [f32])> {
         let mut rest = own;
         let next = |vector: &'static Vector| {
@@ -101,19 +103,19 @@ impl Form {
     }
 }
 
-/// The form of a method in PEFT's files.
+/// A method's format in PEFT's files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Peft {
-    /// LoRA, with vectors multiplied into each module's own B, and with this key of the
-    /// configuration set to true.
+    /// LoRA, with vectors multiplied into each module's own B; this key of the configuration, if
+    /// any, is true.
     Lora(Option<&'static str>),
-    /// A type of its own.
+    /// PEFT's own type, VERA.
     Vera,
-    /// No form in any file: its adapters are written as plain LoRA.
+    /// No file format: the adapters are written as plain LoRA.
     Never,
 }
 
-/// A vector that each module has.
+/// A vector that each module owns.
 #[derive(Clone, Copy)]
 struct Vector {
     /// Its name after the module's, in `Parameters` and in the compact file.
@@ -127,7 +129,7 @@ struct Vector {
 /// What a vector scales.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Side {
-    /// z, (rank).
+    /// z = A x, (rank).
     Inner,
     /// B's output, (out).
     Outer,

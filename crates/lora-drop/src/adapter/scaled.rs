@@ -1,5 +1,5 @@
-//! Pairs with each module's own vectors before and after B, in the bank and in files: Tied-LoRA,
-//! VeRA, AdaLoRA.
+//! Pairs with each module's own vectors that scale the inputs and outputs of B, in the bank and in
+//! files: Tied-LoRA, VeRA, AdaLoRA.
 
 use lora_drop_transformer::adapter::Scaled;
 use lora_drop_transformer::{Adapter, LoraPair, ParamId};
@@ -7,8 +7,8 @@ use lora_drop_transformer::{Adapter, LoraPair, ParamId};
 use super::init::{normal, uniform};
 use super::{Form, Peft, Side, Start, Vector, lora};
 
-/// u = v = 1 at first, A and B as in LoRA. A pair that one module owns has no vectors: it is
-/// LoRA's.
+/// Tied-LoRA: u = v = 1 initially, A and B as in LoRA. A module that owns its pair has no vectors
+/// and is plain LoRA.
 pub(super) const TIED_LORA: Form = Form {
     peft: Peft::Lora(None),
     vectors: &[vector("inner", None, Side::Inner, 1.0), vector("outer", None, Side::Outer, 1.0)],
@@ -19,8 +19,8 @@ pub(super) const TIED_LORA: Form = Form {
     merge: |_, _| (),
 };
 
-/// A and B are random and frozen: Kaiming-uniform by their inputs, with bounds sqrt(6 / in) and
-/// sqrt(6 / rank), as in PEFT.
+/// VeRA: A and B are random and frozen, Kaiming-uniform with the bounds `sqrt(6 / in)` and
+/// `sqrt(6 / rank)`, as in PEFT.
 pub(super) const VERA: Form = Form {
     peft: Peft::Vera,
     vectors: &[
@@ -38,7 +38,7 @@ pub(super) const VERA: Form = Form {
     merge: |_, _| (),
 };
 
-/// E is zero, A and B are normal with a standard deviation of 0.02, as in PEFT.
+/// AdaLoRA: initially E is zero, A and B are normal with a standard deviation of 0.02, as in PEFT.
 pub(super) const ADALORA: Form = Form {
     peft: Peft::Never,
     vectors: &[vector("E", None, Side::Inner, 0.0)],

@@ -1,4 +1,4 @@
-//! Writes safetensors files, one tensor at a time, the same bytes for the same content.
+//! Writes safetensors files, one tensor at a time, with the same bytes for the same content.
 //!
 //! The safetensors crate needs all tensors in memory, and writes the metadata in an order that
 //! changes between runs.
@@ -31,8 +31,8 @@ choices! {
 }
 
 impl FloatType {
-    /// The type in which weights of a half-precision storage are written; None for quantized
-    /// blocks.
+    /// Returns the type in which weights of a half-precision storage are written; `None` for other
+    /// storage.
     pub(super) fn from_storage(storage: BlockType) -> Option<Self> {
         match storage {
             BlockType::F16 => Some(FloatType::F16),
@@ -41,7 +41,7 @@ impl FloatType {
         }
     }
 
-    /// The name in PyTorch and config.json.
+    /// The dtype's name in PyTorch and config.json.
     pub(super) fn torch_name(self) -> &'static str {
         match self {
             FloatType::F16 => "float16",
@@ -64,7 +64,7 @@ impl FloatType {
         stays || !value.is_finite()
     }
 
-    /// Appends the values' bytes, little-endian, rounded to the nearest, ties to even.
+    /// Appends the values' bytes, little-endian, rounded to nearest, ties to even.
     fn put(self, values: &[f32], bytes: &mut Vec<u8>) {
         match self {
             FloatType::F16 => bytes.extend(values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes())),
@@ -74,13 +74,13 @@ impl FloatType {
     }
 }
 
-/// Writes `tensors`, each in the type that `types` returns for its name: wider types first, so that
-/// all tensors are aligned, otherwise in their order. `values` is called for one tensor after the
-/// other and returns its row-major values.
+/// Writes `tensors`, each in the type that `types` returns for its name. Wider types come first, so
+/// that all tensors are aligned; otherwise the order is kept. `values` is called for one tensor
+/// after the other and returns its row-major values.
 ///
 /// # Errors
 /// A name occurs twice, the values do not fill the shape, or one of them is too large for its type;
-/// those of `values`, and of the disk. Then there is no file, or the old one.
+/// those of `values`, and of the disk. On an error, an existing file at `path` is unchanged.
 pub(super) fn write<'a>(
     path: &Path,
     metadata: &BTreeMap<String, String>,
@@ -232,8 +232,8 @@ mod tests {
             "brain" => FloatType::Bf16,
             _ => FloatType::F32,
         };
-        // Between neighbours of f16 (11 bits) and of bf16 (8 bits): a tie down, a tie up, and one
-        // just beyond a tie.
+        // For f16 (11 significant bits) and bf16 (8): a tie that rounds down, a tie that rounds up,
+        // and a value just above a tie.
         let step = |bits: i32| 2f32.powi(1 - bits);
         let numbers = |bits: i32| {
             let beyond = 1.0 + step(bits) / 2.0 + f32::EPSILON;
@@ -251,7 +251,7 @@ mod tests {
         assert_eq!(words("brain"), [0x3f80, 0x3f82, 0x3f81, 0x8000, 0x3dcd]);
         let full: Vec<u8> = of("full").iter().flat_map(|v| v.to_le_bytes()).collect();
         assert_eq!(read.tensor("full").expect("there").data(), full);
-        // The wider type lies first, at a multiple of 8.
+        // The wider type comes first, at a multiple of 8.
         let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).expect("valid");
         assert_eq!(header.info("full").expect("there").data_offsets, (0, 20));
 

@@ -1,4 +1,4 @@
-//! Keeps as many modules as fit into a fraction of plain LoRA's values.
+//! Keeps as many modules as fit into a fraction of plain LoRA's number of values.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,13 +10,13 @@ use crate::assignment::Sizes;
 use crate::settings::Unselected;
 use crate::{Error, Result};
 
-/// Forgives the rounding of fractions such as 7/12, which no float holds exactly.
+/// Relative tolerance for fractions such as 7/12, which no float represents exactly.
 const ROUNDING: f64 = 1e-9;
 
-/// The first modules of the order over all rankings that cost at most `budget` times plain LoRA.
+/// Returns the longest prefix of `order` whose values are at most `budget` times plain LoRA's.
 ///
-/// After a module that does not fit, none is kept although it may be smaller, so that a larger budget
-/// always keeps what a smaller one keeps.
+/// No module is skipped in favour of a smaller one after it, so a larger budget always keeps what a
+/// smaller one keeps.
 pub(super) fn keep(
     rankings: &[Ranking],
     budget: f64,
@@ -34,9 +34,10 @@ pub(super) fn keep(
         };
         all.iter().map(of_kind).sum()
     };
-    // With sharing, the shared pairs alone are a choice; without it, keeping nothing is no LoRA.
+    // With sharing, the shared pairs alone are valid; without it, at least one module must be kept.
     let least = usize::from(!unselected.shares());
-    // The cost may fall where the last module of a type is kept and the shared pair goes.
+    // Keeping a type's last module removes its shared pair, so the cost may fall with length; hence
+    // the search from the longest prefix down.
     let fits = |length: &usize| cost(*length) as f64 <= budget * plain as f64 * (1.0 + ROUNDING);
     let Some(length) = (least..=order.len()).rev().find(fits) else {
         let smallest = (cost(least) as f64 / plain as f64 * 1e4).ceil() / 1e4;
@@ -53,14 +54,15 @@ pub(super) fn keep(
     Ok(order[..length].iter().flat_map(|c| &c.modules).copied().collect())
 }
 
-/// All candidates by falling share; among equals the lower layer, then the earlier module type.
+/// Returns all candidates by descending share; ties go to the lower layer, then the earlier module
+/// type.
 pub(super) fn order(rankings: &[Ranking]) -> Vec<&Candidate> {
     let mut order: Vec<&Candidate> = rankings.iter().flatten().collect();
     order.sort_by(|a, b| b.share.total_cmp(&a.share).then_with(|| a.modules.cmp(&b.modules)));
     order
 }
 
-/// How many modules of each type there are.
+/// Counts the modules of each type.
 fn count(candidates: &[&Candidate]) -> BTreeMap<ModuleKind, usize> {
     let mut count = BTreeMap::new();
     for id in candidates.iter().flat_map(|c| &c.modules) {

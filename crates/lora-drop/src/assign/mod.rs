@@ -1,8 +1,8 @@
 //! From scores to an assignment: which modules own their LoRA, which share one, which have none.
 //!
-//! Every rule goes through rankings in the same order: falling importance, and among equals the
-//! lower layer first. So the same scores give the same assignment, and a larger threshold, k or
-//! budget keeps everything that a smaller one keeps.
+//! Every rule follows rankings in the same order: descending importance, ties to the lower layer.
+//! So the same scores give the same assignment, and a larger threshold, k or budget keeps
+//! everything that a smaller one keeps.
 
 mod budget;
 mod ranking;
@@ -18,9 +18,9 @@ use crate::score::Importance;
 use crate::settings::{Scope, Selection, Unselected};
 use crate::{Error, Result};
 
-/// The budget by which the sample stage judges the ranking where the budget is still to be found.
+/// Budget with which the sample stage judges the ranking while the final budget is still unknown.
 const HALF: f64 = 0.5;
-/// Forgives the rounding of the running sum, and nothing that a person would write as a threshold.
+/// Tolerance for rounding of the running sum, far below the precision of any threshold in use.
 const ROUNDING: f64 = 1e-12;
 
 /// Chooses modules from their importance (docs/method.md, steps 4 and 5).
@@ -40,8 +40,8 @@ const ROUNDING: f64 = 1e-12;
 ///   budget is found after that stage.
 /// - `Layers(list)`: the modules of these layers, whatever their scores.
 ///
-/// With `Scope::Layer` a layer's score is the sum of its modules' scores, and a kept layer keeps all
-/// its modules.
+/// With `Scope::Layer` a layer's score is the sum of its modules' scores, and a kept layer keeps
+/// all its modules.
 ///
 /// # Errors
 /// `Error::Usage` for a setting out of range, a k above the number of layers, or a budget that
@@ -67,8 +67,8 @@ pub fn assign(
     Ok(Assignment::keeping(&kept, modules, rest))
 }
 
-/// The modules that the threshold T keeps in all rankings; at T = 1 all, those of score zero
-/// included.
+/// Returns the modules that the threshold T keeps in all rankings; T = 1 keeps all, even those of
+/// score zero.
 fn threshold(rankings: &[Ranking], threshold: f64) -> Result<BTreeSet<ModuleId>> {
     let threshold = fraction("threshold", threshold)?;
     let mut kept = BTreeSet::new();
@@ -85,7 +85,7 @@ fn threshold(rankings: &[Ranking], threshold: f64) -> Result<BTreeSet<ModuleId>>
     Ok(kept)
 }
 
-/// The first `k` of every ranking.
+/// Returns the modules of the first `k` candidates of every ranking.
 fn top_k(rankings: &[Ranking], k: usize, unselected: Unselected) -> Result<BTreeSet<ModuleId>> {
     if let Some(shortest) = rankings.iter().map(Vec::len).min().filter(|&n| k > n) {
         return Err(Error::Usage(format!("`top_k = {k}` is more than the {shortest} layers to choose from")));

@@ -8,7 +8,7 @@ use crate::score::Importance;
 use crate::settings::Scope;
 use crate::{Error, Result};
 
-/// What is kept or not as a whole: one module, or a layer with all its target modules.
+/// A unit that is kept or not as a whole: one module, or a layer with all its target modules.
 #[derive(Debug)]
 pub(super) struct Candidate {
     pub modules: Vec<ModuleId>,
@@ -16,13 +16,13 @@ pub(super) struct Candidate {
     pub share: f64,
 }
 
-/// Candidates by falling share, the lower layer first among equals.
+/// Candidates by descending share, ties to the lower layer.
 pub(super) type Ranking = Vec<Candidate>;
 
-/// The rankings of a scope, module types in their usual order.
+/// Returns the rankings of a scope, module types in their usual order.
 ///
 /// # Errors
-/// `Error::Input` where a score is negative, infinite or NaN, a module is scored twice, or a ranking
+/// `Error::Input` if a score is negative, infinite or NaN, a module is scored twice, or a ranking
 /// has only zeros.
 pub(super) fn rankings(importance: &Importance, scope: Scope) -> Result<Vec<Ranking>> {
     let mut scores = BTreeMap::new();
@@ -67,7 +67,7 @@ pub(super) fn rankings(importance: &Importance, scope: Scope) -> Result<Vec<Rank
             .into_values()
             .map(|modules| Candidate { share: sum(&modules) / total, modules })
             .collect();
-        // A stable sort: layers are rising before it, so among equals the lower one stays first.
+        // Stable sort: layers ascend before it, so ties keep the lower layer first.
         ranking.sort_by(|a, b| b.share.total_cmp(&a.share));
         rankings.push(ranking);
     }

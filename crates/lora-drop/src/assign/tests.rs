@@ -1,4 +1,4 @@
-//! The rules on hand-made scores, and what must hold for any.
+//! Selection rules on hand-made scores, and properties that hold for any scores.
 
 use proptest::prelude::*;
 
@@ -135,7 +135,7 @@ fn named_layers_are_kept_whatever_their_scores() {
     assert_eq!((kept(&assignment, Query), kept(&assignment, Value)), (vec![0, 4], vec![0, 4]));
     let modules: Vec<ModuleId> = assignment.owners.keys().copied().collect();
     assert_eq!(Assignment::of_layers(modules, &[4, 0], Unselected::Share.into()).expect("valid"), assignment);
-    // Where nothing is known of a module, not even a score.
+    // Scores do not matter here, not even when all are zero.
     let silent = scored(&[(Query, &[0.0, 0.0])]);
     let dropped = module(&silent, Selection::Layers(vec![1]), Unselected::Drop).expect("valid");
     assert_eq!(dropped.owners[&ModuleId { layer: 0, kind: Query }], Owner::None);
@@ -222,7 +222,7 @@ fn any_unselected() -> impl Strategy<Value = Unselected> {
     prop_oneof![Just(Unselected::Share), Just(Unselected::Scale), Just(Unselected::Drop)]
 }
 
-/// Where shared pairs are scaled they are larger as well, and each module has two values.
+/// With `Scale`, shared pairs are larger, and each module has two values of its own.
 fn sizes(unselected: Unselected) -> impl Fn(ModuleKind) -> Sizes + Copy {
     move |kind| match unselected {
         Unselected::Scale => Sizes { shared: size(kind).own + 3, each: 2, ..size(kind) },
@@ -234,7 +234,7 @@ fn own(assignment: &Assignment) -> BTreeSet<ModuleId> {
     assignment.owners.iter().filter(|(_, o)| **o == Owner::Own).map(|(id, _)| *id).collect()
 }
 
-/// The shares that each ranking's kept candidates add up to, and the smallest of them.
+/// For each ranking, the sum of its kept candidates' shares and the smallest of them.
 fn kept_shares(importance: &Importance, assignment: &Assignment, scope: Scope) -> Vec<(f64, f64)> {
     let kept = own(assignment);
     let rankings = ranking::rankings(importance, scope).expect("valid scores");
@@ -278,7 +278,7 @@ proptest! {
         let rankings = ranking::rankings(&importance, scope).expect("valid scores");
         let modules: Vec<ModuleId> =
             importance.modules.iter().map(|m| ModuleId { layer: m.layer, kind: m.kind }).collect();
-        // Every start of the order that is a selection, and what it costs.
+        // Every prefix of the order that is a valid selection, and its cost.
         let order = budget::order(&rankings);
         let start = |length: usize| -> Assignment {
             let kept = order[..length].iter().flat_map(|c| &c.modules).copied().collect();

@@ -15,16 +15,16 @@ use crate::model::ModelFiles;
 use crate::profile::Rates;
 use crate::{Cancel, Result};
 
-/// Shortest time of a sample.
+/// Shortest duration of a sample.
 const SAMPLE: Duration = Duration::from_millis(20);
 
-/// What was measured of single products.
+/// Measurements of single products.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct Kernels {
     /// Rows of the activations, as in a micro-batch of a step.
     pub rows: usize,
-    /// 10⁹ operations per second that the matrix kernel of this dtype reaches with cached panels in
-    /// this process.
+    /// Operations per second that the matrix kernel of this dtype reaches with cached panels in
+    /// this process, in 10⁹.
     pub peak_gflops: f64,
     /// Number of computing threads.
     pub threads: usize,
@@ -43,13 +43,13 @@ pub struct Kernel {
     pub input: usize,
     /// How its matrix is stored: `F32`, `packed`, or the type of its blocks.
     pub storage: String,
-    /// Number of such layers in the model.
+    /// Number of layers of this name, shape and storage in the model.
     pub layers: usize,
     /// The product's name in profiles.
     pub product: &'static str,
     /// Seconds of all calls in one forward and backward pass: median over the samples.
     pub seconds: f64,
-    /// What it computes and moves.
+    /// Rates of computing and of memory traffic.
     #[serde(flatten)]
     pub rates: Rates,
 }
@@ -64,7 +64,7 @@ struct Layer<'a> {
 }
 
 /// Times the forward product and the input gradient of each kind of linear layer, and the products
-/// of its LoRA if it has one. `steps` is the number of samples, after one that is not measured.
+/// of its LoRA if it has one. `steps` is the number of samples, after one warm-up.
 ///
 /// # Errors
 /// Those of the model's files; interrupted.
@@ -108,7 +108,7 @@ fn storage(weight: &Weight) -> &'static str {
     }
 }
 
-/// Runs the layer forward and backward, and takes the times of its products from a recorder.
+/// Runs the layer forward and backward, and reads the times of its products from a recorder.
 fn measure(
     layer: &Layer,
     parameters: &mut Parameters,
@@ -132,7 +132,7 @@ fn measure(
     });
     let memory_of_adapter =
         AdapterMemory { saved: take(saved, 0.0), scratch: take(scratch, 0.0), backward_follows: true };
-    // Makes room for the gradients.
+    // Allocates the gradients.
     parameters.zero_gradients();
     let (values, gradients) = parameters.training();
     let store = &mut Store { memory: &mut memory[..], parameters: values.values, gradients: Some(gradients) };

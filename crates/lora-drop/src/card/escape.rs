@@ -1,11 +1,12 @@
-//! Names from models and data in a card's YAML, Markdown, Python and shell commands.
+//! Escapes names from models and data for a card's YAML, Markdown, Python and shell commands.
 
 use std::fmt::Write;
 
-/// Words that YAML reads as something else than text.
+/// Words that YAML reads as something other than text.
 const WORDS: [&str; 10] = ["true", "false", "null", "yes", "no", "on", "off", "y", "n", "nan"];
 
-/// A YAML scalar: the text itself if every reader takes it for a text, else in double quotes.
+/// Writes a YAML scalar: the text itself if every reader takes it for a text, or else in double
+/// quotes.
 pub fn yaml(text: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '/' | '-');
     let is_word = WORDS.contains(&text.to_ascii_lowercase().as_str());
@@ -15,7 +16,7 @@ pub fn yaml(text: &str) -> String {
     }
 }
 
-/// The text in double quotes, as a literal of both YAML and Python.
+/// Puts the text in double quotes, as a literal of both YAML and Python.
 pub fn quoted(text: &str) -> String {
     let mut out = String::from('"');
     for c in text.chars() {
@@ -31,7 +32,7 @@ pub fn quoted(text: &str) -> String {
     out + "\""
 }
 
-/// Text in a paragraph, a heading or a table's cell of Markdown, without meaning there.
+/// Escapes text for a paragraph, a heading or a table's cell of Markdown.
 pub fn text(text: &str) -> String {
     let mut out = String::new();
     for c in shown(text).chars() {
@@ -43,17 +44,17 @@ pub fn text(text: &str) -> String {
     out
 }
 
-/// Code in a line or a table's cell of Markdown.
+/// Writes code for a line or a table's cell of Markdown.
 pub fn code(text: &str) -> String {
     let text = shown(text).replace('|', "\\|");
     let longest = text.split(|c| c != '`').map(str::len).max().unwrap_or(0);
     let fence = "`".repeat(longest + 1);
-    // A backtick at an end would be a part of the fence.
+    // A backtick at an end would belong to the fence.
     let space = if longest > 0 { " " } else { "" };
     format!("{fence}{space}{text}{space}{fence}")
 }
 
-/// A word of a POSIX shell's command.
+/// Quotes a word of a POSIX shell's command.
 pub fn shell(text: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '/' | '-' | '@' | ':' | '=');
     match !text.is_empty() && !text.starts_with('-') && text.chars().all(plain) {
@@ -62,7 +63,7 @@ pub fn shell(text: &str) -> String {
     }
 }
 
-/// The text in one line, with escapes for what would not be seen.
+/// Puts the text on one line, with escapes for invisible characters.
 fn shown(text: &str) -> String {
     let mut out = String::new();
     for c in text.chars() {
@@ -74,8 +75,8 @@ fn shown(text: &str) -> String {
     out
 }
 
-/// Control characters, those that change the direction of writing, and those that YAML's readers
-/// refuse or read as the end of a line.
+/// Whether a character is a control character, changes the direction of writing, or is one that
+/// YAML's readers refuse or read as a line end.
 fn is_hidden(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')

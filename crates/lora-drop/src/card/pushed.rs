@@ -1,4 +1,4 @@
-//! A card on its way to the hub: it names the repository and the base model there, and no folder of
+//! Rewrites a card for the hub: it names the repository and the base model there, and no folder of
 //! this machine.
 
 use std::path::Path;
@@ -7,12 +7,12 @@ use super::escape::{code, quoted, shell, yaml};
 use super::python::THIS_FOLDER;
 use super::{Base, name_of, unsigned};
 
-/// What stands in a card for a base model that is in a folder.
+/// Placeholder for the folder of a base model that is not on the hub.
 const SOME_PLACE: &str = "path/to/";
 
-/// The card `text` for the repository `id`. `base` is the base model as the adapter names it, and
-/// `hub_base` its name on the hub if that is known. What somebody has written is left as it is
-/// wherever it names neither.
+/// Returns the card `text` for the repository `id`. `base` is the base model as the adapter names
+/// it, and `hub_base` its name on the hub if that is known. Text that somebody wrote is left as it
+/// is wherever it names neither.
 pub fn pushed(text: &str, id: &str, base: &str, hub_base: Option<&str>) -> String {
     let mut card = unsigned(text).unwrap_or(text).to_string();
     for line in ["adapter", "folder"] {
@@ -36,7 +36,8 @@ pub fn pushed(text: &str, id: &str, base: &str, hub_base: Option<&str>) -> Strin
     card
 }
 
-/// The card with another name, or a place that everybody has to fill in, for a folder of this machine.
+/// Replaces a folder of this machine by the name on the hub, or by a place that readers have to
+/// fill in.
 fn without_path(card: &str, own: &Base, hub_base: Option<&str>) -> String {
     let some_place = |path: &str| format!("{SOME_PLACE}{}", name_of(Path::new(path)));
     let place = hub_base.map_or_else(|| some_place(&own.place), str::to_string);
@@ -47,13 +48,13 @@ fn without_path(card: &str, own: &Base, hub_base: Option<&str>) -> String {
         card = card.replace(&folder, &super::on_hub(name));
     }
     for write in [quoted, code, shell, str::to_string] {
-        // A GGUF file's path begins with that of its folder.
+        // A GGUF file's path begins with that of its folder, so it is replaced first.
         card = card.replace(&write(&own.model), &write(&model)).replace(&write(&own.place), &write(&place));
     }
     card
 }
 
-/// The card with this base model in its front matter, if it has one.
+/// Returns the card with this base model in its front matter, if it has front matter.
 fn with_base(card: &str, base: &str) -> String {
     let Some(rest) = card.strip_prefix("---\n") else { return card.to_string() };
     let Some((front, body)) = rest.split_once("\n---") else { return card.to_string() };

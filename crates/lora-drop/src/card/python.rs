@@ -1,13 +1,13 @@
-//! The lines of Python in a card that load the model and ask it for one answer. They run as they are
-//! in the card's folder.
+//! The Python lines in a card that load the model and ask it for one answer. They run unchanged in
+//! the card's folder.
 
 use super::escape::quoted;
 use super::{Answers, Base, Form};
 
-/// More class names than a reader wants to see in an example.
+/// Largest number of class names in an example.
 const MOST_NAMES: usize = 40;
 
-/// The lines. `pair` is whether rows have two texts.
+/// Returns the lines. `pair` says whether rows have two texts.
 pub fn example(base: &Base, form: Form, answers: &Answers, pair: bool, max_length: Option<usize>) -> String {
     let class = answers.auto_class();
     let names = answers.names().filter(|names| names.len() <= MOST_NAMES);
@@ -64,7 +64,7 @@ pub fn example(base: &Base, form: Form, answers: &Answers, pair: bool, max_lengt
     lines.join("\n")
 }
 
-/// What stands behind the place of the card's own folder.
+/// Comment after the path of the card's own folder.
 pub const THIS_FOLDER: &str = "  # this folder";
 
 impl Answers {
@@ -76,7 +76,7 @@ impl Answers {
         }
     }
 
-    /// An expression of `logits`, and of `labels` if the names are there.
+    /// Returns an expression in `logits`, and in `labels` if the names are known.
     fn read(&self, named: bool) -> &'static str {
         match (self, named) {
             (Answers::Class(_), true) => "labels[logits.argmax()]",

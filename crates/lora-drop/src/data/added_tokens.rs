@@ -1,6 +1,6 @@
-//! The added tokens of a model's folder that transformers (5.x) takes from files beside
-//! tokenizer.json: `added_tokens_decoder` and the named special tokens of tokenizer_config.json, and
-//! the older added_tokens.json and special_tokens_map.json.
+//! The added tokens of a model's folder that transformers (5.x) takes from files other than
+//! tokenizer.json: `added_tokens_decoder` and the named special tokens of tokenizer_config.json,
+//! and the older added_tokens.json and special_tokens_map.json.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -10,7 +10,7 @@ use tokenizers::{AddedToken, Tokenizer};
 /// The special tokens that every tokenizer may have, in transformers' order.
 const NAMED: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
-/// Lists of further ones.
+/// Keys of lists of further special tokens.
 const EXTRA: [&str; 2] = ["extra_special_tokens", "additional_special_tokens"];
 
 /// The three files' objects; an absent one is empty.
@@ -20,9 +20,9 @@ pub(super) struct TokenFiles {
     pub added_tokens: Map<String, Value>,
 }
 
-/// Adds the tokens as transformers does: those of `added_tokens_decoder` in the order of their
-/// numbers, then special tokens that are none yet. A token that the vocabulary has keeps its number;
-/// others get the next ones, whatever number the file gives them.
+/// Adds the tokens as transformers does: those of `added_tokens_decoder` in the order of their ids,
+/// then the special tokens that are not yet added. A token in the vocabulary keeps its id; others
+/// get the next ones, whatever ids the files give them.
 ///
 /// # Errors
 /// A message with the key whose value is not a token, or the tokenizers library's.
@@ -38,7 +38,7 @@ fn tokens(files: &TokenFiles, tokenizer: &Tokenizer) -> Result<Vec<AddedToken>, 
         None | Some(Value::Null) => None,
         Some(other) => return Err(format!("added_tokens_decoder is {other}, expected an object")),
     };
-    // Older files count where there is no list.
+    // The older files count only without `added_tokens_decoder`.
     if listed.is_none() {
         values.extend(files.special_tokens_map.clone());
     }
@@ -57,7 +57,7 @@ fn tokens(files: &TokenFiles, tokenizer: &Tokenizer) -> Result<Vec<AddedToken>, 
                 extra
                     .extend(list.iter().map(|value| token(key, value, true)).collect::<Result<Vec<_>, _>>()?);
             }
-            // By names of the model's own.
+            // Special tokens under names of the model's own.
             Some(Value::Object(own)) => {
                 named.extend(
                     own.values().map(|value| token(key, value, true)).collect::<Result<Vec<_>, _>>()?,
@@ -87,7 +87,8 @@ fn tokens(files: &TokenFiles, tokenizer: &Tokenizer) -> Result<Vec<AddedToken>, 
     Ok(tokens)
 }
 
-/// A token that is a text, or an object with its rules; `special` where that does not say.
+/// Parses a token, a text or an object with its rules; `special` applies if the object does not
+/// say.
 fn token(key: &str, value: &Value, special: bool) -> Result<AddedToken, String> {
     let wrong = || format!("{key} has {value}, expected a token's text or an object with its content");
     let object = match value {

@@ -6,16 +6,16 @@ use super::dataset::Example;
 use super::labels::Label;
 use super::random::{Stream, stream};
 
-/// Sequences end to end.
+/// Sequences end to end, without padding.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct PackedBatch {
-    /// Token numbers, (tokens).
+    /// Token ids, (tokens).
     pub ids: Vec<u32>,
     /// Token types, (tokens), for models that have them.
     pub types: Vec<u32>,
     /// The starts of sequences, and the end of the last, (sequences + 1).
     pub offsets: Vec<usize>,
-    /// The tokens that have labels, where words have them.
+    /// Indices of the tokens that have labels, in token classification.
     pub labelled: Vec<usize>,
     /// One label for each sequence; empty for rows without labels.
     pub labels: Vec<Label>,
@@ -45,8 +45,8 @@ impl PackedBatch {
     }
 }
 
-/// The order of `rows` in an epoch (from 0): a shuffle that depends only on (seed, purpose, epoch).
-/// `purpose` is different for the sample stage and the training stage.
+/// Returns the order of `rows` in an epoch (from 0): a shuffle that depends only on (seed, purpose,
+/// epoch). `purpose` is different for the sample stage and the training stage.
 pub fn epoch_order(rows: &[usize], seed: u64, purpose: u64, epoch: u64) -> Vec<usize> {
     let mut order = rows.to_vec();
     let key = Stream::new(stream::EPOCH_ORDER, purpose).value(epoch);
@@ -54,7 +54,7 @@ pub fn epoch_order(rows: &[usize], seed: u64, purpose: u64, epoch: u64) -> Vec<u
     order
 }
 
-/// An epoch's order cut into optimiser steps of `batch_size` rows (at least 1); the last may be
+/// Cuts an epoch's order into optimiser steps of `batch_size` rows (at least 1); the last may be
 /// smaller.
 pub fn steps(order: &[usize], batch_size: usize) -> std::slice::Chunks<'_, usize> {
     order.chunks(batch_size.max(1))
@@ -62,10 +62,10 @@ pub fn steps(order: &[usize], batch_size: usize) -> std::slice::Chunks<'_, usize
 
 /// Cuts a step into micro-batches of at most `budget` tokens: as few as a greedy division finds,
 /// about equally full, and, if there are enough sequences, in a number that is a multiple of
-/// `multiple`. `lengths` are the step's sequence lengths by slot. A sequence longer than the budget
-/// gets its own micro-batch. Every slot occurs once. Slots ascend within a micro-batch, and
-/// micro-batches are in the order of their first slots, after which come those of sequences longer
-/// than the budget.
+/// `multiple`. `lengths` are the step's sequence lengths by slot; every slot occurs once. Slots
+/// ascend within a micro-batch, and micro-batches are ordered by their first slots. A sequence
+/// longer than the budget gets a micro-batch of its own, after the others and not counted in the
+/// multiple.
 pub fn micro_batches(lengths: &[usize], budget: usize, multiple: usize) -> Vec<Vec<usize>> {
     let (fitting, over): (Vec<usize>, Vec<usize>) = (0..lengths.len()).partition(|&s| lengths[s] <= budget);
     let mut batches: Vec<Vec<usize>> = Vec::new();
@@ -86,8 +86,8 @@ pub fn micro_batches(lengths: &[usize], budget: usize, multiple: usize) -> Vec<V
     batches
 }
 
-/// Gives each sequence, longest first, to the part with the fewest tokens, the first among equal
-/// ones; None if a part would have more than `budget`.
+/// Gives each sequence, longest first, to the part with the fewest tokens, ties to the first part;
+/// `None` if a part would exceed `budget`.
 fn divide(descending: &[usize], lengths: &[usize], parts: usize, budget: usize) -> Option<Vec<Vec<usize>>> {
     let mut slots = vec![Vec::new(); parts];
     let mut least: std::collections::BinaryHeap<_> = (0..parts).map(|p| std::cmp::Reverse((0, p))).collect();
@@ -104,8 +104,8 @@ fn divide(descending: &[usize], lengths: &[usize], parts: usize, budget: usize) 
     Some(slots)
 }
 
-/// Micro-batches of at most `budget` tokens for evaluation, of rows of similar length. A sequence
-/// longer than the budget gets its own micro-batch. Returns the rows' indices.
+/// Groups rows of similar length into micro-batches of at most `budget` tokens for evaluation. A
+/// sequence longer than the budget gets its own micro-batch. Returns the rows' indices.
 pub fn evaluation_batches(lengths: &[usize], budget: usize) -> Vec<Vec<usize>> {
     let mut order: Vec<usize> = (0..lengths.len()).collect();
     order.sort_by_key(|&row| (lengths[row], row));
@@ -175,11 +175,11 @@ mod tests {
 
     #[test]
     fn micro_batches_are_even() {
-        // Two parts would do by count of tokens; greedy division fills them 12 and 12.
+        // 24 tokens need two micro-batches of 12; greedy division fills both.
         assert_eq!(micro_batches(&[6, 6, 4, 4, 2, 2], 12, 1), [vec![0, 2, 4], vec![1, 3, 5]]);
         assert_eq!(micro_batches(&[3, 50, 3], 10, 1), [vec![0, 2], vec![1]]);
         assert!(micro_batches(&[], 10, 2).is_empty());
-        // An even number, where there are sequences enough.
+        // An even number, if there are enough sequences.
         assert_eq!(micro_batches(&[4, 4, 4, 4], 100, 2), [vec![0, 2], vec![1, 3]]);
         assert_eq!(micro_batches(&[5, 5, 5, 5, 5], 10, 2).len(), 4);
         assert_eq!(micro_batches(&[5], 10, 2), [vec![0]]);

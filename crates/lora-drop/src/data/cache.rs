@@ -1,4 +1,4 @@
-//! Tokens that an earlier run made, kept in the user's cache folder.
+//! Cache of tokenised rows in the user's cache folder.
 //!
 //! A file's name is a hash of everything that decides the tokens: the rows' texts, the tokenizer,
 //! the template and the limits ([`Fingerprint`]), and the code that makes them. So a file never
@@ -25,19 +25,19 @@ use crate::files::{replace_unflushed, set_variable, user_cache};
 const MADE_BY: &str = env!("TOKENS_MADE_BY");
 /// The first bytes of a file.
 const MAGIC: &[u8; 8] = b"LDTOKENS";
-/// Bytes of magic, fingerprint, and hash of what follows.
+/// Size in bytes of magic, fingerprint, and hash of what follows.
 const HEADER: usize = 8 + 16 + 16;
 const ENDING: &str = "tokens";
 /// A temporary file older than this is no longer being written: its process was killed.
 const ABANDONED: Duration = Duration::from_secs(3600);
 
-/// Where tokens are kept, and how much space they may take.
+/// Location and size limit of the cached tokens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenCache {
     folder: PathBuf,
-    /// Most bytes of all files together.
+    /// Limit on the size of all files together, in bytes.
     limit: u64,
-    /// Why nothing more is kept.
+    /// Why the cache has stopped, if it has; shared by clones.
     stopped: Arc<OnceLock<String>>,
 }
 
@@ -77,12 +77,12 @@ impl Fingerprint {
 }
 
 impl TokenCache {
-    /// A cache of up to `limit` bytes in a folder, which is created when it is needed.
+    /// Returns a cache of up to `limit` bytes in a folder, which is created on first use.
     pub fn new(folder: PathBuf, limit: u64) -> Self {
         TokenCache { folder, limit, stopped: Arc::default() }
     }
 
-    /// The warning of a cache that has stopped: where, why, and what follows.
+    /// Returns the warning of a cache that has stopped: where, why, and the consequence.
     pub(super) fn stopped(&self) -> Option<String> {
         let reason = self.stopped.get()?;
         let folder = self.folder.display();
@@ -91,8 +91,8 @@ impl TokenCache {
         ))
     }
 
-    /// The user's cache: `tokens` in the folder that LORA_DROP_CACHE names, else in `lora-drop` in
-    /// XDG_CACHE_HOME or ~/.cache. None for 0 gigabytes.
+    /// Returns the user's cache: `tokens` in the folder that LORA_DROP_CACHE names, else in
+    /// `lora-drop` in XDG_CACHE_HOME or ~/.cache. `None` for 0 gigabytes.
     pub fn of_user(gigabytes: f64) -> Option<Self> {
         let variable = |name: &str| std::env::var(name).ok();
         let own = set_variable("LORA_DROP_CACHE", variable);
@@ -100,16 +100,17 @@ impl TokenCache {
         (gigabytes > 0.0).then(|| TokenCache::new(folder.join("tokens"), (gigabytes * 1e9) as u64))
     }
 
-    /// The tokens of `rows` rows under this fingerprint, if there are any and every row is `sound`.
+    /// Returns the tokens of `rows` rows under this fingerprint, if cached and every row is
+    /// `sound`.
     fn find<T: Stored>(&self, key: u128, rows: usize, sound: impl Fn(&T) -> bool) -> Option<Vec<T>> {
         let path = self.path(key);
         let found = read(&fs::read(&path).ok()?, key, rows, sound)?;
-        // The files used longest ago are removed first.
+        // The modification time marks the last use, by which `make_room` chooses.
         let _ = File::options().append(true).open(&path).and_then(|f| f.set_modified(SystemTime::now()));
         Some(found)
     }
 
-    /// Stores the rows, unless they are more than all files may be together.
+    /// Stores the rows, unless they alone exceed the limit.
     fn keep<T: Stored>(&self, key: u128, rows: &[T]) {
         if self.stopped.get().is_some() {
             return;
@@ -128,7 +129,7 @@ impl TokenCache {
             replace_unflushed(&self.path(key), &bytes)
         });
         if let Err(e) = written {
-            // Another clone may have been first; one reason is enough.
+            // A clone may have set its reason first; one is enough.
             let _ = self.stopped.set(e.to_string());
         }
     }
@@ -137,7 +138,7 @@ impl TokenCache {
         self.folder.join(format!("{key:032x}.{ENDING}"))
     }
 
-    /// Removes the least recently used until this many more bytes fit.
+    /// Removes the least recently used files until this many more bytes fit.
     fn make_room(&self, bytes: u64) {
         let Ok(entries) = fs::read_dir(&self.folder) else { return };
         let mut files = Vec::new();
@@ -164,9 +165,9 @@ impl TokenCache {
     }
 }
 
-/// The tokens of some rows and whether they came from the cache: those kept under the fingerprint
-/// if they are `sound`, else those that `encode` makes, in parallel. Without a fingerprint nothing
-/// is kept.
+/// Returns the tokens of some rows and whether they came from the cache: the cached ones under the
+/// fingerprint if they are `sound`, otherwise those that `encode` makes, in parallel. Without a
+/// fingerprint, nothing is cached.
 ///
 /// # Errors
 /// That of the first row that `encode` refuses.
@@ -183,8 +184,8 @@ pub(super) fn kept_or_made<R: Sync, T: Stored + Send>(
     {
         return Ok((found, true));
     }
-    // Collected before errors are looked for, so that the first wrong row is reported whatever the
-    // threads do.
+    // Collected before the first error is looked for, so that the first wrong row is reported
+    // whatever the order of the threads.
     let made: Vec<Result<T, Error>> = rows.par_iter().map(encode).collect();
     let made = made.into_iter().collect::<Result<Vec<_>, _>>()?;
     if let Some((cache, key)) = keyed {
@@ -203,14 +204,14 @@ fn read<T: Stored>(bytes: &[u8], key: u128, rows: usize, sound: impl Fn(&T) -> b
     found.filter(|_| known && rest.0.is_empty())
 }
 
-/// A row as a file holds it. Numbers are little-endian.
+/// Serialisation of a row. Numbers are little-endian.
 pub(super) trait Stored: Sized {
     fn put(&self, out: &mut Vec<u8>);
 
     fn take(from: &mut Reader) -> Option<Self>;
 }
 
-/// The bytes that have not been read.
+/// The bytes that have not been read yet.
 pub(super) struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
@@ -235,7 +236,7 @@ fn put(out: &mut Vec<u8>, numbers: &[u32]) {
 }
 
 impl Stored for Encoded {
-    /// Length, whether it is counted, numbers of tokens and of words, ids, types, words.
+    /// Layout: length, counted flag, number of tokens, number of words, ids, types, words.
     fn put(&self, out: &mut Vec<u8>) {
         let counts = [self.ids.len() as u32, self.words.len() as u32];
         put(out, &[self.length as u32, u32::from(self.counted)]);
@@ -256,8 +257,8 @@ impl Stored for Encoded {
 }
 
 impl Stored for EncodedRow {
-    /// Length, flags, sequences, ends. Of each sequence its number of tokens, ids, and a byte for
-    /// each token, 1 where it is learned.
+    /// Layout: length, flags, number of sequences, sequences, number of ends, ends. A sequence has
+    /// its number of tokens, the ids, and a byte for each token, 1 if it is learned.
     fn put(&self, out: &mut Vec<u8>) {
         let flags = [self.joined, self.endless, self.unprompted, self.thoughtless, self.counted];
         put(out, &[self.length as u32]);
@@ -316,7 +317,7 @@ mod tests {
         Ok(row.clone())
     }
 
-    /// Whether rows under this key were kept; those that are made have these tokens.
+    /// Whether rows under this key came from the cache; checks that the tokens are `rows`.
     fn hit(cache: &TokenCache, text: &str, rows: &[Encoded]) -> bool {
         let all_sound = |_: &Encoded| true;
         let (found, cached) = kept_or_made(Some(cache), || key(text), rows, all_sound, make).unwrap();
@@ -366,7 +367,7 @@ mod tests {
                 assert_eq!(fs::read(&path).unwrap(), whole);
             }
         }
-        // Sound by its hash, and yet with counts that lead beyond it.
+        // A valid hash over counts that lead beyond the end of the file.
         let mut lies = whole.clone();
         lies[HEADER + 8..HEADER + 12].fill(0xff);
         let hash = XxHash3_128::oneshot(&lies[HEADER..]);
@@ -405,12 +406,12 @@ mod tests {
         fs::write(&taken, "").unwrap();
         let cache = TokenCache::new(taken.join("tokens"), 1 << 20);
         assert_eq!(cache.stopped(), None);
-        // What a clone has found out is known to all.
+        // What stops one clone stops all.
         let clone = cache.clone();
         assert_eq!([(); 2].map(|_| hit(&clone, "x", &[encoded(&[1])])), [false, false]);
         let told = cache.stopped().unwrap();
         assert!(told.contains("file/tokens: ") && told.contains("this run continues"), "{told}");
-        // It has stopped, so nothing more is tried.
+        // A stopped cache does not try again.
         fs::remove_file(&taken).unwrap();
         assert!(!hit(&cache, "x", &[encoded(&[1])]) && !taken.exists());
     }

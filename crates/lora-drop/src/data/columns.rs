@@ -20,12 +20,12 @@ pub struct ColumnNames {
     pub pair: Option<String>,
     /// The class or the value.
     pub label: Option<String>,
-    /// What is learned, if it is known: rows may have a text, its words, and labels for either.
+    /// The task, if it is known: rows may have both a text and its words, with labels for either.
     pub task: Option<Task>,
 }
 
 impl ColumnNames {
-    /// The names that the settings give.
+    /// Takes the names from the settings.
     pub fn of(rows: &RowSettings) -> Self {
         ColumnNames {
             text: rows.text_column.clone(),
@@ -52,7 +52,7 @@ pub struct Columns {
 pub enum LabelColumn {
     /// A file without a label column is an error.
     Required,
-    /// A label is read if there is one, as in a test split or in the input of predict.
+    /// A label is read if there is one, as in a test split or in the input of `predict`.
     Optional,
 }
 
@@ -93,7 +93,7 @@ impl Columns {
         Ok(Columns { text, pair, label })
     }
 
-    /// Whether a row has words in a column of the usual names.
+    /// Whether a row has a list of words in a column with one of the usual names.
     pub(super) fn has_words(row: &Row) -> bool {
         let words = |name: &String| row.fields.get(name).is_some_and(Value::is_array);
         let known =
@@ -101,7 +101,7 @@ impl Columns {
         row.fields.keys().any(|name| known(name) && words(name))
     }
 
-    /// Adds the columns that the first rows lacked and this one has.
+    /// Looks for the label column in this row if the rows before it lacked one.
     pub(super) fn grow(&mut self, row: &Row, file: &Path, named: &ColumnNames) {
         if self.label.is_none()
             && let Ok(columns) = Columns::choose(row, file, &self.names_or(named), LabelColumn::Optional)
@@ -110,7 +110,7 @@ impl Columns {
         }
     }
 
-    /// What the rows are.
+    /// Kind of rows that these columns hold.
     pub(super) fn rows(&self) -> RowKind {
         let of_words = Layout::of(RowKind::Words).any(|layout| self.text.eq_ignore_ascii_case(layout.text));
         if of_words { RowKind::Words } else { RowKind::Labelled }
@@ -121,12 +121,12 @@ impl Columns {
         [Some(&*self.text), self.pair.as_deref(), self.label.as_deref()].contains(&Some(name))
     }
 
-    /// What rows with these columns are called.
+    /// Name of the layout that these columns form.
     pub fn layout(&self) -> &'static str {
         Layout::name_of(self.rows(), &self.text, self.pair.as_deref())
     }
 
-    /// What each column that is read is for, in the order of reading.
+    /// Returns each column that is read with its role, in reading order.
     pub fn roles(&self) -> Vec<(&'static str, &str)> {
         let (text, label) = match (self.rows(), &self.pair) {
             (RowKind::Words, _) => ("words", "tags"),
@@ -138,12 +138,12 @@ impl Columns {
         roles.into_iter().filter_map(|(role, column)| Some((role, column?.as_str()))).collect()
     }
 
-    /// The names of these columns, with the label's that was given.
+    /// Returns the names of these columns, with the user's name for the label column.
     fn names_or(&self, named: &ColumnNames) -> ColumnNames {
         ColumnNames { label: named.label.clone(), ..self.names() }
     }
 
-    /// The names of these columns, to find them in another split's files.
+    /// Returns the names of these columns, to find them in another split's files.
     pub fn names(&self) -> ColumnNames {
         ColumnNames {
             text: Some(self.text.clone()),
@@ -153,7 +153,7 @@ impl Columns {
         }
     }
 
-    /// A row's text, texts or words; None if it has no word at all.
+    /// Returns a row's text, pair of texts or words; `None` if its list of words is empty.
     ///
     /// # Errors
     /// A column is missing, is not text or a list of texts, or is blank.
@@ -171,7 +171,7 @@ impl Columns {
     }
 }
 
-/// A row's text in a column.
+/// Returns a row's text in a column.
 ///
 /// # Errors
 /// The column is missing, is not text, or is blank.
@@ -183,7 +183,7 @@ pub(super) fn text<'a>(row: &'a Row, column: &str) -> Result<&'a str, Problem> {
     }
 }
 
-/// The text of a column, unless it is blank.
+/// Returns the text of a column unless it is blank.
 ///
 /// # Errors
 /// It is empty or white space.
@@ -194,7 +194,7 @@ pub(super) fn not_blank<'a>(text: &'a str, column: &str) -> Result<&'a str, Prob
     }
 }
 
-/// How a text is blank, for a message; None if it is not.
+/// Describes for a message how a text is blank; `None` if it is not.
 pub(super) fn blank(text: &str) -> Option<&'static str> {
     match text {
         "" => Some("zero length"),
@@ -203,7 +203,7 @@ pub(super) fn blank(text: &str) -> Option<&'static str> {
     }
 }
 
-/// A row's value in a column.
+/// Returns a row's value in a column.
 pub(super) fn field<'a>(row: &'a Row, column: &str) -> Result<&'a Value, Problem> {
     row.fields.get(column).ok_or_else(|| Problem::NoColumn {
         column: column.into(),
@@ -211,7 +211,7 @@ pub(super) fn field<'a>(row: &'a Row, column: &str) -> Result<&'a Value, Problem
     })
 }
 
-/// A row's value in a column that it need not have; None if it is null or absent.
+/// Returns a row's value in an optional column; `None` if it is null or absent.
 pub(super) fn optional<'a>(row: &'a Row, column: Option<&String>) -> Option<&'a Value> {
     row.fields.get(column?).filter(|value| !value.is_null())
 }
@@ -227,7 +227,7 @@ pub(super) fn type_name(value: &Value) -> &'static str {
     }
 }
 
-/// The columns of a file's first row, to choose from.
+/// The columns of a file's first row, for choosing among them.
 pub(super) struct Choice {
     columns: Vec<String>,
     place: Place,
@@ -254,7 +254,7 @@ impl Choice {
         Error::Columns { place: self.place.clone(), what, columns: self.columns.clone(), options }
     }
 
-    /// The only one of the candidates for `role`.
+    /// Returns the only candidate for `role`.
     ///
     /// # Errors
     /// There is none (`none` says what was looked for), or there are several.
@@ -277,9 +277,9 @@ impl Choice {
         Err(self.unclear(what, options))
     }
 
-    /// The columns of words and their tags, by the usual names of a layout or with the label's that
-    /// was given; None where the row has no list of words beside a list of tags, or something else is
-    /// learned.
+    /// Finds the columns of words and tags, by a layout's usual names or the label column that the
+    /// user named. `None` if the row does not have a list of words with a list of tags, or the task
+    /// is not token classification. If `label` is optional, a list of words is enough.
     fn words(&self, row: &Row, named: &ColumnNames, label: LabelColumn) -> Result<Option<Columns>, Error> {
         let of_words = named.task.is_none_or(|task| task == Task::TokenClassification);
         if named.text.is_some() || named.pair.is_some() || !of_words {
@@ -296,7 +296,7 @@ impl Choice {
         let lists: Vec<&String> = tags.into_iter().filter(|tags| length(tags).is_some()).collect();
         let fitting: Vec<&String> =
             lists.iter().copied().filter(|tags| length(tags) == length(text)).collect();
-        // Beside a text a list of another length is the text's classes.
+        // If the row also has a text, a list of another length holds the text's classes.
         let has_text = !self.layouts(RowKind::Labelled, None).is_empty();
         let tags = if fitting.is_empty() && !has_text { lists } else { fitting };
         match (&tags[..], label) {
@@ -312,7 +312,7 @@ impl Choice {
         }
     }
 
-    /// The text columns by the usual names, without the label's.
+    /// Finds the text columns by their usual names, leaving out the label column.
     fn texts(&self, label: Option<&str>) -> Result<(String, Option<String>), Error> {
         let label = label.and_then(|name| self.find(name)).cloned();
         let found = self.layouts(RowKind::Labelled, label.as_ref());
@@ -321,9 +321,9 @@ impl Choice {
         self.only(found, "the text", none, describe, "`text_column` (and `pair_column` for pairs)")
     }
 
-    /// The columns of the known layouts of rows of this kind: the first one, and the second one if
-    /// the layout has one, neither of which is `taken`. A layout whose first column is a part of
-    /// another one here is left out.
+    /// Finds the known layouts of this kind of rows: for each, the first column, and the second one
+    /// if the layout has one, leaving out the column `taken`. A layout whose first column is part
+    /// of another layout found here is left out.
     pub(super) fn layouts(&self, rows: RowKind, taken: Option<&String>) -> Vec<(String, Option<String>)> {
         let find = |name: &str| self.find(name).filter(|column| Some(*column) != taken);
         let mut found: Vec<(&Layout, String, Option<String>)> = Vec::new();
@@ -348,7 +348,7 @@ impl Choice {
             .collect()
     }
 
-    /// The label column by the usual names, without the text columns.
+    /// Finds the label column by its usual names, leaving out the text columns.
     fn label(&self, texts: &[Option<&String>], needed: LabelColumn) -> Result<Option<String>, Error> {
         let found = LABELS.iter().filter_map(|name| self.find(name));
         let found: Vec<&String> = found.filter(|column| !texts.contains(&Some(column))).collect();
@@ -360,7 +360,7 @@ impl Choice {
     }
 }
 
-/// Two columns, or one alone, for a message.
+/// Describes two columns, or one alone, for a message.
 pub(super) fn describe_pair(first: &str, second: &Option<String>) -> String {
     match second {
         Some(second) => format!("{first:?} with {second:?}"),
@@ -412,7 +412,7 @@ mod tests {
         assert_eq!(found, ("sentence".into(), String::new(), "score".into()));
         let found = choose(&columns, ["text", "sentence", "label"], LabelColumn::Required).unwrap();
         assert_eq!(found.1, "sentence");
-        // A label that has a text's usual name.
+        // A label column with a text's usual name.
         let found = choose(&["text", "comment"], ["", "", "comment"], LabelColumn::Required).unwrap();
         assert_eq!(found, ("text".into(), String::new(), "comment".into()));
     }

@@ -1,4 +1,4 @@
-//! A data set, tokenised: what training and evaluation read.
+//! Tokenised data sets, as training and evaluation read them.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,39 +19,39 @@ use super::tokens::{Encoded, RowLimits, Tokens};
 use crate::settings::{BadRows, ClassWeights, DataSource, OverLength, RowSettings, Task};
 use crate::summary::{DataFacts, SourceFacts, SplitFacts};
 
-/// How data is read.
+/// Options for reading data.
 #[derive(Clone, Debug)]
 pub struct DataOptions {
     /// The columns that the user named; the others are found by their usual names.
     pub columns: ColumnNames,
-    /// Most tokens of a row, special tokens included.
+    /// Largest number of tokens of a row, special tokens included.
     pub max_length: usize,
-    /// What happens to rows that are wrong.
+    /// Treatment of rows that are wrong.
     pub bad_rows: BadRows,
-    /// What happens to rows of more than `max_length` tokens.
+    /// Treatment of rows of more than `max_length` tokens.
     pub over_length: OverLength,
-    /// Tokens that the model has an embedding for.
+    /// Number of tokens that the model has an embedding for.
     pub vocabulary: usize,
-    /// Token types that the model has an embedding for; None if it has no token types.
+    /// Number of token types that the model has an embedding for; `None` if it has no token types.
     pub token_types: Option<usize>,
-    /// What the labels are; None decides by how they look.
+    /// The task; `None` infers it from the labels.
     pub task: Option<Task>,
-    /// The names of all classes in their order; None: those in train.
+    /// The names of all classes in their order; `None` takes those in train.
     pub label_names: Option<Vec<String>>,
-    /// Of two classes, the one whose F1 is measured; None: the second.
+    /// Of two classes, the one whose F1 is measured; `None` is the second.
     pub positive_class: Option<String>,
-    /// How classes are weighted in the loss; None: all the same.
+    /// Weights of the classes in the loss; `None` weights all the same.
     pub class_weights: Option<ClassWeights>,
     /// Whether the model's head reads the first token, which should then be a special one.
     pub reads_first: bool,
     /// The data sets that the model was trained on; see [`SplitFiles::part`].
     pub trained_on: Vec<PathBuf>,
-    /// Where earlier runs kept their tokens.
+    /// Cache of tokenised rows, if it is on.
     pub cache: Option<TokenCache>,
 }
 
 impl DataOptions {
-    /// A training run's options, for a model of this configuration.
+    /// Options of a training run, for a model of this configuration.
     pub fn new(rows: &RowSettings, config: &ModelConfig) -> Self {
         DataOptions {
             max_length: rows.row_tokens(config.max_tokens()),
@@ -63,7 +63,7 @@ impl DataOptions {
         }
     }
 
-    /// The options by which rows are read before they are tokenised for any model.
+    /// Options for reading rows before they are tokenised for any model.
     pub fn without_model(rows: &RowSettings) -> Self {
         DataOptions {
             columns: ColumnNames::of(rows),
@@ -91,8 +91,8 @@ impl DataOptions {
 /// A row in memory, for a model with a head.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LabelledRow {
-    /// The text, or the first text of a pair. With tags as label, its words are what white space
-    /// separates.
+    /// The text, or the first text of a pair. If the label is a list of tags, white space separates
+    /// the words.
     pub text: String,
     /// The second text of a pair: all rows have one, or none has.
     pub pair: Option<String>,
@@ -102,11 +102,11 @@ pub struct LabelledRow {
 /// One tokenised row.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Example {
-    /// Token numbers, (tokens), at least one.
+    /// Token ids, (tokens), at least one.
     pub ids: Vec<u32>,
     /// Token types, (tokens), for models that have them.
     pub types: Vec<u32>,
-    /// Where words have labels: the place of the first token of each word that has one, ascending.
+    /// In token classification, the index of the first token of each labelled word, ascending.
     pub labelled: Vec<u32>,
     /// None in a split without labels. Tags are those of the labelled tokens.
     pub label: Option<Label>,
@@ -140,15 +140,15 @@ pub struct Dataset {
     pub warnings: Vec<String>,
 }
 
-/// A data set before tokenising: the rows of each split, with what stands in for dev held out of
-/// train.
+/// A data set before tokenisation: the rows of each split. If the data has no dev split, its rows
+/// are held out of train.
 #[derive(Clone, Debug)]
 pub struct RawDataset {
     pub train: RawSplit,
     pub dev: RawSplit,
     pub test: Option<RawSplit>,
     pub labels: Labels,
-    /// Where the rows of train come from; empty for one source.
+    /// The sources of train's rows; empty for one source.
     pub sources: Vec<SourceFacts>,
     /// Warnings for the user.
     pub warnings: Vec<String>,
@@ -156,11 +156,11 @@ pub struct RawDataset {
 
 impl RawDataset {
     /// Reads each source's train, dev and test, as [`Dataset::load`] does. Train is mixed by the
-    /// weights (`sources`); dev and test are those of all sources.
+    /// sources' weights; dev and test contain those of all sources.
     ///
     /// # Errors
-    /// See [`Error`]: whatever is wrong with a file or a row, with its place; sources of other kinds
-    /// or labels.
+    /// See [`Error`]: whatever is wrong with a file or a row, with its place; sources whose rows or
+    /// labels are of different kinds.
     pub fn read(sources: &[DataSource], options: &DataOptions) -> Result<Self, Error> {
         let read = |source: &DataSource| {
             let found = SplitFiles::find(source.place())?;
@@ -218,7 +218,7 @@ impl RawDataset {
     }
 }
 
-/// What the labels of train are, by their looks or as the options say.
+/// Determines the labels of train, from the options or from how the labels look.
 fn labels_of(train: &RawSplit, options: &DataOptions) -> Result<Labels, Error> {
     let names = options.label_names.as_deref().or_else(|| train.names_of_lists());
     Labels::of(train, options.task, names)
@@ -231,7 +231,7 @@ fn labels_of(train: &RawSplit, options: &DataOptions) -> Result<Labels, Error> {
 fn check_alike(sources: &[RawSource<Columns, RawRow>], options: &DataOptions) -> Result<(), Error> {
     let labels: Vec<Option<Labels>> = match sources {
         [_] => return Ok(()),
-        // A source may have one class alone.
+        // A source with a single class has no labels of its own.
         all => all.iter().map(|source| labels_of(&source.train, options).ok()).collect(),
     };
     for (i, pair) in sources.windows(2).enumerate() {
@@ -262,7 +262,7 @@ fn check_alike(sources: &[RawSource<Columns, RawRow>], options: &DataOptions) ->
     Ok(())
 }
 
-/// Up to this many rows are few, whatever their classes.
+/// Up to this many rows, an error blames the number of rows and not the label column.
 const FEW: usize = 20;
 
 impl Dataset {
@@ -293,7 +293,7 @@ impl Dataset {
         Dataset::encode(RawDataset::of_sources(rows, options)?, tokens, options)
     }
 
-    /// Tokenises rows.
+    /// Tokenises all splits.
     ///
     /// # Errors
     /// The first row whose label or text is wrong; all rows dropped; rows of one class alone.
@@ -374,7 +374,7 @@ impl Split {
         Ok((split, warnings))
     }
 
-    /// Tokenises rows, in parallel and in order, and treats the over-long ones as the options say.
+    /// Tokenises rows, in parallel and in order, and treats over-long ones as the options say.
     ///
     /// # Errors
     /// The first row in the files' order whose label or text is wrong; all rows dropped.
@@ -449,30 +449,30 @@ impl Split {
         Ok(Split { name: raw.name, files: raw.files, examples, facts })
     }
 
-    /// The file and line of an example.
+    /// Returns the file and line of an example.
     pub fn place(&self, example: &Example) -> Place {
         Place::new(&self.files[example.file], example.line)
     }
 
-    /// Every example's label, if the split has labels.
+    /// Returns every example's label, if the split has labels.
     pub fn labels(&self) -> Option<Vec<Label>> {
         self.examples.iter().map(|example| example.label.clone()).collect()
     }
 
-    /// The mean of a regression's labels; None for classes.
+    /// Mean of a regression's labels; `None` for classes.
     pub(crate) fn mean_value(&self) -> Option<f64> {
         let value = |label| if let Label::Value(value) = label { Some(f64::from(value)) } else { None };
         let values: Option<Vec<f64>> = self.labels()?.into_iter().map(value).collect();
         values.map(|values| values.iter().sum::<f64>() / values.len() as f64)
     }
 
-    /// Every example's number of tokens.
+    /// Returns every example's number of tokens.
     pub fn lengths(&self) -> Vec<usize> {
         self.examples.iter().map(|example| example.ids.len()).collect()
     }
 }
 
-/// The fingerprint of a split's texts and of everything that their tokens depend on.
+/// Returns the fingerprint of a split's texts and of everything else that decides their tokens.
 fn fingerprint(raw: &RawSplit, of_words: bool, tokens: &Tokens, options: &DataOptions) -> Fingerprint {
     let mut fingerprint = tokens.fingerprint(if of_words { "labelled words" } else { "labelled rows" });
     fingerprint.number(options.max_length as u64);
@@ -489,7 +489,7 @@ fn fingerprint(raw: &RawSplit, of_words: bool, tokens: &Tokens, options: &DataOp
     fingerprint
 }
 
-/// The warning of words that have a label and no token.
+/// Returns a warning if labelled words have no token.
 fn unread_words(facts: &SplitFacts) -> Option<String> {
     let SplitFacts { name, words, unread_words: unread, .. } = facts;
     (*unread > 0).then(|| {
@@ -501,7 +501,7 @@ fn unread_words(facts: &SplitFacts) -> Option<String> {
     })
 }
 
-/// Takes the rows out of train that stand in for dev, with a warning.
+/// Holds rows out of train as dev, with a warning.
 fn hold_out(train: &mut RawSplit, labels: &Labels, warnings: &mut Vec<String>) -> Result<RawSplit, Error> {
     let of_rows = train.labels(labels)?.unwrap_or_default();
     if let Some(dev) = train.hold_out(&of_rows) {
@@ -525,7 +525,7 @@ fn hold_out(train: &mut RawSplit, labels: &Labels, warnings: &mut Vec<String>) -
     Err(Error::file(&train.files[0], format!("{problem} add a dev file")))
 }
 
-/// Warnings of what looks like a mistake in train and may be none.
+/// Returns warnings of what is probably a mistake in train.
 fn suspicions(train: &RawSplit, labels: &Labels, task: Option<Task>) -> Vec<String> {
     let (names, rows) = (labels.names(), train.rows.len());
     let mut warnings = Vec::new();
@@ -569,13 +569,14 @@ fn suspicions(train: &RawSplit, labels: &Labels, task: Option<Task>) -> Vec<Stri
     warnings
 }
 
-/// The class that all rows have, if they have only one.
+/// Returns the only class that occurs, if there is just one.
 fn only_class(per_class: &[usize]) -> Option<usize> {
     let mut present = (0..per_class.len()).filter(|&class| per_class[class] > 0);
     present.next().filter(|_| present.next().is_none())
 }
 
-/// The number of rows or words of each class, and the smallest, mean and largest value of a regression.
+/// Counts the rows or words of each class; returns the smallest, mean and largest value of a
+/// regression.
 pub(crate) fn label_counts<'a>(
     of_rows: impl Iterator<Item = Option<&'a Label>>,
     labels: &Labels,

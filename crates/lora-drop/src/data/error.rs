@@ -1,4 +1,4 @@
-//! What can be wrong with data: file and line, what was seen, and what to do.
+//! Errors in data: file and line, what was seen, and what to do.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -30,7 +30,7 @@ impl fmt::Display for Place {
     }
 }
 
-/// Why data was refused.
+/// Reason why data was refused.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -39,7 +39,7 @@ pub enum Error {
     /// A row is wrong.
     #[error("{place}: {problem}")]
     Row { place: Place, problem: Problem },
-    /// A row is wrong in a way that `bad_rows` may leave out.
+    /// A row is wrong in a way that `bad_rows` may skip.
     #[error("{place}: {problem}; `bad_rows = skip` leaves out such rows")]
     BadRow { place: Place, problem: Box<Problem> },
     /// A file is wrong as a whole: its structure, or a tokenizer's file.
@@ -80,7 +80,7 @@ pub enum Error {
     Options(String),
 }
 
-/// What is wrong with a row.
+/// Problem with a row.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Problem {
@@ -187,13 +187,13 @@ impl Error {
         Error::File { path: path.to_path_buf(), message: message.into() }
     }
 
-    /// Whether one row is wrong, and those after it can be read.
+    /// Whether only this row is wrong and the rows after it can be read.
     pub(super) fn is_of_row(&self) -> bool {
         let no_column = matches!(self, Error::Row { problem: Problem::NoColumn { .. }, .. });
         no_column || matches!(self, Error::BadRow { .. } | Error::Columns { .. })
     }
 
-    /// The message of a row that was left out.
+    /// Returns the message for a row that was skipped, without advice.
     pub(super) fn without_advice(&self) -> String {
         match self {
             Error::BadRow { place, problem } => format!("{place}: {problem}"),
@@ -201,7 +201,7 @@ impl Error {
         }
     }
 
-    /// A row that may be left out is wrong.
+    /// Builds the error of a wrong row that may be skipped.
     pub fn bad_row(file: &Path, line: usize, problem: Problem) -> Self {
         Error::BadRow { place: Place::new(file, line), problem: Box::new(problem) }
     }
@@ -221,12 +221,12 @@ impl From<Error> for crate::Error {
     }
 }
 
-/// Paths for a message.
+/// Lists paths for a message.
 fn paths(paths: &[PathBuf]) -> String {
     list(&paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>())
 }
 
-/// Names for a message, the first twenty of them.
+/// Lists names for a message, at most twenty of them.
 pub(crate) fn list(names: &[String]) -> String {
     const SHOWN: usize = 20;
     if names.is_empty() {

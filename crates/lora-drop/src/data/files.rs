@@ -1,4 +1,4 @@
-//! Which files hold which split, and how they are opened.
+//! The files of a data set: which hold which split, and how they are opened.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -65,13 +65,13 @@ pub enum Format {
 }
 
 impl Format {
-    /// The format by a file's name, and whether it is gzipped.
+    /// Returns the format by a file's name, and whether it is gzipped.
     pub fn of(path: &Path) -> Option<(Format, bool)> {
         split_name(path.file_name()?.to_str()?).map(|(_, format, gzipped)| (format, gzipped))
     }
 }
 
-/// The parts of `train.jsonl.gz`: stem, format, whether gzipped.
+/// Splits `train.jsonl.gz` into stem, format, and whether it is gzipped.
 fn split_name(name: &str) -> Option<(&str, Format, bool)> {
     let ending = |name: &str| name.rfind('.').map(|dot| (dot, name[dot + 1..].to_ascii_lowercase()));
     let (mut dot, mut extension) = ending(name)?;
@@ -90,7 +90,7 @@ fn split_name(name: &str) -> Option<(&str, Format, bool)> {
     Some((&name[..dot], format, gzipped))
 }
 
-/// `train-00000-of-00002` or `train-00000-of-00002-0a1b2c` as (train, 0, 2).
+/// Parses `train-00000-of-00002` or `train-00000-of-00002-0a1b2c` into (train, 0, 2).
 fn shard(stem: &str) -> Option<(&str, usize, usize)> {
     let mut parts = stem.splitn(5, '-');
     let (name, number, of, count) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
@@ -112,9 +112,9 @@ pub struct SplitFiles {
 
 impl SplitFiles {
     /// Looks for a folder's split files, or takes one file as train. The files may also be in a
-    /// folder for each split, or in the only folder below that has splits, as on the hub. If no name
-    /// is a split's, the only file of rows is train. A path without the part `-00000-of-00002` of
-    /// some files' names stands for these shards.
+    /// folder for each split, or in the only folder below that has splits, as on the hub. If no
+    /// name is a split's, the only file of rows is train. A path without the part `-00000-of-00002`
+    /// of some files' names stands for these shards.
     ///
     /// # Errors
     /// There is nothing at the path, a file of another format, two candidates for a split, several
@@ -142,7 +142,7 @@ impl SplitFiles {
         Ok(SplitFiles { files, single: true, folder: path.to_path_buf(), others: Vec::new() })
     }
 
-    /// Looks in a folder and, if no name there is a split's, `depth` folders below.
+    /// Looks in a folder and, if no name there is a split's, up to `depth` levels below.
     fn in_folder(path: &Path, depth: usize) -> Result<Self, Error> {
         let (names, folders) = list_folder(path)?;
         let found = SplitFiles::among(path, names, None)?;
@@ -172,14 +172,15 @@ impl SplitFiles {
             match SplitFiles::in_folder(&folder, depth - 1) {
                 Ok(other) if other.files.is_empty() => {}
                 Ok(other) => inside.push((other.folder.clone(), Some(other))),
-                // The choice is the same one level up.
+                // The ambiguity is the same one level up.
                 Err(Error::Candidates { candidates, .. }) => {
                     inside.extend(candidates.into_iter().map(|candidate| (candidate, None)));
                 }
                 Err(other) => return Err(other),
             }
         }
-        // A file of rows has the name of what it is, if there is no other.
+        // Without split names, files of rows are grouped by stem, shards together; a single group
+        // is train.
         let mut stems: BTreeMap<PathBuf, Vec<String>> = BTreeMap::new();
         for name in found.others.iter().filter(|name| is_of_rows(name)) {
             let of_shard = split_name(name).and_then(|(stem, ..)| shard(stem));
@@ -201,11 +202,10 @@ impl SplitFiles {
         }
     }
 
-    /// The splits among the files of a folder, by their names; the files with the stem `train` are
-    /// train, if it is given.
+    /// Finds the splits among a folder's files by their names; if `train` is given, the files with
+    /// this stem are train.
     fn among(folder: &Path, names: Vec<String>, train: Option<&str>) -> Result<Self, Error> {
-        /// One candidate for a split: a file, or shards by number that share their count and
-        /// format.
+        /// A candidate for a split: a file, or shards by number, all of the same count and format.
         struct Candidate {
             shards: Option<(usize, Format, bool)>,
             files: BTreeMap<usize, PathBuf>,
@@ -249,7 +249,7 @@ impl SplitFiles {
         Ok(SplitFiles { files, single: false, folder: folder.to_path_buf(), others })
     }
 
-    /// A split's files, in order.
+    /// Returns a split's files, in order.
     ///
     /// # Errors
     /// The split is missing; the message lists what is there.
@@ -263,9 +263,9 @@ impl SplitFiles {
     }
 }
 
-/// Levels of folders in which splits are looked for.
+/// Number of folder levels that are searched for splits.
 const DEPTH: usize = 2;
-/// A file of the hub that describes a data set.
+/// The hub's file that describes a data set.
 const INFOS: &str = "dataset_infos.json";
 
 /// Whether a file of this name holds rows.
@@ -273,7 +273,7 @@ fn is_of_rows(name: &str) -> bool {
     split_name(name).is_some() && name != INFOS
 }
 
-/// The names of the files and of the folders in a folder, sorted, without hidden ones.
+/// Lists the names of files and of folders in a folder, sorted, without hidden ones.
 fn list_folder(path: &Path) -> Result<(Vec<String>, Vec<String>), Error> {
     let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
     let (mut files, mut folders) = (Vec::new(), Vec::new());
@@ -299,9 +299,10 @@ pub enum Part {
 }
 
 impl SplitFiles {
-    /// A split's files for a model in use, and which of their rows belong to the split. In a folder
-    /// without dev, and in the one file that the model was trained on, dev is what training held
-    /// out of train, and train is what was left. Any other single file is the whole of each split.
+    /// Returns a split's files for a model in use, and which of their rows belong to the split. In
+    /// a folder without dev, and in the one file that the model was trained on, dev is what
+    /// training held out of train, and train is what was left. Any other single file is the whole
+    /// of each split.
     ///
     /// # Errors
     /// The split is missing; the message lists what is there.
@@ -351,8 +352,8 @@ pub(super) fn open(path: &Path) -> Result<Box<dyn BufRead + Send>, Error> {
     }
 }
 
-/// Opens a file for reading at any place, unpacked into an anonymous temporary file if its name
-/// ends in .gz.
+/// Opens a file for random access; if its name ends in .gz, it is unpacked into an anonymous
+/// temporary file.
 #[cfg(feature = "parquet")]
 pub(super) fn open_seekable(path: &Path) -> Result<File, Error> {
     let mut reader = open(path)?;
@@ -364,7 +365,7 @@ pub(super) fn open_seekable(path: &Path) -> Result<File, Error> {
     Ok(unpacked)
 }
 
-/// A file's whole content, unpacked.
+/// Returns a file's whole content, unpacked.
 pub(super) fn read_all(path: &Path) -> Result<Vec<u8>, Error> {
     let mut bytes = Vec::new();
     open(path)?.read_to_end(&mut bytes).map_err(|e| Error::io(path, e))?;
@@ -419,7 +420,7 @@ mod tests {
         assert!(part(&single, SplitName::Test, Some(&one)).is_err());
     }
 
-    /// What is found in a folder with these files: each split with its files.
+    /// The splits found in a folder with these files, each with its files.
     fn found_in(files: &[&str]) -> Result<String, String> {
         let folder = tempfile::tempdir().unwrap();
         for file in files {
@@ -465,7 +466,7 @@ mod tests {
                 &["rows-00000-of-00002.csv", "rows-00001-of-00002.csv"],
                 "train: rows-00000-of-00002.csv rows-00001-of-00002.csv",
             ),
-            // What lies deeper belongs to something else.
+            // Deeper files are not searched once a split is found.
             (&["train.csv", "old/train.csv"], "train: train.csv"),
         ] {
             assert_eq!(found_in(files).as_deref(), Ok(expected));

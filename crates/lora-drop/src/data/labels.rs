@@ -1,5 +1,5 @@
-//! What labels mean: class names in index order, or a regression. Train decides, and every other
-//! split follows.
+//! The meaning of labels: class names in index order, or a regression. It is determined from train
+//! and applied to every other split.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -24,7 +24,7 @@ pub enum Label {
 }
 
 impl Label {
-    /// The indices of its classes.
+    /// Returns the indices of the label's classes; none for a value.
     pub fn classes(&self) -> &[usize] {
         match self {
             Label::Class(class) => std::slice::from_ref(class),
@@ -71,13 +71,13 @@ pub struct Classes {
     /// Names in index order: at least two, all different.
     #[serde(deserialize_with = "class_names")]
     pub names: Vec<String>,
-    /// Weights in the loss, in index order; empty for 1.
+    /// Weights in the loss, in index order; empty if all are 1.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub weights: Vec<f64>,
 }
 
 impl Classes {
-    /// Classes of these names, without weights.
+    /// Builds classes of these names, without weights.
     pub fn new(names: Vec<String>) -> Self {
         Classes { names, weights: Vec::new() }
     }
@@ -109,12 +109,12 @@ impl Labels {
         self.names().len().max(1)
     }
 
-    /// Classes with these names, in index order, of which a row has one.
+    /// Builds the labels of a classification with these class names, in index order.
     pub fn classes(names: Vec<String>) -> Self {
         Labels::Classification { classes: Classes::new(names), positive: second() }
     }
 
-    /// The same with another class whose F1 is measured.
+    /// Chooses the class whose F1 is measured.
     ///
     /// # Errors
     /// `Error::Options` if there are not two classes, or none has this name.
@@ -136,7 +136,7 @@ impl Labels {
         }
     }
 
-    /// The same with these weights of classes in the loss, in index order.
+    /// Sets the weights of the classes in the loss, in index order; a regression has none.
     pub(super) fn with_weights(mut self, new: Vec<f64>) -> Self {
         match &mut self {
             Labels::Classification { classes, .. }
@@ -147,7 +147,7 @@ impl Labels {
         self
     }
 
-    /// Of two classes, the one whose F1 is measured; None for others and for other tasks.
+    /// Name of the class whose F1 is measured; `None` unless rows have one of exactly two classes.
     pub fn positive(&self) -> Option<&str> {
         match self {
             Labels::Classification { classes, positive } if classes.names.len() == 2 => {
@@ -157,7 +157,7 @@ impl Labels {
         }
     }
 
-    /// The index of the class whose F1 is measured, where there are two.
+    /// Index of the class whose F1 is measured if there are two classes.
     pub(crate) fn positive_index(&self) -> usize {
         if let Labels::Classification { positive, .. } = self { *positive } else { second() }
     }
@@ -176,7 +176,7 @@ impl Labels {
         self.of_classes().map_or(&[], |classes| &classes.names)
     }
 
-    /// Weights of the classes in the loss, in index order; empty for 1.
+    /// Weights of the classes in the loss, in index order; empty if all are 1.
     pub fn weights(&self) -> &[f64] {
         self.of_classes().map_or(&[], |classes| &classes.weights)
     }
@@ -191,7 +191,7 @@ impl Labels {
         matches!(self, Labels::TokenClassification { .. })
     }
 
-    /// What is learned from rows with these labels.
+    /// The task of rows with these labels.
     pub fn task(&self) -> Task {
         match self {
             Labels::Classification { .. } => Task::Classification,
@@ -201,7 +201,7 @@ impl Labels {
         }
     }
 
-    /// A label as people read it: the names of its classes, or its value.
+    /// Describes a label for people: the names of its classes, or its value.
     pub(crate) fn describe(&self, label: &Label) -> String {
         let names = |classes: &[usize], between: &str| {
             classes.iter().map(|&class| self.names()[class].as_str()).collect::<Vec<_>>().join(between)
@@ -215,15 +215,15 @@ impl Labels {
         }
     }
 
-    /// Whether classes are named by whole numbers.
+    /// Whether any class has an integer as its name.
     fn are_integers(&self) -> bool {
         self.names().iter().any(|name| name.parse::<i64>().is_ok())
     }
 
-    /// A function that reads a label's classes or value. A class is given by its name, whatever its
-    /// case if that is unique, or by its index if no name is an integer. Its errors: no such class; a
-    /// list where one label is expected, or none where a list is; a regression's label is not a finite
-    /// number.
+    /// Returns a function that converts a row's label. A class is given by its name, whatever its
+    /// case if that is unique, or by its index if no name is an integer. The function's errors: no
+    /// such class; a list where one label is expected; tags that are not a list; a regression's
+    /// label that is not a finite number.
     pub(super) fn reader(&self) -> impl Fn(&RawLabel) -> Result<Label, Problem> {
         let names = self.names();
         let index: HashMap<&str, usize> = names.iter().map(|name| name.trim()).zip(0..).collect();
@@ -259,7 +259,8 @@ impl Labels {
                 (Labels::MultiLabel { .. }, _) => {
                     let found = classes(label.items())?;
                     let set: BTreeSet<usize> = found.iter().copied().collect();
-                    // Numbers that repeat are no classes.
+                    // A repeated number is not a class index; the list is probably an indicator
+                    // vector.
                     let numbers = label.items().iter().any(|item| item.integer().is_some());
                     if numbers && set.len() < found.len() {
                         return Err(Problem::LabelTwice { seen: label.to_string() });
@@ -282,7 +283,7 @@ impl Labels {
         }
     }
 
-    /// What numbers are taken for, if a row's class is given by its index: a warning, for data may
+    /// Returns a warning about how class indices are read, if rows have any, because the data may
     /// number the classes in another order.
     pub(super) fn index_warning(&self, split: &RawSplit) -> Option<String> {
         let is_number = |row: &RawRow| match split.label_of(row, self.names()).as_deref() {
@@ -305,12 +306,12 @@ impl Labels {
         ))
     }
 
-    /// Finds out what train's labels are. Lists are the tags of words where a row has words, and else
-    /// the classes of a row that may have several. Other labels are a regression if one has a
-    /// fraction, or all are floats; otherwise they are classes, sorted by name (numbers by value,
-    /// false before true). Floats that count from 0 without a gap are classes too: so whole numbers
-    /// are written where a column has missing values. If a task is given, it decides instead. `names`
-    /// are those of all classes in their order, if they are known.
+    /// Determines train's labels. Lists are the tags of words if rows have words, otherwise the
+    /// classes of rows that may have several. Other labels are a regression if one has a fraction,
+    /// or all are floats; otherwise they are classes, sorted by name (numbers by value, false
+    /// before true). Floats that count from 0 without a gap are classes too, because this is how
+    /// integers are written in a column with missing values. If a task is given, it decides
+    /// instead. `names` are those of all classes in their order, if they are known.
     ///
     /// # Errors
     /// A row without label, numbers mixed with text or booleans, labels that are all the same, or
@@ -345,7 +346,7 @@ impl Labels {
         }
     }
 
-    /// The same of labels that are no lists.
+    /// Determines the labels, as `of` does, if they are not lists.
     fn of_one(train: &RawSplit, task: Option<Task>) -> Result<Self, Error> {
         let mut found = Names::default();
         let (mut floats, mut fraction) = (0, false);
@@ -377,8 +378,7 @@ impl Labels {
             None => fraction || (floats > 0 && floats == train.rows.len() && !count_from_zero(&found.names)),
         };
         if regression {
-            // A value that is not a finite number differs from the others here; `reader`
-            // refuses it.
+            // A value that is not a finite number counts as different here; `reader` refuses it.
             let mut values = train.rows.iter().map(|row| row.label.as_ref().and_then(value));
             return match values.next().flatten() {
                 Some(value) if values.all(|other| other == Some(value)) => {
@@ -391,7 +391,7 @@ impl Labels {
     }
 }
 
-/// The names of the classes in train's lists, sorted.
+/// Returns the names of the classes in train's lists, sorted.
 fn found_names(train: &RawSplit) -> Result<Vec<String>, Error> {
     let mut found = Names::default();
     for row in &train.rows {
@@ -409,8 +409,9 @@ fn found_names(train: &RawSplit) -> Result<Vec<String>, Error> {
     found.finish(train)
 }
 
-/// The number of classes if every row has a 0 or 1 for each, as transformers takes them. Lists of
-/// class numbers would be the same only if all rows had the first two classes and no other.
+/// Returns the number of classes if every row's list is an indicator vector, a 0 or 1 for each
+/// class, as transformers expects. Lists of class indices would look the same only if all rows had
+/// the first two classes and no other.
 fn count_indicators(train: &RawSplit) -> Option<usize> {
     let mut lists = train.rows.iter().map(|row| match &row.label {
         Some(RawLabel::List(list)) if list.iter().all(|item| bit(item).is_some()) => Some(list.len()),
@@ -420,7 +421,7 @@ fn count_indicators(train: &RawSplit) -> Option<usize> {
     lists.all(|classes| classes == Some(first)).then_some(first)
 }
 
-/// Whether a row has a class, by a 0 or 1; None for anything else.
+/// Reads a 0, a 1 or a boolean as whether a row has a class; `None` for anything else.
 fn bit(label: &RawLabel) -> Option<bool> {
     match label {
         RawLabel::Bool(has) => Some(*has),
@@ -428,12 +429,12 @@ fn bit(label: &RawLabel) -> Option<bool> {
     }
 }
 
-/// The names that labels have. Labels are all numbers, or none is.
+/// Collects the class names of labels. Labels are all numbers, or none is.
 #[derive(Default)]
 struct Names {
     /// The first label and its line.
     first: Option<(RawLabel, usize)>,
-    /// Numbers sort by their value, other names as texts.
+    /// Numbers sort by value, other names as text.
     names: BTreeSet<(Option<i64>, String)>,
 }
 
@@ -451,7 +452,7 @@ impl Names {
         self.names.insert((label.integer(), label.name()));
     }
 
-    /// The names, of which there are at least two.
+    /// Returns the names, at least two.
     fn finish(self, train: &RawSplit) -> Result<Vec<String>, Error> {
         let (names, path) = (self.names.into_iter().map(|(_, name)| name), train.files[0].clone());
         let names: Vec<String> = names.collect();
@@ -468,10 +469,10 @@ impl Names {
     }
 }
 
-/// Most classes that may be written as floats.
+/// Largest number of classes that may be written as floats.
 const FLOAT_CLASSES: usize = 20;
 
-/// Whether labels are the whole numbers from 0 to less than `FLOAT_CLASSES`, without a gap.
+/// Whether the labels are the integers from 0 to less than `FLOAT_CLASSES`, without a gap.
 fn count_from_zero(names: &BTreeSet<(Option<i64>, String)>) -> bool {
     let counted = names.iter().zip(0..).all(|((number, _), expected)| *number == Some(expected));
     counted && (2..=FLOAT_CLASSES).contains(&names.len())
@@ -493,7 +494,7 @@ fn mixed(label: &RawLabel, other: &RawLabel, other_line: usize) -> Problem {
     }
 }
 
-/// A regression's value; None if the label is not a finite number.
+/// Returns a regression's value; `None` if the label is not a finite number.
 fn value(label: &RawLabel) -> Option<f32> {
     let value = match *label {
         RawLabel::Int(n) => n as f32,
@@ -520,13 +521,13 @@ mod tests {
         assert_eq!(reader(&RawLabel::Float(0.0)), Ok(Label::Class(0)));
         assert!(reader(&RawLabel::Int(2)).is_err());
         assert!(reader(&RawLabel::Int(-1)).is_err());
-        // Whatever the case, if that is unique.
+        // Whatever the case, if the name is unique without it.
         assert_eq!(reader(&RawLabel::Text("POS".into())), Ok(Label::Class(1)));
         let labels = classes(&["Pos", "neg", "pos"]);
         assert_eq!(labels.reader()(&RawLabel::Text("pos".into())), Ok(Label::Class(2)));
         assert_eq!(labels.reader()(&RawLabel::Text("NEG".into())), Ok(Label::Class(1)));
         assert!(labels.reader()(&RawLabel::Text("POS".into())).is_err());
-        // Where classes are numbers, a number is a name.
+        // If classes are numbers, a number is a name.
         let labels = classes(&["1", "2", "5"]);
         let reader = labels.reader();
         assert_eq!(reader(&RawLabel::Int(5)), Ok(Label::Class(2)));
@@ -542,7 +543,8 @@ mod tests {
         assert_eq!(sets.reader()(&list(&[2, 0])), Ok(Label::Set(vec![0, 2])));
         assert_eq!(sets.reader()(&list(&[])), Ok(Label::Set(vec![])));
         assert_eq!(sets.reader()(&RawLabel::Text("B".into())), Ok(Label::Set(vec![1])));
-        // With a 0 or 1 for each class, [0, 1, 1] has the second and the third, and else no meaning.
+        // As an indicator vector, [0, 1, 1] has the second and third class; otherwise it has no
+        // meaning.
         assert!(sets.reader()(&list(&[0, 1, 1])).is_err());
         let bits = Labels::MultiLabel { classes: classes.clone(), indicators: true };
         assert_eq!(bits.reader()(&list(&[0, 1, 1])), Ok(Label::Set(vec![1, 2])));

@@ -1,33 +1,33 @@
-//! The layouts of rows that are known: the names that public data sets give their columns, and what
-//! they mean. To read a new layout, add its line to [`LAYOUTS`].
+//! Known layouts of rows: the names that public data sets give their columns, and what they mean.
+//! To read a new layout, add its line to [`LAYOUTS`].
 
 use super::text::TextKind;
 
-/// What rows of a layout are.
+/// Kind of a layout's rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RowKind {
     /// A text or a pair of texts, with a label.
     Labelled,
     /// Words, each with a tag.
     Words,
-    /// Rows from which text is learned.
+    /// Rows from which a model learns to generate text.
     Texts(TextKind),
 }
 
-/// The columns by which rows of one kind are known, and those that may stand beside them. Names are
+/// The columns that identify rows of one kind, and the columns that may accompany them. Names are
 /// compared without regard to case.
 pub(super) struct Layout {
     pub rows: RowKind,
-    /// What rows of it are called.
+    /// Name of its rows in messages.
     pub name: &'static str,
     /// The text, the first text of a pair, the words, the prompt or the conversation.
     pub text: &'static str,
-    /// The second text of a pair, the words' tags, or the completion, by one of these names; empty if
-    /// the layout has none.
+    /// The second text of a pair, the words' tags, or the completion, by one of these names; empty
+    /// if the layout has none.
     pub second: &'static [&'static str],
-    /// What follows the prompt on a new line, where it has text.
+    /// Columns whose text, if any, follows the prompt on a new line.
     pub input: &'static [&'static str],
-    /// Whether it counts only where no other layout fits.
+    /// Whether it applies only if no other layout fits.
     pub last: bool,
 }
 
@@ -110,7 +110,7 @@ pub(super) const LAYOUTS: &[Layout] = &[
     whole(TextKind::Text, TEXT, "text"),
 ];
 
-/// Columns of the tags of words.
+/// Names of the column with the words' tags.
 const TAGS: &[&str] = &[
     "tags",
     "ner_tags",
@@ -124,7 +124,7 @@ const TAGS: &[&str] = &[
     "xpos",
     "fine_ner_tags",
 ];
-/// Columns of the label.
+/// Names of the label column.
 pub(super) const LABELS: &[&str] = &[
     "label",
     "labels",
@@ -139,16 +139,16 @@ pub(super) const LABELS: &[&str] = &[
     "similarity",
     "quality",
 ];
-/// Columns beside a prompt or a conversation: the text of the system's turn, which comes first.
+/// Columns beside a prompt or a conversation: the system's turn, which comes first.
 pub(super) const SYSTEM: &[&str] = &["system", "system_prompt"];
 /// Columns beside a prompt or a conversation: the turns before it.
 pub(super) const HISTORY: &[&str] = &["history"];
 /// Columns beside a prompt or a conversation: the tools that the assistant may call.
 pub(super) const TOOLS: &[&str] = &["tools"];
-/// Columns of texts that generated ones are compared with.
+/// Columns of reference texts, with which generated texts are compared.
 pub(super) const REFERENCES: &[&str] = &["references"];
 
-/// Columns of rows that are no examples by themselves, and what to do with them.
+/// Columns of rows that are not examples by themselves, and advice on what to do with them.
 const PARTS: &[(&[&str], &str)] = &[
     (
         &["message_id", "parent_id", "text"],
@@ -161,13 +161,13 @@ const PARTS: &[(&[&str], &str)] = &[
     ),
 ];
 
-/// What to do with rows of these columns before they are examples; None if they are.
+/// Returns the advice if rows with these columns are only parts of examples.
 pub(super) fn parts_of_examples(is_column: impl Fn(&str) -> bool) -> Option<&'static str> {
     let all = |names: &&[&str]| names.iter().all(|name| is_column(name));
     PARTS.iter().find(|(names, _)| all(names)).map(|(_, advice)| *advice)
 }
 
-/// Columns that are not read, but that look as if the model should see them.
+/// Columns that are not read, although they look as if the model should see them.
 const PROMPT_LIKE: &[&str] = &[
     "context",
     "instruction",
@@ -188,18 +188,18 @@ const PROMPT_LIKE: &[&str] = &[
 ];
 
 impl Layout {
-    /// The layouts of rows of this kind.
+    /// Returns the layouts of rows of this kind.
     pub fn of(rows: RowKind) -> impl Iterator<Item = &'static Layout> + Clone {
         LAYOUTS.iter().filter(move |layout| layout.rows == rows)
     }
 
-    /// Whether the second column can be this one; None is not known yet.
+    /// Whether `second` can be the second column; `None` if it is not known yet.
     pub fn fits(&self, second: Option<&str>) -> bool {
         second.is_none_or(|name| self.second.iter().any(|known| known.eq_ignore_ascii_case(name)))
     }
 
-    /// What rows with these columns are called: by the known layout, or by their kind alone where
-    /// the user has named other columns.
+    /// Returns the name of rows with these columns: that of a known layout or, if the user named
+    /// other columns, that of their kind.
     pub fn name_of(rows: RowKind, text: &str, second: Option<&str>) -> &'static str {
         let known = Layout::of(rows).find(|layout| {
             let same = layout.text.eq_ignore_ascii_case(text) && layout.fits(second);
@@ -219,8 +219,7 @@ impl Layout {
     }
 }
 
-/// Whether a column of this name that is not read looks as if it belonged to the prompt, or to the
-/// text that is labelled.
+/// Whether an unread column of this name looks like part of the prompt or of the labelled text.
 pub(super) fn looks_read(name: &str, rows: RowKind) -> bool {
     let is = |names: &[&str]| names.iter().any(|known| known.eq_ignore_ascii_case(name));
     match rows {
@@ -229,7 +228,7 @@ pub(super) fn looks_read(name: &str, rows: RowKind) -> bool {
             is(PROMPT_LIKE) || Layout::of(rows).any(|layout| is(layout.second) || is(&[layout.text]))
         }
         RowKind::Texts(TextKind::Text) => false,
-        // Beside conversations there is often a copy of the first turn.
+        // Conversations often have a copy of their first turn in another column.
         RowKind::Texts(TextKind::Messages) => {
             [SYSTEM, HISTORY, TOOLS].into_iter().any(is) || is(&["context", "functions", "knowledge"])
         }

@@ -3,9 +3,9 @@
 //!
 //! [`Dataset`] reads and tokenises labelled rows, by these steps: [`SplitFiles`] finds the files of
 //! each split, [`rows`] reads them in any format, [`Columns`] and [`Labels`] give columns their
-//! meaning, and [`Tokens`] makes token numbers, which [`TokenCache`] stores for the next run.
-//! [`text`] does the same for rows from which generation is learned. Whatever is wrong with a row
-//! is an [`Error`] with file and line.
+//! meaning, and [`Tokens`] makes token ids, which [`TokenCache`] stores for the next run. [`text`]
+//! does the same for rows of text generation. Whatever is wrong with a row is an [`Error`] with
+//! file and line.
 
 mod added_tokens;
 pub(crate) mod batch;

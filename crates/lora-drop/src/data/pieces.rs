@@ -1,19 +1,19 @@
-//! Tokens → text, token by token: the shortest runs of tokens whose text is whole characters.
+//! Incremental decoding: the shortest runs of tokens whose text is whole characters.
 
 use super::error::Error;
 use super::tokens::Tokens;
 
-/// The character to which a byte of an incomplete character is decoded.
+/// The replacement character, to which a byte of an incomplete character is decoded.
 const INCOMPLETE: char = '\u{fffd}';
 
-/// Decodes one text's tokens, one after the other.
+/// Decodes the tokens of one text, one by one.
 #[derive(Clone)]
 pub(crate) struct PieceDecoder<'a> {
     tokens: &'a Tokens,
-    /// Whether special tokens have a text.
+    /// Whether special tokens are decoded to text.
     special: bool,
-    /// The tokens of the last piece, `read` in number, and those after them. They are decoded
-    /// together, because decoders treat a text's first token differently.
+    /// The `read` tokens of the last piece, and the tokens after them. They are decoded together,
+    /// because decoders treat a text's first token differently.
     window: Vec<u32>,
     read: usize,
 }
@@ -48,7 +48,7 @@ impl<'a> PieceDecoder<'a> {
         Ok(rest)
     }
 
-    /// Text of the tokens that was not returned yet.
+    /// Returns the text that has not been returned yet.
     fn unread(&self) -> Result<String, Error> {
         let decode = |ids: &[u32]| match self.special {
             true => self.tokens.decode_all(ids),
@@ -62,8 +62,8 @@ impl<'a> PieceDecoder<'a> {
 }
 
 impl Tokens {
-    /// The text of tokens in pieces of whole characters, special tokens included, each with the
-    /// number of its tokens. The pieces make up the text as the tokenizer decodes it.
+    /// Decodes tokens to pieces of whole characters, special tokens included, each with its number
+    /// of tokens. Concatenated, the pieces are the text as the tokenizer decodes it.
     ///
     /// # Errors
     /// The tokenizer fails.

@@ -1,19 +1,20 @@
-//! Random numbers for data, from a counter: a value depends only on (seed, stream, counter), never
-//! on how many were drawn before or by which thread.
+//! Counter-based random numbers for data: a value depends only on (seed, stream, counter), never on
+//! the number of earlier draws or on the thread.
 
 use lora_drop_compute::random::{Key, mix};
 
 /// The streams in use, so that no two purposes share their numbers.
 pub mod stream {
-    /// The order of an epoch's rows, together with the epoch's number.
+    /// Order of an epoch's rows, together with the epoch's number.
     pub(crate) const EPOCH_ORDER: u64 = 0x6f72_6465_7200;
     /// The rows of the stratified sample.
     pub const SAMPLE: u64 = 0x7361_6d70_6c65;
     /// The rows that are held out as dev.
     pub(crate) const HOLD_OUT: u64 = 0x686f_6c64_6f75;
-    /// The rows of a source that come once more than its others in an epoch.
+    /// The rows of a source that an epoch repeats once more than the others.
     pub(crate) const REPEATED: u64 = 0x7265_7065_6174;
-    /// The rows of a draw of dev for a metric's standard error; the seed is the draw's number.
+    /// A bootstrap resample of dev for a metric's standard error; the seed is the resample's
+    /// number.
     pub(crate) const BOOTSTRAP: u64 = 0x626f_6f74_7374;
 }
 
@@ -27,28 +28,28 @@ pub struct Stream {
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
 impl Stream {
-    /// The stream of this purpose under this seed, from its first value.
+    /// Starts the stream of this purpose and seed.
     pub fn new(seed: u64, stream: u64) -> Self {
         let key = Key::new(mix(seed.wrapping_add(GOLDEN)) ^ stream.wrapping_mul(GOLDEN));
         Stream { key, counter: 0 }
     }
 
-    /// The value at a position, whatever was drawn before.
+    /// Returns the value at a position, whatever was drawn before.
     pub fn value(&self, position: u64) -> u64 {
         self.key.bits_64(position.wrapping_add(1))
     }
 
-    /// The next value.
+    /// Draws the next value.
     pub fn draw(&mut self) -> u64 {
         let value = self.value(self.counter);
         self.counter += 1;
         value
     }
 
-    /// A uniform number below `n` (n > 0), without the bias of a remainder.
+    /// Draws a uniform number below `n` (n > 0), without modulo bias.
     pub fn below(&mut self, n: u64) -> u64 {
-        // Lemire's method: the high half of a product is uniform if the uneven rest of the low half
-        // is rejected.
+        // Lemire's method: the high half of the product is uniform if products whose low half is
+        // below 2^64 mod n are rejected.
         let uneven = n.wrapping_neg() % n;
         loop {
             let product = u128::from(self.draw()) * u128::from(n);

@@ -1,4 +1,4 @@
-//! A split before tokenising: its rows with their places, read from files or given in memory.
+//! A split before tokenisation: its rows with their places, read from files or given in memory.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -39,9 +39,9 @@ pub struct RawRows<C, R> {
     pub blank: usize,
     /// Columns with values that are not read.
     pub unread: Vec<String>,
-    /// The first file's names for a column's class numbers.
+    /// Class names by column, from the first file.
     pub class_names: ClassNames,
-    /// What the user should know of rows that were left out and of columns that are not read.
+    /// Warnings about rows that were left out and about columns that are not read.
     pub warnings: Vec<String>,
 }
 
@@ -66,18 +66,18 @@ impl OfFile for RawRow {
     }
 }
 
-/// How the rows of one kind are read.
+/// Reading of the rows of one kind.
 pub(super) trait ReadRows {
     type Columns: Clone;
     type Row;
 
-    /// Chooses the columns by the first row of a file; `first` are those of the shard before it.
+    /// Chooses the columns by the first row of a file; `first` are those of the first shard.
     fn choose(&self, row: &Row, file: &Path, first: Option<&Self::Columns>) -> Result<Self::Columns, Error>;
 
     /// Adds columns that the rows before this one lacked.
     fn grow(&self, columns: &mut Self::Columns, row: &Row, file: &Path);
 
-    /// Reads a row of the file with this index. None for a row without text that is passed over.
+    /// Reads a row of the file with this index; `None` for a blank row, which is passed over.
     fn read(&self, row: &Row, columns: &Self::Columns, file: usize) -> Result<Option<Self::Row>, Problem>;
 
     /// Whether a column is read.
@@ -163,7 +163,7 @@ impl<C: Clone, R> RawRows<C, R> {
             Some(columns) if !rows.is_empty() => columns,
             _ => return Err(left_out.first.unwrap_or_else(no_rows)),
         };
-        // The other splits have the same columns.
+        // A warning for train is enough: the other splits have the same columns.
         let suspicious = |column: &&String| name == SplitName::Train && how.looks_read(&columns, column);
         let suspicious: Vec<String> = unread.iter().filter(suspicious).cloned().collect();
         let warnings = [left_out.warning(name), blank_rows(name, &blank), unread_columns(name, &suspicious)];
@@ -173,7 +173,7 @@ impl<C: Clone, R> RawRows<C, R> {
         Ok(RawRows { left_out, blank, unread, class_names, warnings, ..rows })
     }
 
-    /// A split of rows in memory; `read` checks a row and is given its number, from 1.
+    /// Builds a split from rows in memory; `read` checks a row and gets its number, from 1.
     ///
     /// # Errors
     /// There are no rows, and those of `read`.
@@ -192,8 +192,8 @@ impl<C: Clone, R> RawRows<C, R> {
         Ok(RawRows::new(name, vec![file], columns, rows))
     }
 
-    /// Moves the rows of train that stand in for dev into a split of their own; `labels` are those
-    /// of all rows. None if there are too few rows.
+    /// Moves rows of train into a dev split; `labels` are those of all rows. `None` if there are
+    /// too few rows.
     pub(super) fn hold_out(&mut self, labels: &[Label]) -> Option<Self> {
         let mut held = vec![false; self.rows.len()];
         sample::hold_out(labels, HOLD_OUT).into_iter().for_each(|row| held[row] = true);
@@ -205,8 +205,8 @@ impl<C: Clone, R> RawRows<C, R> {
         (!dev.rows.is_empty()).then_some(dev)
     }
 
-    /// The facts that rows of all kinds have: `examples` are the lengths of what the rows became,
-    /// `lengths` those of the rows before they were cut to `limit`, all in tokens.
+    /// Returns the facts that rows of all kinds have: `examples` are the lengths of the resulting
+    /// examples, `lengths` those of the rows before they were cut to `limit`, all in tokens.
     pub(super) fn facts(
         &self,
         examples: impl Iterator<Item = usize>,
@@ -234,11 +234,11 @@ impl<C: Clone, R> RawRows<C, R> {
     }
 }
 
-/// The most ranges of a histogram of lengths.
+/// Largest number of ranges in a histogram of lengths.
 const RANGES: usize = 10;
 
-/// A histogram of sorted lengths: ranges of one width up to about the 98th percentile, and in the
-/// last one also all longer rows.
+/// Builds a histogram of sorted lengths: ranges of one width up to about the 98th percentile, and
+/// longer rows in the last range.
 fn length_ranges(lengths: &[usize]) -> Vec<LengthRange> {
     let Some(&longest) = lengths.last() else { return Vec::new() };
     let most = lengths[lengths.len() * 98 / 100].max(1);
@@ -256,22 +256,21 @@ fn length_ranges(lengths: &[usize]) -> Vec<LengthRange> {
     (first..count).map(range).collect()
 }
 
-/// Rows that are wrong and left out.
+/// Wrong rows that were left out.
 #[derive(Default)]
 pub struct LeftOut {
-    /// The first of them.
+    /// Error of the first one.
     first: Option<Error>,
     count: usize,
-    /// The first messages.
+    /// Messages of the first ones.
     shown: Vec<String>,
 }
 
 impl LeftOut {
-    /// Notes a row that is left out.
+    /// Records a row that is left out.
     ///
     /// # Errors
-    /// The error itself, if rows are not to be left out, or if it says more than that a row is
-    /// wrong.
+    /// The error itself, if rows are not to be left out, or if it concerns more than a single row.
     pub fn add(&mut self, error: Error, bad_rows: BadRows) -> Result<(), Error> {
         if bad_rows == BadRows::Error || !error.is_of_row() {
             return Err(error);
@@ -284,26 +283,26 @@ impl LeftOut {
         Ok(())
     }
 
-    /// The error of the first one.
+    /// Takes the error of the first of these rows.
     pub fn take_first(&mut self) -> Option<Error> {
         self.first.take()
     }
 
-    /// What to tell the user; None if there are none.
+    /// Returns a warning for the user; `None` if no row was left out.
     pub fn warning(&self, of: impl Display) -> Option<String> {
         let rows = rows(self.count);
         (self.count > 0).then(|| format!("{of}: {rows} left out: {}", first_of(&self.shown, self.count)))
     }
 }
 
-/// The number of places that a warning shows.
+/// Number of places that a warning shows.
 const SHOWN: usize = 5;
 
 fn rows(count: usize) -> String {
     if count == 1 { "1 row is".into() } else { format!("{count} rows are") }
 }
 
-/// The first of some messages, of which there are `count`.
+/// Joins the messages shown, and says how many of `count` are missing.
 fn first_of(messages: &[String], count: usize) -> String {
     let shown = messages.join("; ");
     match count - messages.len() {
@@ -312,7 +311,7 @@ fn first_of(messages: &[String], count: usize) -> String {
     }
 }
 
-/// The warning of rows without text that were passed over.
+/// Returns the warning about blank rows that were passed over.
 fn blank_rows(split: SplitName, blank: &[Place]) -> Option<String> {
     let shown: Vec<String> = blank.iter().take(SHOWN).map(Place::to_string).collect();
     let rows = rows(blank.len());
@@ -320,7 +319,7 @@ fn blank_rows(split: SplitName, blank: &[Place]) -> Option<String> {
         .then(|| format!("{split}: {rows} blank and passed over: {}", first_of(&shown, blank.len())))
 }
 
-/// The warning of columns that are not read.
+/// Returns the warning about columns that are not read.
 fn unread_columns(split: SplitName, columns: &[String]) -> Option<String> {
     let (word, verb) = if columns.len() == 1 { ("column", "is") } else { ("columns", "are") };
     (!columns.is_empty()).then(|| {
@@ -402,10 +401,10 @@ impl RawSplit {
         RawRows::read_files(name, files, bad_rows, &Labelled { split: name, files, named })
     }
 
-    /// A split of rows in memory, numbered from 1.
+    /// Builds a split from rows in memory, numbered from 1.
     ///
     /// # Errors
-    /// There are none; a text is empty; the first row is a pair and another is not.
+    /// There are no rows; a text is empty; the first row is a pair and another is not.
     pub(crate) fn of_rows(name: SplitName, rows: Vec<LabelledRow>) -> Result<Self, Error> {
         let pairs = rows.first().is_some_and(|row| row.pair.is_some());
         let pair = pairs.then(|| "pair".to_string());
@@ -423,18 +422,18 @@ impl RawSplit {
         })
     }
 
-    /// The file that a row was read from.
+    /// Returns the file that a row was read from.
     pub fn file_of(&self, row: &RawRow) -> &Path {
         &self.files[row.file]
     }
 
-    /// The label column's name, `label` if there is none.
+    /// Returns the label column's name, `label` if there is none.
     pub fn label_column(&self) -> &str {
         self.columns.label.as_deref().unwrap_or("label")
     }
 
-    /// A row's label; numbers in a list have the names that the file gives them, if these are among
-    /// the classes `known`, or none are.
+    /// Returns a row's label. Numbers in a list are replaced by the names that the file gives them,
+    /// if all these names are among `known`, or `known` is empty.
     pub(super) fn label_of<'a>(&self, row: &'a RawRow, known: &[String]) -> Option<Cow<'a, RawLabel>> {
         let label = row.label.as_ref()?;
         let names = self.columns.label.as_ref().and_then(|column| self.class_names.get(column));
@@ -447,16 +446,16 @@ impl RawSplit {
         Some(Cow::Owned(RawLabel::List(list.iter().map(name).collect())))
     }
 
-    /// The names of the label column's classes in their order, if the file has them and labels are
-    /// lists.
+    /// Returns the file's class names of the label column in their order, if it has them and labels
+    /// are lists.
     pub(super) fn names_of_lists(&self) -> Option<&[String]> {
         let lists = self.rows.iter().any(|row| matches!(row.label, Some(RawLabel::List(_))));
         let names = self.class_names.get(self.columns.label.as_ref()?)?;
         lists.then_some(names)
     }
 
-    /// Every row's label under `labels`. None for a test split without labels: one without the
-    /// column, or with nothing but null or -1 in it, as in GLUE.
+    /// Returns every row's label under `labels`; `None` for a test split without labels, which
+    /// lacks the column or has nothing but null or -1 in it, as in GLUE.
     ///
     /// # Errors
     /// A label is missing or is not one of `labels`.

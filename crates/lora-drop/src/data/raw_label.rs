@@ -1,4 +1,4 @@
-//! Labels as files have them.
+//! Labels as read from files.
 
 use std::fmt;
 
@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::columns::type_name;
 use super::error::Problem;
 
-/// A label as a file has it, before the task is known.
+/// A label as read from a file, before the task is known.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RawLabel {
     Int(i64),
@@ -20,9 +20,9 @@ pub enum RawLabel {
 }
 
 impl RawLabel {
-    /// A field's label; None if there is none (null, or a blank text). White space around a text is
-    /// ignored. In `textual` files, CSV and TSV, a label that looks like a number is one, and a JSON
-    /// list is a list.
+    /// Reads a field's label; `None` if there is none (null, or a blank text). White space around a
+    /// text is ignored. In `textual` files, CSV and TSV, a label that looks like a number is one,
+    /// and a JSON list is a list.
     ///
     /// # Errors
     /// The field is an object, a number that does not fit, or a list of something else than labels.
@@ -43,7 +43,7 @@ impl RawLabel {
                     (_, Ok(x)) if x.is_finite() => RawLabel::Float(x),
                     _ if text.starts_with('[') => match json::from_slice::<Value>(text.as_bytes()) {
                         Ok(list) => return RawLabel::of(&list, column, false),
-                        // As Python prints lists of texts.
+                        // Python's form of a list of texts.
                         Err(_) if text.starts_with("['") => {
                             return Err(Problem::LabelList { seen: text.chars().take(40).collect() });
                         }
@@ -75,7 +75,7 @@ impl RawLabel {
         }
     }
 
-    /// The integer, also if it was written as a float.
+    /// Returns the integer, even if it was written as a float.
     pub(super) fn integer(&self) -> Option<i64> {
         match *self {
             RawLabel::Int(n) => Some(n),
@@ -84,7 +84,7 @@ impl RawLabel {
         }
     }
 
-    /// The class name that this label stands for.
+    /// Returns the class name that this label stands for.
     pub(super) fn name(&self) -> String {
         match (self.integer(), self) {
             (Some(n), _) => n.to_string(),
@@ -94,7 +94,7 @@ impl RawLabel {
         }
     }
 
-    /// The items of a list, or the label as the only one.
+    /// Returns the items of a list, or the label as the only item.
     pub(super) fn items(&self) -> &[RawLabel] {
         match self {
             RawLabel::List(list) => list,
@@ -124,7 +124,7 @@ impl fmt::Display for RawLabel {
     }
 }
 
-/// Items of a list in a message.
+/// Number of a list's items that a message shows.
 const SHOWN: usize = 8;
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! What a labelled row has to be read: a text, a pair of texts, or words.
+//! The text of a labelled row: a text, a pair of texts, or words.
 
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
@@ -14,17 +14,17 @@ use crate::settings::Task;
 pub enum RowText {
     One(String),
     Pair(String, String),
-    /// At least one.
+    /// At least one word.
     Words(Vec<String>),
 }
 
 impl RowText {
-    /// Whether it is given as words.
+    /// Whether the text is given as words.
     pub fn is_words(&self) -> bool {
         matches!(self, RowText::Words(_))
     }
 
-    /// The text, both texts of a pair, or the words with spaces between them.
+    /// Returns the text, both texts of a pair, or the words with spaces between them.
     pub fn texts(&self) -> Vec<Cow<'_, str>> {
         match self {
             RowText::One(text) => vec![text.into()],
@@ -33,7 +33,7 @@ impl RowText {
         }
     }
 
-    /// The words, which white space separates in a text; None for a pair.
+    /// Returns the words, which white space separates in a text; `None` for a pair.
     pub fn words(&self) -> Option<Vec<&str>> {
         match self {
             RowText::One(text) => Some(text.split_whitespace().collect()),
@@ -46,26 +46,27 @@ impl RowText {
 /// Reads the texts of rows whose labels are to be predicted. The first row chooses the columns.
 #[derive(Clone, Debug)]
 pub struct TextReader {
-    /// What errors call the input.
+    /// Name of the input in errors.
     name: PathBuf,
     named: ColumnNames,
-    /// Whether a row may have words or a text, in another column than the model's training data.
+    /// Whether a row may have either words or a text, in a column other than the training data's.
     any_text: bool,
     columns: Option<Columns>,
 }
 
 impl TextReader {
-    /// `task` is that of the model, None without a head for labels; `reading` how its rows are read.
+    /// `task` is the model's, `None` without a head for labels; `reading` says how its rows are
+    /// read.
     pub fn new(name: &Path, task: Option<Task>, reading: &Reading) -> Self {
         let any_text = task == Some(Task::TokenClassification) && !reading.given.contains(&"text-column");
         let named = ColumnNames { task, ..reading.columns.clone() };
         TextReader { name: name.to_path_buf(), named, any_text, columns: None }
     }
 
-    /// The row's text, pair of texts or words.
+    /// Returns the row's text, pair of texts or words.
     ///
     /// # Errors
-    /// No column is a text's; the row has another type of value or none there.
+    /// No column is a text's; the row has no value there, or one of another type.
     pub fn read(&mut self, row: &Row) -> Result<RowText, Error> {
         let lacks = |column: &String| !row.fields.contains_key(column);
         let columns = match &self.columns {

@@ -4,7 +4,7 @@
 use super::labels::Label;
 use super::random::{Stream, stream};
 
-/// Quantiles that a regression's labels are divided into.
+/// Number of quantiles that a regression's labels are divided into.
 const QUANTILES: usize = 10;
 
 /// Draws round(ratio · n) of n labelled rows, `ratio` in (0, 1]. Every class keeps its share
@@ -15,9 +15,9 @@ pub fn stratified(labels: &[Label], ratio: f64, seed: u64) -> Vec<usize> {
     draw(&strata(labels, target(labels.len(), ratio)), ratio, &mut Stream::new(seed, stream::SAMPLE))
 }
 
-/// The rows that stand in for dev if there is no dev file: `ratio` of them, stratified, and never a
-/// class's only row, so that train keeps every class. They do not depend on a run's seed: all runs
-/// on a file have the same dev rows.
+/// Returns the rows that become dev if there is no dev file: `ratio` of them, stratified, and never
+/// a class's only row, so that train keeps every class. They do not depend on a run's seed: all
+/// runs on a file have the same dev rows.
 pub fn hold_out(labels: &[Label], ratio: f64) -> Vec<usize> {
     let of = strata(labels, target(labels.len(), ratio));
     let mut rows_of = vec![0usize; of.iter().max().map_or(0, |m| m + 1)];
@@ -35,9 +35,9 @@ fn target(rows: usize, ratio: f64) -> usize {
     ((ratio * rows as f64).round() as usize).clamp(1, rows)
 }
 
-/// Each row's stratum: its class, the rarest of several, or the quantile of its value. There are at
-/// most ten quantiles, and no more than the sample has rows. Rows without a class have a stratum of
-/// their own.
+/// Returns each row's stratum: its class, the rarest of several, or the quantile of its value.
+/// There are at most ten quantiles, and no more than the sample has rows. Rows without a class form
+/// a stratum of their own.
 fn strata(labels: &[Label], size: usize) -> Vec<usize> {
     let quantiles = QUANTILES.min(size).max(1);
     let mut by_value: Vec<(f32, usize)> = Vec::new();
@@ -62,7 +62,7 @@ fn strata(labels: &[Label], size: usize) -> Vec<usize> {
     of
 }
 
-/// Rows drawn at random within each stratum, as many as `shares` returns.
+/// Draws rows at random within each stratum, as many as `shares` returns.
 fn draw(of: &[usize], ratio: f64, random: &mut Stream) -> Vec<usize> {
     let mut members: Vec<Vec<usize>> = vec![Vec::new(); of.iter().max().map_or(0, |m| m + 1)];
     of.iter().enumerate().for_each(|(row, &stratum)| members[stratum].push(row));
@@ -76,9 +76,9 @@ fn draw(of: &[usize], ratio: f64, random: &mut Stream) -> Vec<usize> {
     drawn
 }
 
-/// The number of rows of each stratum, of the given `sizes`, that make up `total`: proportional by
-/// largest remainder, and at least one of each that has any. If `total` is less than the number of
-/// strata, it grows to that.
+/// Returns the number of rows to draw from each stratum of the given `sizes`, `total` in all:
+/// proportional by largest remainder, and at least one of each nonempty stratum. If `total` is less
+/// than the number of nonempty strata, it grows to that.
 fn shares(sizes: &[usize], total: usize) -> Vec<usize> {
     let rows: usize = sizes.iter().sum();
     let total = total.max(sizes.iter().filter(|&&n| n > 0).count()).min(rows);

@@ -1,9 +1,9 @@
 //! Rows of several sources: joined, and repeated so that each source has its share of an epoch.
 //!
-//! An epoch has every row of every source at least once. The source that is largest for its weight
-//! has each row exactly once; rows of the others are repeated until their source has its share. This
-//! is `all_exhausted` of `datasets.interleave_datasets` with fixed counts in place of draws: no row
-//! is lost, and the number of steps is known.
+//! An epoch has every row of every source at least once. The source that is largest relative to its
+//! weight has each row exactly once; rows of the others are repeated until their source has its
+//! share. This is `all_exhausted` of `datasets.interleave_datasets` with fixed counts in place of
+//! draws: no row is lost, and the number of steps is known.
 
 use super::error::Error;
 use super::random::{Stream, stream};
@@ -19,27 +19,27 @@ pub(super) struct RawSource<C, R> {
     pub test: Option<RawRows<C, R>>,
 }
 
-/// A row that has the index of its file.
+/// A row that stores the index of its file.
 pub(super) trait OfFile {
     fn file_mut(&mut self) -> &mut usize;
 }
 
-/// More repetitions than weights can be meant to give a row.
+/// Largest number of times that an epoch may repeat a row; more is probably a mistake.
 const MOST_REPEATS: usize = 100;
 
 impl<C: Clone, R: OfFile + Clone> RawSource<C, R> {
-    /// The only rows that there are.
+    /// Wraps the rows of the only source.
     pub fn alone(train: RawRows<C, R>, dev: Option<RawRows<C, R>>, test: Option<RawRows<C, R>>) -> Self {
         let source = DataSource::new("");
         RawSource { source, train, dev, test }
     }
 }
 
-/// Repeats train's rows of each source by the weights, and returns what an epoch has of each; empty
-/// for one source.
+/// Repeats train's rows of each source by the weights, and returns each source's number of rows in
+/// an epoch; empty for one source.
 ///
 /// # Errors
-/// `Error::Options` for weights by which a row would come more often than can be meant.
+/// `Error::Options` for weights that would repeat a row more than `MOST_REPEATS` times.
 pub(super) fn weigh<C: Clone, R: OfFile + Clone>(
     sources: &mut [RawSource<C, R>],
 ) -> Result<Vec<SourceFacts>, Error> {
@@ -65,15 +65,15 @@ pub(super) fn weigh<C: Clone, R: OfFile + Clone>(
     sources.iter_mut().zip(&rows).zip(&of_epoch).map(fact).collect()
 }
 
-/// The rows of each source in an epoch: at least its own, in proportion to the weights.
+/// Returns the rows of each source in an epoch: at least its own, in proportion to the weights.
 fn shares(rows: &[usize], weights: &[f64]) -> Vec<usize> {
     let unit = rows.iter().zip(weights).map(|(&rows, weight)| rows as f64 / weight).fold(0.0, f64::max);
     let share = |(&rows, weight): (&usize, &f64)| ((weight * unit).round() as usize).max(rows);
     rows.iter().zip(weights).map(share).collect()
 }
 
-/// Repeats rows until there are `count`: all of them as often as they fit, then a part that is drawn
-/// and the same for every seed.
+/// Repeats rows until there are `count`: all of them as often as they fit, then a random part that
+/// is the same for every seed.
 fn repeat<R: Clone>(rows: &mut Vec<R>, count: usize) {
     let own = rows.len();
     let mut part: Vec<usize> = (0..own).collect();
@@ -85,8 +85,8 @@ fn repeat<R: Clone>(rows: &mut Vec<R>, count: usize) {
     rows.extend(more);
 }
 
-/// The splits of all sources together: dev and test are optional in a source, and train and dev are
-/// not in all of them.
+/// Joins the splits of all sources. Only some sources may have dev and test; the result always has
+/// train and dev.
 ///
 /// # Errors
 /// `Error::Options` if there is no source.
@@ -103,7 +103,7 @@ pub(super) fn together<C, R: OfFile>(sources: Vec<RawSource<C, R>>) -> Result<To
 /// Train, dev, and test if there is one.
 type Together<C, R> = (RawRows<C, R>, RawRows<C, R>, Option<RawRows<C, R>>);
 
-/// The error where no data set is named.
+/// Returns the error of a run without a data set.
 pub(super) fn no_data() -> Error {
     Error::Options("`data` names no data set".into())
 }
@@ -124,7 +124,7 @@ pub(super) fn join<C, R: OfFile>(parts: impl IntoIterator<Item = RawRows<C, R>>)
     })
 }
 
-/// The warnings of a source, which is named where there are several.
+/// Returns the warnings of all sources, with the source's name if there are several.
 pub(super) fn named<C, R>(sources: &[RawSource<C, R>]) -> Vec<String> {
     let several = sources.len() > 1;
     let warnings = sources.iter().flat_map(|RawSource { source, train, dev, test }| {

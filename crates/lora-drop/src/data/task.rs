@@ -1,4 +1,4 @@
-//! The rows of a run, for either task: labelled rows for a head, or texts whose tokens are learned.
+//! The rows of a run, for either kind of task: labelled rows for a head, or texts to learn.
 
 use super::files::SplitFiles;
 use super::text::{RawTexts, Targets, TextColumns, TextDataset, TextExample, TextKind, TextProblem};
@@ -18,7 +18,7 @@ pub enum TaskData {
     Text(Box<TextDataset>),
 }
 
-/// A data set before tokenising.
+/// A data set before tokenisation.
 #[derive(Clone, Debug)]
 pub enum RawTask {
     Labelled(Box<RawDataset>),
@@ -49,7 +49,7 @@ impl TaskData {
         }
     }
 
-    /// Drops what training does not read after the facts were reported: test, and the texts of dev.
+    /// Drops what training does not read once the facts are reported: test, and the texts of dev.
     pub(crate) fn forget_unread(&mut self) {
         match self {
             TaskData::Labelled(data) => data.test = None,
@@ -57,7 +57,7 @@ impl TaskData {
         }
     }
 
-    /// What was found in the data.
+    /// Facts about the data, for reports.
     pub fn facts(&self) -> &DataFacts {
         match self {
             TaskData::Labelled(data) => &data.facts,
@@ -73,7 +73,7 @@ impl TaskData {
         }
     }
 
-    /// What the labels mean; None for texts.
+    /// The meaning of the labels; `None` for texts.
     pub fn labels(&self) -> Option<&Labels> {
         match self {
             TaskData::Labelled(data) => Some(&data.labels),
@@ -81,7 +81,8 @@ impl TaskData {
         }
     }
 
-    /// The special tokens that end the texts to learn, the most frequent first; none for labels.
+    /// Special tokens that end the texts to learn, the most frequent first; empty for labelled
+    /// rows.
     pub fn ends(&self) -> &[u32] {
         match self {
             TaskData::Labelled(_) => &[],
@@ -89,8 +90,8 @@ impl TaskData {
         }
     }
 
-    /// The labels by which the sample of train is stratified; texts all have the same one. None
-    /// where rows have no labels.
+    /// Returns the labels by which the sample of train is stratified; texts all have the same one.
+    /// `None` if rows have no labels.
     pub(crate) fn strata(&self) -> Option<Vec<Label>> {
         match self {
             TaskData::Labelled(data) => data.train.labels(),
@@ -132,8 +133,8 @@ impl TaskRows<'_> {
     }
 }
 
-/// The label column of rows that may be meant for a head: the first row of a source's train has a
-/// text and a label, and is neither a prompt with a completion nor a conversation.
+/// Returns the label column of rows that may be meant for a head: the first row of a source's train
+/// has a text and a label, and is neither a prompt with a completion nor a conversation.
 ///
 /// # Errors
 /// There is no train file, or its first row cannot be read.

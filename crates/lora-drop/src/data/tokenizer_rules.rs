@@ -1,15 +1,15 @@
-//! The cost that the rules of a tokenizer.json may have. The tokenizers crate applies all rules:
-//! ten that write ten letters for one make ten thousand million of a single letter, and a compiled
-//! pattern takes hundreds of times the memory of its text.
+//! Limits on the cost of the rules of a tokenizer.json. The tokenizers crate applies all rules: ten
+//! that write ten letters for one turn a letter into ten billion, and a compiled pattern takes
+//! hundreds of times the memory of its text.
 
 use serde::Deserialize;
 use serde_json::Value;
 
-/// Most times that rules may lengthen a text, far above any model's: SentencePiece's rules together
-/// with a prefix and byte-level spelling stay below 100.
+/// Largest factor by which rules may lengthen a text, far above any model's: SentencePiece's rules
+/// together with a prefix and byte-level spelling stay below 100.
 const MOST: f64 = 1000.0;
-/// Most bytes of all patterns together. Patterns of models for a hundred languages have some
-/// hundred.
+/// Largest total size of all patterns, in bytes. Models for a hundred languages have some hundred
+/// bytes of patterns.
 const MOST_PATTERNS: usize = 4096;
 
 /// The parts of tokenizer.json that rewrite texts.
@@ -56,21 +56,21 @@ pub(super) fn check(file: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
-/// The rules of a rule that is a list.
+/// Returns the rules that a list rule contains.
 fn within(rule: &Value) -> impl Iterator<Item = &Value> {
     let lists = ["normalizers", "pretokenizers", "processors", "decoders"];
     lists.into_iter().filter_map(|key| rule[key].as_array()).flatten()
 }
 
-/// Bytes of the patterns of a rule and of the rules within it. All of them are compiled, texts like
-/// regular expressions.
+/// Returns the bytes of the patterns of a rule and of the rules within it. All patterns are
+/// compiled, even plain texts.
 fn patterns(rule: &Value) -> usize {
     let own = ["Regex", "String"].iter().filter_map(|kind| rule["pattern"][*kind].as_str()).map(str::len);
     own.sum::<usize>() + within(rule).map(patterns).sum::<usize>()
 }
 
-/// The factor by which a rule can lengthen a text. Rules are recognised by their keys, as old files
-/// have no `type`.
+/// Returns the factor by which a rule can lengthen a text. Rules are recognised by their keys, as
+/// old files have no `type`.
 fn growth(rule: &Value) -> f64 {
     let text = |key: &str| rule[key].as_str().map(|text| text.len() as f64);
     let mut factor: f64 = within(rule).map(growth).product();
@@ -83,11 +83,11 @@ fn growth(rule: &Value) -> f64 {
     }
     factor *= 1.0 + text("prepend").unwrap_or_default();
     factor *= text("replacement").unwrap_or_default().max(1.0);
-    // Byte-level spelling has two bytes for one.
+    // Byte-level spelling has up to two bytes for one.
     if rule.get("trim_offsets").is_some() || rule["type"] == "ByteLevel" {
         factor *= 2.0;
     }
-    // A template's pieces, some of which are the text.
+    // Each of a template's pieces may be the text.
     let pieces = ["single", "pair"].iter().filter_map(|key| rule[*key].as_array()).map(Vec::len);
     factor * pieces.max().unwrap_or(1).max(1) as f64
 }
@@ -125,7 +125,7 @@ mod tests {
         let template =
             json!({"type": "TemplateProcessing", "single": vec![json!({"Sequence": {"id": "A"}}); 4]});
         let bytes = json!({"type": "ByteLevel"});
-        // A key that the rule does not have takes nothing away.
+        // A key that the rule does not have must not lower the factor.
         let mut hidden = rule.clone();
         hidden["replacement"] = json!("");
         for (part, list, rule) in [
@@ -140,7 +140,7 @@ mod tests {
             let problem = of(file).expect_err(part);
             assert!(problem.contains("times as long, expected at most 1000"), "{problem}");
         }
-        // Patterns are counted wherever they are.
+        // Patterns are counted at any depth.
         let split = json!({"type": "Split", "pattern": {"Regex": "\\p{L}".repeat(400)}});
         let of_splits = |count| {
             let splits = json!({"type": "Sequence", "pretokenizers": vec![split.clone(); count]});
@@ -149,7 +149,7 @@ mod tests {
         assert_eq!(of_splits(2), Ok(()));
         let problem = of_splits(3).expect_err("6,000 bytes");
         assert!(problem.contains("have 6000 bytes together, expected at most 4096"), "{problem}");
-        // Readers take the last of two, so none may be passed over.
+        // Readers take the last of two equal keys, so duplicates are refused.
         let twice = check(br#"{"normalizer": null, "normalizer": null}"#).expect_err("twice");
         assert!(twice.contains("duplicate field `normalizer`"), "{twice}");
     }

@@ -1,5 +1,5 @@
-//! Text → token numbers, by the model's own tokenizer and with its special tokens, cut as
-//! transformers cuts.
+//! Text → token ids, by the model's own tokenizer and with its special tokens, cut as transformers
+//! cuts.
 
 mod files;
 
@@ -27,55 +27,55 @@ pub struct Tokens {
     unknown: Option<u32>,
     /// Whether it reads a text as if it began with a space, as SentencePiece does.
     adds_space: bool,
-    /// The tokenizer of rows that are given as words, once it is needed.
+    /// The tokenizer of rows that are given as words, built on first use.
     of_words: OnceLock<Tokenizer>,
     file: PathBuf,
-    /// The hash of the bytes that it was built from.
+    /// Hash of the bytes that the tokenizer was built from.
     hash: u128,
-    /// What its files say and has no effect, for the user.
+    /// Note for the user about settings in its files that have no effect.
     note: Option<String>,
 }
 
 /// One row's tokens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Encoded {
-    /// Token numbers, special tokens included.
+    /// Token ids, special tokens included.
     pub ids: Vec<u32>,
     /// Token types as the tokenizer sets them: 1 for the second text of a pair, if the model
     /// distinguishes the texts. A model without token types does not read them.
     pub types: Vec<u32>,
-    /// Tokens before the row was cut. For a row that is far over the limit, the number of tokens
-    /// that were made, which is over the limit too.
+    /// Number of tokens before the row was cut. For a row that is far over the limit, the number of
+    /// tokens that were made, which is over the limit too.
     pub length: usize,
     /// Whether `length` counts the whole row.
     pub counted: bool,
-    /// For rows that are given as words: the number of each word that has a token, and the place of
-    /// its first.
+    /// For rows that are given as words: the index of each word that has a token, and the index of
+    /// its first token.
     pub words: Vec<(u32, u32)>,
 }
 
-/// How rows become tokens.
+/// Limits of encoded rows.
 #[derive(Clone, Copy, Debug)]
 pub struct RowLimits {
-    /// Most tokens of a row, special tokens included.
+    /// Largest number of tokens of a row, special tokens included.
     pub max_length: usize,
-    /// Tokens that the model has an embedding for.
+    /// Number of tokens that the model has an embedding for.
     pub vocabulary: usize,
-    /// Token types that the model has an embedding for; None if it has no token types.
+    /// Number of token types that the model has an embedding for; `None` if it has no token types.
     pub token_types: Option<usize>,
 }
 
-/// The tokens of a text, or more of them than are used, from the side that is kept.
+/// A text's tokens, or more than are used from the side that truncation keeps.
 pub(super) struct Part {
     pub encoding: Encoding,
-    /// Whether they are all tokens of the text.
+    /// Whether these are all tokens of the text.
     pub whole: bool,
 }
 
-/// A text of fewer bytes, or of fewer bytes for each token that is used, is tokenised whole.
+/// Size in bytes, fixed or for each token that is used, below which a text is tokenised whole.
 const SMALL: usize = 64 << 10;
 const SMALL_PER_TOKEN: usize = 64;
-/// Tokens near the place where a text was cut may differ from the whole text's.
+/// Number of tokens near a cut that may differ from the whole text's.
 const MARGIN: usize = 64;
 
 impl Tokens {
@@ -84,8 +84,8 @@ impl Tokens {
         &self.tokenizer
     }
 
-    /// Whether it reads a text as if it began with a space, so that the tokens of a text's end are not
-    /// those of the end alone.
+    /// Whether it reads a text as if it began with a space, so that a part of a text has other
+    /// tokens by itself.
     pub(super) fn adds_space(&self) -> bool {
         self.adds_space
     }
@@ -95,12 +95,12 @@ impl Tokens {
         self.note.as_deref()
     }
 
-    /// Where the tokenizer was read from.
+    /// Returns the file that the tokenizer was read from.
     pub fn file(&self) -> &Path {
         &self.file
     }
 
-    /// The start of a fingerprint of rows that this tokenizer encodes.
+    /// Starts the fingerprint of rows that this tokenizer encodes.
     pub(super) fn fingerprint(&self, kind: &str) -> Fingerprint {
         let mut fingerprint = Fingerprint::new(kind);
         fingerprint.bytes(&self.hash.to_le_bytes());
@@ -109,7 +109,7 @@ impl Tokens {
         fingerprint
     }
 
-    /// The number of special tokens that are added to a single text, or to a pair.
+    /// Number of special tokens that are added to a single text, or to a pair.
     pub fn special_tokens(&self, pair: bool) -> usize {
         self.tokenizer.get_post_processor().map_or(0, |p| p.added_tokens(pair))
     }
@@ -126,11 +126,11 @@ impl Tokens {
         Ok(())
     }
 
-    /// Tokens of a row, for labels of its words or of the whole row; see [`Tokens::encode`] and
+    /// Encodes a row, for labels of its words or of the whole row; see [`Tokens::encode`] and
     /// [`Tokens::encode_words`].
     ///
     /// # Errors
-    /// Those of the two; a row of words for labels of the whole row, and a pair for those of words.
+    /// Those of the two; a row of words if labels are of whole rows, a pair if they are of words.
     pub fn encode_row(&self, row: &RowText, of_words: bool, limits: RowLimits) -> Result<Encoded, Problem> {
         match (row, of_words) {
             (RowText::One(text), false) => self.encode(text, None, limits),
@@ -140,7 +140,7 @@ impl Tokens {
         }
     }
 
-    /// Tokens of words, each by itself as transformers does with `is_split_into_words=True`, with
+    /// Encodes words, each by itself as transformers does with `is_split_into_words=True`, with
     /// special tokens, cut to `max_length`.
     ///
     /// # Errors
@@ -150,7 +150,7 @@ impl Tokens {
         let room = limits.max_length.saturating_sub(special);
         let tokenizer = self.of_words.get_or_init(|| of_words(&self.tokenizer));
         let (mut parts, mut made, mut read) = (Vec::new(), 0, 0);
-        // Nearly every word has a token, so that one chunk is enough of a row far over the limit.
+        // Nearly every word has a token, so one chunk is enough for a row far over the limit.
         for chunk in words.chunks(room + 1) {
             let mut part = self.ask(|_| tokenizer.encode(chunk, false))?;
             part.get_word_ids_mut().iter_mut().flatten().for_each(|word| *word += read as u32);
@@ -179,7 +179,7 @@ impl Tokens {
         Ok(Encoded { words: first, ..encoded })
     }
 
-    /// Tokens of a text or a pair, with special tokens, cut to `max_length` (see
+    /// Encodes a text or a pair, with special tokens, cut to `max_length` (see
     /// [`Tokens::check_max_length`]). In a pair the longer text is cut first, as with transformers'
     /// `truncation=True`.
     ///
@@ -192,8 +192,8 @@ impl Tokens {
         let room = max_length.saturating_sub(special);
         let mut first = self.part(text, room)?;
         let mut second = pair.map(|pair| self.part(pair, room)).transpose()?;
-        // If both texts are cut and the room is odd, the longer one gets one more token, so it must
-        // be known which one that is.
+        // If both texts are cut and the room is odd, the longer one gets the extra token, so it
+        // must be known which one is longer.
         if let Some(second) = second.as_mut()
             && let Some(pair) = pair
             && first.encoding.len().min(second.encoding.len()) > room
@@ -221,8 +221,8 @@ impl Tokens {
                 direction: self.side,
             };
             let (mut first, mut second) = self.ask(|_| truncate_encodings(first, second, &cut))?;
-            // An encoding keeps what was cut off, and each piece of a pair would be joined with
-            // each.
+            // An encoding keeps its overflow, and post-processing would join each piece of one text
+            // with each of the other.
             first.take_overflowing();
             second.as_mut().map(Encoding::take_overflowing);
             (first, second)
@@ -233,7 +233,7 @@ impl Tokens {
         self.checked(&whole, length, counted, limits)
     }
 
-    /// A row's tokens, which the model has embeddings for.
+    /// Returns a row's tokens after checking that the model has embeddings for them.
     fn checked(
         &self,
         whole: &Encoding,
@@ -266,17 +266,17 @@ impl Tokens {
         })
     }
 
-    /// A text's tokens, without special ones, of which at most `most` are used: the first, or the
-    /// last if the tokenizer cuts at the start. These are all tokens or, for a much longer text,
-    /// more than `most` tokens that are the same as the whole text's; then the cost depends on
-    /// `most`. It depends on the text if no part is known to have the same tokens: with a word
-    /// longer than a quarter of the text, and at the end of a text without spaces.
+    /// Returns a text's tokens, without special ones. At most `most` are used: the first or, if the
+    /// tokenizer cuts at the start, the last. These are all tokens or, for a much longer text, more
+    /// than `most` tokens that equal the whole text's; then the cost depends on `most`. The cost
+    /// depends on the text if no part is known to have the same tokens: if a word is longer than a
+    /// quarter of the text, and at the end of a text without spaces.
     pub(super) fn part(&self, text: &str, most: usize) -> Result<Part, Problem> {
         self.part_of(text, most, small(most), |text| self.ask(|tokenizer| tokenizer.encode_fast(text, false)))
     }
 
-    /// Like [`Tokens::part`], always from the text's start, with the bytes that each token stands
-    /// for. If the tokenizer cuts at the start, the tokens of the whole text.
+    /// Like [`Tokens::part`], but always from the text's start and with each token's byte offsets.
+    /// If the tokenizer cuts at the start, returns the whole text's tokens.
     pub(super) fn start_with_offsets(&self, text: &str, most: usize) -> Result<Part, Problem> {
         let encode = |text: &str| self.ask(|tokenizer| tokenizer.encode(text, false));
         match self.side {
@@ -285,10 +285,11 @@ impl Tokens {
         }
     }
 
-    /// The first tokens depend at most a little on the text after them: tokenizers cut a text into
-    /// words and encode each word, or merge neighbours. So the tokens of a part of the text are the
-    /// whole text's up to a margin before its end. This is checked with a part of twice the size;
-    /// if the tokens differ, as in a word longer than the parts, both sizes are doubled.
+    /// Encodes a part of the text if its tokens are the whole text's. The first tokens depend at
+    /// most a little on the text after them: tokenizers cut a text into words and encode each word,
+    /// or merge neighbours. So the tokens of a part of the text are the whole text's up to a margin
+    /// before its end. This is checked with a part of twice the size; if the tokens differ, as in a
+    /// word longer than the parts, both sizes are doubled.
     ///
     /// The last tokens are different: in a long run of one character, the tokens depend on where
     /// the run begins. So a part at the end begins at a space between two words.
@@ -319,8 +320,8 @@ impl Tokens {
         Ok(Part { encoding: encode(text)?, whole: true })
     }
 
-    /// The start of a text, or its end, of about `bytes` bytes; None if the end has no place to
-    /// begin.
+    /// Returns the start of a text, or its end, of about `bytes` bytes; `None` if the end has no
+    /// space at which to begin.
     fn piece<'a>(&self, text: &'a str, bytes: usize) -> Option<&'a str> {
         let boundary = |at: usize| (0..=at).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
         match self.side {
@@ -337,7 +338,7 @@ impl Tokens {
         }
     }
 
-    /// The numbers of the `count` tokens that are kept of an encoding, which has more.
+    /// Ids of the `count` tokens that truncation keeps of an encoding, which has more.
     fn kept<'a>(&self, encoding: &'a Encoding, count: usize) -> &'a [u32] {
         let ids = encoding.get_ids();
         match self.side {
@@ -346,7 +347,7 @@ impl Tokens {
         }
     }
 
-    /// The text of tokens, without special ones. Bytes of incomplete characters become U+FFFD.
+    /// Decodes tokens, without special ones. Bytes of incomplete characters become U+FFFD.
     ///
     /// # Errors
     /// The tokenizer fails.
@@ -354,7 +355,7 @@ impl Tokens {
         self.text_of(ids, true)
     }
 
-    /// The text of tokens, with special ones.
+    /// Decodes tokens, with special ones.
     ///
     /// # Errors
     /// The tokenizer fails.
@@ -367,12 +368,12 @@ impl Tokens {
         decoded.map_err(|problem| Error::file(&self.file, problem.to_string()))
     }
 
-    /// The text of a row's tokens, or both texts of a pair, as the tokenizer decodes them.
+    /// Decodes a row's tokens to its text, or to both texts of a pair.
     ///
     /// # Errors
     /// The tokenizer fails.
     pub fn texts(&self, ids: &[u32]) -> Result<Vec<String>, Error> {
-        // The texts are separated by the special tokens of a pair.
+        // The special tokens that the tokenizer adds to a pair separate the texts.
         let pair = self.ask(|tokenizer| tokenizer.encode_fast(("a", "a"), true));
         let pair = pair.map_err(|problem| Error::file(&self.file, problem.to_string()))?;
         let given = pair.get_ids().iter().zip(pair.get_special_tokens_mask()).filter(|(_, mask)| **mask == 1);
@@ -381,7 +382,7 @@ impl Tokens {
         parts.map(|part| self.decode_all(part)).collect()
     }
 
-    /// Asks the tokenizer; a panic in it is an error too.
+    /// Calls the tokenizer; a panic in it becomes an error.
     pub(super) fn ask<T>(
         &self,
         question: impl FnOnce(&Tokenizer) -> tokenizers::Result<T>,
@@ -390,12 +391,12 @@ impl Tokens {
         answer.and_then(|found| found.map_err(|e| e.to_string())).map_err(Problem::Tokenizer)
     }
 
-    /// How many of these tokens stand for text that the vocabulary does not have.
+    /// Counts the tokens that stand for text outside the vocabulary.
     pub(super) fn count_unknown(&self, ids: &[u32]) -> usize {
         self.unknown.map_or(0, |unknown| ids.iter().filter(|&&id| id == unknown).count())
     }
 
-    /// The warning of texts that the vocabulary hardly fits; None for others.
+    /// Returns a warning if many tokens are unknown; `None` otherwise.
     pub(super) fn unknown_warning(&self, facts: &SplitFacts) -> Option<String> {
         let share = facts.unknown as f64 / facts.tokens.max(1) as f64;
         let percent = (share * 100.0).round();
@@ -409,18 +410,18 @@ impl Tokens {
         })
     }
 
-    /// The number of a special token; None for a token that [`Tokens::decode`] does not leave out.
+    /// Returns the id of a special token; `None` for a token that [`Tokens::decode`] does not skip.
     pub fn special(&self, token: &str) -> Option<u32> {
         let id = self.tokenizer.token_to_id(token)?;
         self.tokenizer.get_added_tokens_decoder().get(&id).filter(|token| token.special).map(|_| id)
     }
 }
 
-/// The share of unknown tokens from which a warning is given.
+/// Share of unknown tokens from which a warning is given.
 const MANY_UNKNOWN: f64 = 0.2;
 
-/// A tokenizer of single words. As transformers demands of those whose tokens contain the space
-/// before a word, each word gets one.
+/// Builds a tokenizer of single words. Each word gets a leading space if the tokenizer's tokens
+/// contain the space before a word, as transformers requires.
 fn of_words(tokenizer: &Tokenizer) -> Tokenizer {
     let mut tokenizer = tokenizer.clone();
     if let Some(PreTokenizerWrapper::ByteLevel(bytes)) = tokenizer.get_pre_tokenizer() {
@@ -430,7 +431,7 @@ fn of_words(tokenizer: &Tokenizer) -> Tokenizer {
     tokenizer
 }
 
-/// The bytes up to which a text is tokenised whole if `most` of its tokens are used.
+/// Returns the bytes below which a text is tokenised whole if `most` of its tokens are used.
 fn small(most: usize) -> usize {
     SMALL.max(most.saturating_mul(SMALL_PER_TOKEN))
 }
@@ -450,7 +451,7 @@ mod tests {
         Tokens { side, ..Tokens::of_tokenizer(tokenizer, PathBuf::new(), b"") }
     }
 
-    /// A BPE model over these letters with these merges, in order.
+    /// Returns a BPE model over these letters with these merges, in order.
     fn bpe(letters: &str, merges: &[(&str, &str)]) -> Value {
         let joined = merges.iter().map(|(a, b)| format!("{a}{b}"));
         let pieces = ["?".to_string()].into_iter().chain(letters.chars().map(String::from)).chain(joined);
@@ -459,7 +460,7 @@ mod tests {
         json!({ "type": "BPE", "unk_token": "?", "vocab": vocabulary, "merges": merges })
     }
 
-    /// Tokenizers of each kind that models have: word pieces, BPE of bytes after GPT-2's and Llama
+    /// Tokenizers of each kind that models have: WordPiece, byte-level BPE after GPT-2's and Llama
     /// 3's patterns, BPE over the whole text as Llama 2's, Unigram.
     fn kinds(side: TruncationDirection) -> Vec<(&'static str, Tokens)> {
         let marked = [
@@ -522,8 +523,8 @@ mod tests {
         ]
     }
 
-    /// Text of words, runs of one character, white space, digits, punctuation and characters of
-    /// several bytes.
+    /// Texts of words, runs of one character, white space, digits, punctuation and multi-byte
+    /// characters.
     fn text() -> impl Strategy<Value = String> {
         let piece = prop_oneof![
             8 => "[ab]{1,6} ",
@@ -534,8 +535,8 @@ mod tests {
         proptest::collection::vec(piece, 1..200).prop_map(|pieces| pieces.concat())
     }
 
-    /// What is used of a text's tokens is the same as if the whole were tokenised; returns whether
-    /// it was not.
+    /// Checks that the used tokens are the same as if the whole text were tokenised; returns
+    /// whether it was not.
     fn same_tokens(tokens: &Tokens, text: &str, most: usize) -> bool {
         let encode = |text: &str| tokens.ask(|tokenizer| tokenizer.encode_fast(text, false));
         let part = tokens.part_of(text, most, 64, encode).unwrap();
@@ -579,7 +580,7 @@ mod tests {
         let words = ["ab", "aab", "b1", "a"];
         for side in [TruncationDirection::Right, TruncationDirection::Left] {
             for (kind, tokens) in kinds(side) {
-                // The space before a word is a part of its tokens.
+                // Tokens contain the space before a word.
                 let space = if kind == "GPT-2" { " " } else { "" };
                 let ids = |word: &str| {
                     tokens.part(&format!("{space}{word}"), 99).unwrap().encoding.get_ids().to_vec()
@@ -630,7 +631,8 @@ mod tests {
             tokens.encode(first, Some(second), limits).unwrap()
         };
         let (huge, larger, small) = ("a b ".repeat(17_000), "b a ".repeat(17_001), "b ".repeat(30));
-        // An odd room: the longer one gets a token more, and of two as long the second.
+        // An odd room: the longer text gets the extra token, or the second text if both are equally
+        // long.
         for (first, second, of_first) in [
             (&huge, &larger, 5),
             (&larger, &huge, 6),

@@ -1,5 +1,5 @@
-//! What a model said of each row that it was measured on: counts by class, and the rows that are
-//! worth a look.
+//! A model's predictions for the rows that it was measured on: counts by class, and the rows that
+//! are worth a look.
 
 use std::collections::BTreeMap;
 
@@ -14,12 +14,12 @@ use crate::events::OnlyClass;
 #[derive(Clone, Debug, PartialEq)]
 pub enum Answers {
     Classes(Vec<ClassAnswer>),
-    /// Of rows that may have several classes.
+    /// For rows that may have several classes.
     Sets(Vec<SetAnswer>),
-    /// Of each labelled word of a row.
+    /// For each labelled word of a row.
     Tags(Vec<Vec<ClassAnswer>>),
     Values(Vec<ValueAnswer>),
-    /// For texts: the mean loss of each one's learned tokens.
+    /// For texts: the mean loss of each text's learned tokens.
     Losses(Vec<f32>),
 }
 
@@ -43,7 +43,7 @@ impl ClassAnswer {
 /// The predicted and the true classes of a row, by index, ascending.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct SetAnswer {
-    /// Those with a probability of at least 0.5.
+    /// Classes with a probability of at least 0.5.
     pub predicted: Box<[u32]>,
     pub labels: Box<[u32]>,
     /// The loss of the row.
@@ -62,13 +62,13 @@ pub struct ValueAnswer {
 pub struct ClassCounts {
     /// Classes that a row has or that the model predicts, the most frequent first, then by index.
     pub classes: Vec<ClassCount>,
-    /// Number of rows by (true class, predicted class), without pairs that never occur. Empty where
-    /// rows may have several.
+    /// Number of rows by (true class, predicted class), without pairs that never occur. Empty if
+    /// rows may have several classes.
     #[serde(with = "pairs")]
     pub pairs: BTreeMap<(u32, u32), usize>,
 }
 
-/// Pairs as a list, because JSON has no keys but strings.
+/// Serialises pairs as a list, because JSON keys are strings.
 mod pairs {
     use std::collections::BTreeMap;
 
@@ -85,7 +85,7 @@ mod pairs {
     }
 }
 
-/// The rows of one class.
+/// Counts of the rows of one class.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClassCount {
     /// Index of the class.
@@ -94,7 +94,7 @@ pub struct ClassCount {
     pub labelled: usize,
     /// Rows for which it is predicted.
     pub predicted: usize,
-    /// Rows for which both hold.
+    /// Rows that have it and for which it is predicted.
     pub correct: usize,
 }
 
@@ -109,7 +109,7 @@ impl ClassCount {
         share(self.correct, self.labelled)
     }
 
-    /// The harmonic mean of precision and recall.
+    /// Harmonic mean of precision and recall.
     pub fn f1(&self) -> f64 {
         share(2 * self.correct, self.labelled + self.predicted)
     }
@@ -131,7 +131,7 @@ impl Answers {
         }
     }
 
-    /// The answers with one class each, of rows or words.
+    /// Returns the answers of rows or words that have exactly one class; `None` for other answers.
     fn single(&self) -> Option<impl Iterator<Item = &ClassAnswer>> {
         let (rows, words): (&[_], &[_]) = match self {
             Answers::Classes(rows) => (rows, &[]),
@@ -141,7 +141,7 @@ impl Answers {
         Some(rows.iter().chain(words.iter().flatten()))
     }
 
-    /// The counts by class; None if rows have no classes.
+    /// Counts the answers by class; `None` if rows have no classes.
     pub fn by_class(&self) -> Option<ClassCounts> {
         let mut classes: BTreeMap<u32, ClassCount> = BTreeMap::new();
         let mut add = |class, labelled, predicted, correct| {
@@ -170,8 +170,8 @@ impl Answers {
         Some(ClassCounts { classes, pairs })
     }
 
-    /// The class that is predicted for every row or word although they have several; `names` are those
-    /// of all classes, by index.
+    /// Returns the class that is predicted for every row or word although not all have it; `names`
+    /// are those of all classes, by index.
     pub fn only_class(&self, names: &[String]) -> Option<OnlyClass> {
         let first = self.single()?.next()?;
         let rows = self.single()?.count();
@@ -182,7 +182,7 @@ impl Answers {
         Some(OnlyClass { name: name.clone(), share: share(correct, rows), words })
     }
 
-    /// Returns the numbers of at most `most` rows that say most about the model: the wrong ones
+    /// Returns the indices of at most `most` rows that say most about the model: the wrong ones
     /// with the highest confidence, those with most wrong words, the values with the largest error,
     /// or those with the highest loss.
     fn worst(&self, most: usize) -> Vec<usize> {
@@ -269,7 +269,8 @@ pub fn examples(data: &TaskData, answers: &Answers, tokens: &Tokens, most: usize
             }
             TaskData::Text(data) => {
                 let example = &data.dev.examples[number];
-                // A text that is learned whole has no prompt but its first token.
+                // A text that is learned whole has one token before its targets, which is not a
+                // prompt.
                 let prompt = if example.prompt() > 1 { example.prompt() } else { 0 };
                 let parts = <[_; 2]>::from(example.ids.split_at(prompt)).into_iter();
                 let texts = parts
@@ -317,15 +318,15 @@ fn outcome(
     })
 }
 
-/// What a decoder generated for a row of dev.
+/// A text that a decoder generated for a row of dev.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TextSample {
     /// File and line.
     pub place: String,
     pub prompt: String,
-    /// What follows the prompt in the row.
+    /// Text that follows the prompt in the row.
     pub reference: String,
-    /// What the model generated, up to the limit of new tokens.
+    /// The generated text, up to the limit of new tokens.
     pub text: String,
 }
 
@@ -354,7 +355,7 @@ mod tests {
         );
         assert_eq!(found.pairs.len(), 5);
         assert_eq!(found.pairs[&(2, 7)], 1);
-        // A class that is given but never right has numbers too.
+        // A class that is predicted but never right has numbers too.
         let never = classes(&[(0, 1)]).by_class().unwrap().classes[1];
         assert_eq!((never.class, never.precision(), never.recall(), never.f1()), (1, 0.0, 0.0, 0.0));
         assert_eq!(Answers::Losses(vec![1.0]).by_class(), None);

@@ -1,5 +1,5 @@
-//! Entities in the tags of words, as seqeval reads them by default: IOB1, IOB2 and BIOES alike, for a
-//! tag that cannot follow another begins a new entity.
+//! Entities in the tags of words, as seqeval reads them by default: IOB1, IOB2 and BIOES alike,
+//! because a tag that cannot follow the previous one begins a new entity.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 /// The tag outside of entities.
 const OUTSIDE: &str = "O";
 
-/// What a tag says of its word.
+/// Position of a word in its entity, according to its tag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
     Begin,
@@ -22,7 +22,7 @@ enum Place {
 /// The tags of a task that mark entities.
 #[derive(Clone, Debug)]
 pub struct EntityTags {
-    /// By the tag's index: its place, and the index of its type.
+    /// By the tag's index: the position, and the index of the entity's type.
     tags: Vec<(Place, usize)>,
     /// Names of the types, sorted.
     types: Vec<String>,
@@ -35,22 +35,22 @@ pub struct Entity {
     pub words: Range<usize>,
 }
 
-/// The entities of a type.
+/// Counts of the entities of a type.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EntityCount {
     /// Name of the type.
     pub kind: String,
-    /// In the labels.
+    /// Number of entities in the labels.
     pub labelled: usize,
-    /// Predicted.
+    /// Number of predicted entities.
     pub predicted: usize,
-    /// Predicted with the right type and the right words.
+    /// Number of entities predicted with the right type and the right words.
     pub correct: usize,
 }
 
 impl EntityTags {
-    /// The tags of these names, by index; None if they mark no entities: then one of them is neither
-    /// O nor begins with B-, I-, E- or S-.
+    /// Parses the tags of these names, by index. `None` if they mark no entities: a name is neither
+    /// O nor begins with B-, I-, E- or S-, or all names are O.
     pub fn new(names: &[String]) -> Option<Self> {
         let parts = |name: &String| {
             let (place, kind) = match name.split_once('-') {
@@ -61,7 +61,7 @@ impl EntityTags {
                 _ if name == OUTSIDE => return Some((Place::Outside, String::new())),
                 _ => return None,
             };
-            // As in seqeval, where a type has no name.
+            // As in seqeval, for a type without a name.
             Some((place, if kind.is_empty() { "_" } else { kind }.to_string()))
         };
         let parts = names.iter().map(parts).collect::<Option<Vec<_>>>()?;
@@ -73,12 +73,12 @@ impl EntityTags {
         (!types.is_empty()).then_some(EntityTags { tags, types })
     }
 
-    /// A type's name.
+    /// Returns a type's name.
     pub fn kind(&self, entity: &Entity) -> &str {
         &self.types[entity.kind]
     }
 
-    /// The entities in a row's tags, by index.
+    /// Returns the entities in a row's tags, which are given by index.
     pub fn entities(&self, row: impl IntoIterator<Item = usize>) -> Vec<Entity> {
         use Place::*;
         let (mut found, mut open): (Vec<Entity>, Option<Entity>) = (Vec::new(), None);
@@ -99,7 +99,7 @@ impl EntityTags {
         found
     }
 
-    /// The entities of rows, in their labels and predicted, counted by type; types that occur.
+    /// Counts the entities in the rows' labels and predictions, for each type that occurs.
     pub fn count(&self, rows: impl IntoIterator<Item = (Vec<usize>, Vec<usize>)>) -> Vec<EntityCount> {
         let mut counts: BTreeMap<usize, EntityCount> = BTreeMap::new();
         for (labels, predicted) in rows {
@@ -112,7 +112,7 @@ impl EntityTags {
                 count.correct += correct;
             };
             labels.iter().for_each(|entity| add(entity, 1, 0, 0));
-            // Both are sorted by their words.
+            // Both are sorted by their first words.
             let is_right = |entity: &Entity| {
                 labels
                     .binary_search_by(|label| label.words.start.cmp(&entity.words.start))

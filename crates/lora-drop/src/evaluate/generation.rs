@@ -1,4 +1,4 @@
-//! Text generated for the rows of a split and measured against their references.
+//! Generates text for the rows of a split and measures it against their references.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -19,7 +19,7 @@ use crate::ranks::share_out;
 use crate::reading::Reading;
 use crate::{Cancel, Error, Result};
 
-/// What is generated and measured.
+/// What to generate and to measure.
 #[derive(Clone, Debug)]
 pub struct GenerationOptions {
     /// The metrics, at least one.
@@ -41,33 +41,33 @@ pub struct Input {
     ids: Vec<u32>,
 }
 
-/// What was measured on generated text.
+/// Measurements of generated text.
 #[derive(Clone, Debug)]
 pub struct GenerationEvaluation {
     /// Name and value, in the order asked for.
     pub metrics: Vec<(String, f64)>,
     /// The generated text of each input, in their order.
     pub texts: Vec<Written>,
-    /// New tokens of all texts.
+    /// Number of new tokens of all texts.
     pub tokens: usize,
     /// Seconds of generating, without the metrics.
     pub seconds: f64,
 }
 
-/// The text that was generated for an input.
+/// A text that was generated for an input.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Written {
     /// The text without special tokens.
     pub text: String,
     pub finish: Finish,
-    /// New tokens.
+    /// Number of new tokens.
     pub tokens: usize,
 }
 
 impl Predictor {
-    /// The inputs of a split, with their references: rows with the same prompt are one input with
-    /// the references of all, in the order of their first rows. Everything that could end the
-    /// generation later is checked.
+    /// Returns the inputs of a split, with their references. Rows with the same prompt are one
+    /// input with the references of all, in the order of their first rows. Everything that could
+    /// fail later in generation is checked.
     ///
     /// # Errors
     /// Those of reading; `Error::Usage` for options out of range, a model with a head, and rows of
@@ -171,7 +171,7 @@ impl Predictor {
     }
 }
 
-/// The model at `path`, if it writes text.
+/// Returns the model at `path`, if it writes text.
 fn decoder<'a>(model: &'a Model, path: &Path) -> Result<&'a Model> {
     match model.head {
         None => Ok(model),
@@ -182,13 +182,13 @@ fn decoder<'a>(model: &'a Model, path: &Path) -> Result<&'a Model> {
     }
 }
 
-/// Counts what was told.
+/// Progress of generation, counted from its events.
 struct Progress {
     began: Instant,
-    /// Texts.
+    /// Number of texts that are done, and of all texts.
     done: usize,
     of: usize,
-    /// New tokens, and those of the texts that are done.
+    /// New tokens of all texts, and of the texts that are done.
     tokens: usize,
     done_tokens: usize,
 }
@@ -208,7 +208,7 @@ impl Progress {
         }
         let tokens_per_second = self.tokens as f64 / self.began.elapsed().as_secs_f64();
         let all = self.done_tokens as f64 / self.done as f64 * self.of as f64;
-        // 0 / 0 is not a number, which `max` would take for 0.
+        // `max` would turn the NaN of 0 / 0 into 0.
         let left = if self.done == 0 { f64::NAN } else { (all - self.tokens as f64).max(0.0) };
         let seconds_left = left / tokens_per_second;
         let Progress { done, of, tokens, .. } = *self;
@@ -216,9 +216,9 @@ impl Progress {
     }
 }
 
-/// The rows that have a prompt first, each with the references of all rows that have it.
-/// Completions all count, the same words of two people too. Lists of references do not add what the
-/// prompt has already: data sets repeat all of them in each of a prompt's rows.
+/// Groups rows by prompt: the first row with each prompt, and the references of all rows with it.
+/// Completions all count, even two with the same words. A list of references adds only new ones,
+/// because data sets repeat all of them in each of a prompt's rows.
 fn group(rows: &[TextRow], listed: bool) -> Vec<(&TextRow, Vec<String>)> {
     let mut groups: Vec<(&TextRow, Vec<String>)> = Vec::new();
     let mut places = HashMap::new();
@@ -238,7 +238,7 @@ fn group(rows: &[TextRow], listed: bool) -> Vec<(&TextRow, Vec<String>)> {
     groups
 }
 
-/// What makes two prompts the same: their texts, with all that a template may read of a turn.
+/// Returns what identifies a prompt: its texts, with everything that a template may read of a turn.
 fn key(row: &TextRow) -> Vec<(&str, &str, String)> {
     match &row.content {
         TextContent::Completion { prompt: text, .. } | TextContent::Text(text) => {
@@ -253,7 +253,7 @@ fn key(row: &TextRow) -> Vec<(&str, &str, String)> {
     }
 }
 
-/// The row without what generation is to find.
+/// Returns the row's content without the answer that is to be generated.
 fn prompt(row: &TextRow) -> TextContent {
     match &row.content {
         TextContent::Completion { prompt, .. } => {

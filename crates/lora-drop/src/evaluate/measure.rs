@@ -21,15 +21,15 @@ use crate::{Cancel, Error, Result, finite};
 /// Loss and metrics of a model on rows.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct Evaluation {
-    /// Mean over the rows, over rows and classes where a row may have several, or over labelled words,
-    /// by the classes' weights, without label smoothing.
+    /// Mean over the rows, over rows and classes if a row may have several, or over labelled words,
+    /// weighted by the classes' weights, without label smoothing.
     pub loss: f64,
     /// Name and value, the task's default metric first.
     pub metrics: Vec<(String, f64)>,
     pub rows: usize,
     /// Number of tokens, special tokens included.
     pub tokens: usize,
-    /// Seconds of the passes and metrics.
+    /// Seconds of the forward passes and metrics.
     pub seconds: f64,
     /// Standard error of the mean loss, from the spread over rows.
     #[serde(skip)]
@@ -38,16 +38,16 @@ pub struct Evaluation {
     pub answers: Answers,
 }
 
-/// What measuring needs beside the rows.
+/// Everything that measuring needs besides the rows.
 pub struct Measuring<'a> {
     pub model: &'a Model,
     pub parameters: &'a Parameters,
     pub table: &'a AdapterTable,
-    /// Rows of similar length are computed together, about `micro_tokens` at a time, so they do not
+    /// Token budget of a micro-batch. Rows of similar length are computed together, so they do not
     /// come in their order.
     pub micro_tokens: usize,
     pub memory: &'a mut Memory,
-    /// Those that share the rows of `measure`.
+    /// The ranks that share the rows of `measure`.
     pub ranks: &'a Ranks,
     pub cancel: &'a Cancel,
     pub listen: &'a mut dyn FnMut(&Event),
@@ -58,8 +58,8 @@ impl Measuring<'_> {
         Context::new(self.parameters.read(), self.table, self.memory, self.cancel.flag())
     }
 
-    /// Gives `pass` the rows `chosen`, by number, a batch at a time, and tells how many tokens are
-    /// done: of `of`, where other ranks have others.
+    /// Calls `pass` with the rows `chosen`, by index, a batch at a time, and reports how many
+    /// tokens are done. The count is scaled to `of` tokens if other ranks measure other rows.
     fn each_batch(
         &mut self,
         rows: TaskRows<'_>,
@@ -80,13 +80,13 @@ impl Measuring<'_> {
         Ok(())
     }
 
-    /// The rank that measures each row.
+    /// Returns the rank that measures each row.
     fn owners(&self, rows: TaskRows) -> Vec<usize> {
         share_out(&rows.lengths(), self.ranks.size())
     }
 
-    /// Gives all ranks what each has `made` of its rows, in their order, and has `take` read each
-    /// row of the others from it.
+    /// Exchanges results: gives all ranks what each has `made` of its rows, in their order, and
+    /// calls `take` to read each row of the other ranks.
     fn exchange(
         &self,
         owners: &[usize],
@@ -103,8 +103,9 @@ impl Measuring<'_> {
         Ok(())
     }
 
-    /// Computes the rows' logits by a model with a head, and gives each row's number and logits,
-    /// (outputs) or (labelled words, outputs), to `take`. None are kept: with thousands of classes they would be larger than the
+    /// Computes the rows' logits by a model with a head, and gives each row's index and logits,
+    /// (outputs) or (labelled words, outputs), to `take`. Logits are not stored: with thousands of
+    /// classes they would be larger than the model.
     /// model.
     ///
     /// # Errors
@@ -160,7 +161,7 @@ impl Measuring<'_> {
             examples.iter().map(|e| e.label.clone()).collect::<Option<_>>().ok_or_else(|| {
                 Error::Input("the split has rows without labels and cannot be measured".into())
             })?;
-        // A row's answer, its loss, and what that counts.
+        // Each row's loss and answer, and its weight in the mean loss.
         let mut losses = vec![0.0; examples.len()];
         let mut answers: Vec<Option<Answer>> = vec![None; examples.len()];
         let share = |row: usize| heads::share(&truth[row], labels.weights(), labels.outputs());
@@ -191,7 +192,7 @@ impl Measuring<'_> {
         let metrics = labels.measure(&answers, &rows);
         let shares: Vec<f64> = rows.iter().map(|&row| share(row)).collect();
         Ok(Evaluation {
-            // In the rows' order, whatever the one in which they were computed.
+            // Summed in the rows' order, whatever the order of computation.
             loss: losses.iter().sum::<f64>() / shares.iter().sum::<f64>(),
             metrics: metrics.into_iter().map(|(metric, value)| (metric.name().to_string(), value)).collect(),
             loss_standard_error: standard_error(
@@ -204,13 +205,13 @@ impl Measuring<'_> {
         })
     }
 
-    /// The mean loss of the texts' learned tokens, and its perplexity.
+    /// Measures the mean loss of the texts' learned tokens, and its perplexity.
     fn texts(&mut self, examples: &[TextExample]) -> Result<Evaluation> {
         let began = Instant::now();
         let rows = TaskRows::Text(examples);
         let (net, owners, rank) = (&self.model.net, self.owners(rows), self.ranks.rank());
         let own = |row: &usize| owners[*row] == rank;
-        // The losses of each row's learned tokens, row by row.
+        // The losses of the learned tokens, row by row; row i ends at `ends[i + 1]`.
         let mut ends = vec![0];
         examples.iter().for_each(|row| ends.push(ends[ends.len() - 1] + row.learned()));
         let mut losses = vec![0.0f32; ends[examples.len()]];
@@ -239,8 +240,8 @@ impl Measuring<'_> {
             }
             Some(())
         })?;
-        // One by one in the order of their lengths, so that the sum does not depend on how the rows
-        // are cut or shared.
+        // Summed one by one in the order of the rows' lengths, so that the sum does not depend on
+        // how rows are batched or shared.
         let mut order: Vec<usize> = (0..examples.len()).collect();
         order.sort_by_key(|&row| (examples[row].ids.len(), row));
         let in_order = order.iter().flat_map(|&row| &losses[ends[row]..ends[row + 1]]);
@@ -265,7 +266,7 @@ impl Measuring<'_> {
         })
     }
 
-    /// Shows an observer the forward passes of the rows `chosen`, by number.
+    /// Runs the forward passes of the rows `chosen`, by index, with an observer.
     ///
     /// # Errors
     /// Interrupted.
@@ -287,7 +288,7 @@ impl Measuring<'_> {
         Ok(observations)
     }
 
-    /// Has `pass` see the rows `chosen`, by number, some at a time.
+    /// Calls `pass` with the rows `chosen`, by index, a batch at a time.
     ///
     /// # Errors
     /// Those of `pass`, and interrupted.
@@ -307,10 +308,10 @@ impl Measuring<'_> {
     }
 }
 
-/// Passes over the same rows, one after the other, that listeners see as one stage.
+/// Consecutive passes over the same rows, which listeners see as one stage.
 pub struct RepeatedPasses {
     began: Instant,
-    /// Tokens of all passes, and of those that have ended.
+    /// Tokens of all passes, and of the passes that have ended.
     of: usize,
     ended: usize,
 }
@@ -323,7 +324,7 @@ impl RepeatedPasses {
         RepeatedPasses { began: Instant::now(), of, ended: 0 }
     }
 
-    /// Tells of the progress of one pass as that of all; its other events are not told.
+    /// Reports the progress of one pass as that of all; its other events are dropped.
     pub fn hear(&mut self, event: &Event, listen: &mut dyn FnMut(&Event)) {
         if let Event::Evaluating { done, of } = event {
             listen(&Event::Evaluating { done: self.ended + done, of: self.of });
@@ -331,15 +332,15 @@ impl RepeatedPasses {
         }
     }
 
-    /// Ends the stage, which may be before all passes are made.
+    /// Ends the stage, possibly before all passes are made.
     pub fn end(self, listen: &mut dyn FnMut(&Event)) {
         let seconds = self.began.elapsed().as_secs_f64();
         listen(&Event::StageEnd { stage: Stage::Evaluate, seconds });
     }
 }
 
-/// The standard error of the weighted mean of values that come with their weights: √(Σ w² (x −
-/// mean)²) / Σ w.
+/// Returns the standard error of the weighted mean of (value, weight) pairs:
+/// `√(Σ w² (x − mean)²) / Σ w`.
 fn standard_error(values: impl Iterator<Item = (f64, f64)> + Clone) -> f64 {
     let weight: f64 = values.clone().map(|(_, w)| w).sum();
     let mean = values.clone().map(|(x, w)| w * x).sum::<f64>() / weight;

@@ -62,11 +62,11 @@ pub fn higher_is_better(name: &str) -> bool {
     name.parse().is_ok_and(Metric::higher_is_better)
 }
 
-/// All metrics of classification from predicted and true class numbers below `classes`. With two
-/// classes, F1 is that of the class `positive`.
+/// Computes all metrics of classification from predicted and true class indices below `classes`.
+/// With two classes, F1 is that of the class `positive`.
 ///
 /// # Panics
-/// The lengths differ, or a number is not below `classes`.
+/// The lengths differ, or an index is not below `classes`.
 pub fn classification(
     predicted: &[usize],
     labels: &[usize],
@@ -81,8 +81,8 @@ pub fn classification(
     ]
 }
 
-/// All metrics of rows that may have several classes, from each row's predicted and true class
-/// numbers below `classes`.
+/// Computes all metrics of rows that may have several classes, from each row's predicted and true
+/// class indices below `classes`.
 pub fn multi_label<'a>(
     rows: impl Iterator<Item = (&'a [u32], &'a [u32])>,
     classes: usize,
@@ -107,8 +107,8 @@ pub fn multi_label<'a>(
     ]
 }
 
-/// All metrics of words whose tags mark entities, from the entities' counts and the share of words
-/// with the right tag.
+/// Computes all metrics of words whose tags mark entities, from the entities' counts and the share
+/// of words with the right tag.
 pub fn entities(counts: &[EntityCount], accuracy: f64) -> Vec<(Metric, f64)> {
     let sum = |count: fn(&EntityCount) -> usize| counts.iter().map(count).sum::<usize>() as f64;
     let (correct, labelled, predicted) =
@@ -121,13 +121,14 @@ pub fn entities(counts: &[EntityCount], accuracy: f64) -> Vec<(Metric, f64)> {
     ]
 }
 
-/// All metrics of words with other tags, from predicted and true class numbers below `classes`.
+/// Computes all metrics of words with other tags, from predicted and true class indices below
+/// `classes`.
 pub fn tags(predicted: &[usize], labels: &[usize], classes: usize) -> Vec<(Metric, f64)> {
     let counts = Counts::new(predicted, labels, classes);
     vec![(Metric::Accuracy, counts.accuracy()), (Metric::MacroF1, counts.macro_f1())]
 }
 
-/// All metrics of regression from predicted and true values.
+/// Computes all metrics of regression from predicted and true values.
 ///
 /// # Panics
 /// The lengths differ.
@@ -137,11 +138,10 @@ pub fn regression(predicted: &[f32], labels: &[f32]) -> Vec<(Metric, f64)> {
     vec![(Metric::Pearson, pearson(&predicted, &labels)), (Metric::Spearman, spearman(&predicted, &labels))]
 }
 
-/// Rows counted by class: all that the metrics of classification need, and no table of all pairs of
-/// classes.
+/// Counts of rows by class: all that the metrics of classification need, without a table of all
+/// pairs of classes.
 struct Counts {
-    /// Of each class the rows that have it, those that were given it, and those of which both are
-    /// true.
+    /// For each class: rows that have it, rows for which it is predicted, and rows with both.
     labelled: Vec<f64>,
     predicted: Vec<f64>,
     hits: Vec<f64>,
@@ -192,7 +192,8 @@ impl Counts {
         ratio(present.iter().map(|&c| self.f1_of(c)).sum(), present.len() as f64)
     }
 
-    /// Gorodkin 2004: the correlation of the two assignments of rows to classes.
+    /// Matthews correlation coefficient for any number of classes (Gorodkin 2004): the correlation
+    /// of predicted and true assignments of rows to classes.
     fn mcc(&self) -> f64 {
         let n = self.rows();
         let sum = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| x * y).sum::<f64>();
@@ -207,11 +208,11 @@ fn ratio(of: f64, by: f64) -> f64 {
     if by == 0.0 { 0.0 } else { of / by }
 }
 
-/// Pearson's correlation coefficient of two lists of equal length; 0 if one is constant, has fewer
-/// than two values, or has a NaN.
+/// Returns Pearson's correlation coefficient of two lists of equal length; 0 if one is constant,
+/// has fewer than two values, or has a NaN.
 pub fn pearson(x: &[f64], y: &[f64]) -> f64 {
     assert_eq!(x.len(), y.len(), "as many predictions as labels");
-    // asked of the values, because the mean of a constant list may be off by a rounding
+    // Tested on the values, because the mean of a constant list may have a rounding error.
     let constant = |v: &[f64]| v.iter().all(|value| *value == v[0]);
     if constant(x) || constant(y) {
         return 0.0;
@@ -229,8 +230,8 @@ pub fn pearson(x: &[f64], y: &[f64]) -> f64 {
     if r.is_nan() { 0.0 } else { r.clamp(-1.0, 1.0) }
 }
 
-/// Spearman's rank correlation: Pearson's over ranks, where equal values share the mean of their
-/// ranks; 0 as in [`pearson`].
+/// Returns Spearman's rank correlation: Pearson's over ranks, where equal values share the mean of
+/// their ranks; 0 as in [`pearson`].
 pub fn spearman(x: &[f64], y: &[f64]) -> f64 {
     if x.iter().chain(y).any(|v| v.is_nan()) {
         return 0.0;
@@ -238,7 +239,7 @@ pub fn spearman(x: &[f64], y: &[f64]) -> f64 {
     pearson(&ranks(x), &ranks(y))
 }
 
-/// Ranks from 1, ties at their mean.
+/// Returns ranks from 1; ties get their mean rank.
 fn ranks(values: &[f64]) -> Vec<f64> {
     let mut order: Vec<usize> = (0..values.len()).collect();
     order.sort_by(|&a, &b| values[a].total_cmp(&values[b]));
@@ -288,7 +289,8 @@ mod tests {
 
     #[test]
     fn either_of_two_classes_can_be_the_positive_one() {
-        // Three of class 0 are found, one is not, and one of class 1 is taken for it.
+        // Of class 0, three rows are found and one is missed; one row of class 1 is taken for class
+        // 0.
         let (labels, predicted) = ([0, 0, 0, 0, 1, 1], [0, 0, 0, 1, 0, 1]);
         let f1 = |positive| classification(&predicted, &labels, 2, positive)[1].1;
         assert!((f1(0) - 0.75).abs() < 1e-12 && (f1(1) - 0.5).abs() < 1e-12);
@@ -320,7 +322,7 @@ mod tests {
     fn a_collapsed_model_gets_zero() {
         assert_near(&classification(&[0; 4], &[0, 1, 0, 1], 2, 1), &[0.5, 0.0, 0.0]);
         assert_near(&classification(&[], &[], 2, 1), &[0.0, 0.0, 0.0]);
-        // 0.1 has no exact mean
+        // The computed mean of these values is not exactly 0.1.
         assert_near(&regression(&[0.1; 7], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]), &[0.0, 0.0]);
         assert_near(&regression(&[f32::NAN, 1.0, 2.0], &[1.0, 2.0, 3.0]), &[0.0, 0.0]);
         assert_near(&regression(&[], &[]), &[0.0, 0.0]);

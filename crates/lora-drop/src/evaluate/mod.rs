@@ -1,4 +1,4 @@
-//! Measuring a model on a split, predicting with it, and comparing generated text with references.
+//! Measures a model on a split, predicts with it, and compares generated text with references.
 
 mod answers;
 pub mod entities;

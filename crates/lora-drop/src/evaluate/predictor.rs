@@ -26,22 +26,23 @@ use crate::{Cancel, Error, Result};
 /// The prediction for one row.
 #[derive(Clone, Debug, Default, serde::Serialize)]
 pub struct Prediction {
-    /// What is predicted.
+    /// The task, which decides what is predicted.
     pub task: Task,
-    /// The class's name, or the value as text. Of several classes their names with commas between, of
-    /// words their tags with spaces between.
+    /// The class's name, or the value as text. Several classes are joined by commas, the tags of
+    /// words by spaces.
     pub label: String,
     /// Index of the class; None for other tasks than classification.
     pub index: Option<usize>,
-    /// Names of the classes of a row that may have several: those with a probability of at least 0.5.
+    /// Names of the predicted classes of a row that may have several: those with a probability of
+    /// at least 0.5.
     pub labels: Vec<String>,
-    /// Each word with its tag; empty where words have none.
+    /// Each word with its tag; empty for other tasks.
     pub words: Vec<TaggedWord>,
-    /// Each entity's type and words, by number; None where tags mark none.
+    /// Each entity's type and its range of word indices; `None` if tags mark no entities.
     pub entities: Option<Vec<(String, Range<usize>)>>,
     /// Each class with its probability; empty for words and for a regression.
     pub scores: Vec<(String, f32)>,
-    /// The head's outputs, (outputs) or (words with a tag, outputs).
+    /// The head's logits, (outputs) or (words with a tag, outputs).
     pub logits: Vec<f32>,
 }
 
@@ -49,7 +50,7 @@ pub struct Prediction {
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct TaggedWord {
     pub word: String,
-    /// None for a word without a token: beyond `max_length`, or the tokenizer makes nothing of it.
+    /// `None` for a word without a token: it lies beyond `max_length`, or the tokenizer drops it.
     pub tag: Option<String>,
     /// The tag's probability.
     pub score: Option<f32>,
@@ -89,7 +90,7 @@ pub struct Predictor {
     pub(super) ranks: Ranks,
 }
 
-/// How rows with labels are read for a model in use.
+/// Returns the options for reading labelled rows for a model in use.
 fn labelled_options(
     files: &ModelFiles,
     reading: &Reading,
@@ -113,7 +114,7 @@ fn labelled_options(
     }
 }
 
-/// The same of texts.
+/// Returns the options for reading texts for a model in use.
 fn text_options(
     files: &ModelFiles,
     tokens: &Tokens,
@@ -125,8 +126,8 @@ fn text_options(
 
 impl Predictor {
     /// Opens a model (a folder, a GGUF file or a hub name) with an adapter (a folder or a file), or
-    /// alone if its own checkpoint has a head. `threads` is their number, 0 for all. Rows are cut
-    /// at `max_length` tokens (None: 256), or at the model's limit if that is lower.
+    /// alone if its own checkpoint has a head. `threads` is the number of threads, 0 for all. Rows
+    /// are cut at `max_length` tokens (`None`: 256), or at the model's limit if that is lower.
     ///
     /// # Errors
     /// Those of the files, and those of [`Self::new`].
@@ -162,11 +163,12 @@ impl Predictor {
         Ok(Predictor { loaded, tokens, max_length, pool: thread_pool(threads)?, ranks: Ranks::default() })
     }
 
-    /// Shares the rows of `evaluate` and `measure`, and the inputs of `evaluate_generation`, with the
-    /// other ranks of a job, all of which make the same calls and get the same results.
+    /// Shares the rows of `evaluate` and `measure`, and the inputs of `evaluate_generation`, with
+    /// the other ranks of a job, all of which make the same calls and get the same results.
     ///
     /// # Errors
-    /// `Error::Ranks` where ranks have other programs, models or adapters, and as soon as one has
+    /// `Error::Ranks` if ranks have other programs, models or adapters, and as soon as one has
+    /// failed.
     /// failed.
     pub fn share_with(&mut self, ranks: &Ranks, cancel: &Cancel) -> Result<()> {
         agreement::on_model(ranks, &self.loaded, cancel)?;
@@ -179,7 +181,7 @@ impl Predictor {
         &self.pool
     }
 
-    /// The model with its adapter, to be changed, and the thread pool.
+    /// Returns the model with its adapter, to be changed, and the thread pool.
     pub fn parts(&mut self) -> (&mut Loaded, &rayon::ThreadPool) {
         (&mut self.loaded, &self.pool)
     }
@@ -194,21 +196,21 @@ impl Predictor {
         &self.loaded.files
     }
 
-    /// Most tokens of a row.
+    /// Largest number of tokens of a row.
     pub fn max_length(&self) -> usize {
         self.max_length
     }
 
-    /// What decides which settings are read for this model, whatever its rows are.
+    /// Returns what decides which settings apply to this model, whatever its rows are.
     pub fn situation(&self) -> Situation {
         let task = self.labels().map_or(Task::Text, Labels::task);
         Situation::of_model(self.loaded.files.config.architecture.is_decoder(), task, None)
     }
 
-    /// Sets which of two classes has its F1 measured.
+    /// Chooses which of two classes has its F1 measured.
     ///
     /// # Errors
-    /// `Error::Usage` if the head has not two classes, or none has this name.
+    /// `Error::Usage` if the head does not have two classes, or none has this name.
     pub fn set_positive(&mut self, class: &str) -> Result<()> {
         if let Some(labels) = self.loaded.labels.take() {
             self.loaded.labels = Some(labels.with_positive(class)?);
@@ -216,12 +218,12 @@ impl Predictor {
         Ok(())
     }
 
-    /// What the head's outputs mean; None for a decoder without a head.
+    /// The meaning of the head's outputs; `None` for a decoder without a head.
     pub fn labels(&self) -> Option<&Labels> {
         self.loaded.labels.as_ref()
     }
 
-    /// Loss and metrics on a split (`train`, `dev`, `test`) of a data set.
+    /// Measures loss and metrics on a split (`train`, `dev`, `test`) of a data set.
     ///
     /// # Errors
     /// Those of [`Self::read`] and [`Self::measure`]; `Error::Usage` for another split's name.
@@ -304,7 +306,7 @@ impl Predictor {
         })
     }
 
-    /// Loss and metrics on rows from [`Self::read`].
+    /// Measures loss and metrics on rows from [`Self::read`].
     ///
     /// # Errors
     /// Rows without labels, or without a token to measure; logits or losses that are not finite;
@@ -339,7 +341,8 @@ impl Predictor {
         })
     }
 
-    /// Shows an observer the forward passes of the rows `chosen`, by index, from [`Self::read`].
+    /// Runs the forward passes of the rows `chosen`, by index, from [`Self::read`], with an
+    /// observer.
     ///
     /// # Errors
     /// Interrupted.
@@ -363,16 +366,16 @@ impl Predictor {
         })
     }
 
-    /// Labels rows, in their order: texts, pairs of texts, or words.
+    /// Predicts the labels of rows, in their order: texts, pairs of texts, or words.
     ///
     /// # Errors
-    /// `Error::Usage` for a decoder without a head; a row without a token, or of another kind than the
-    /// model's labels; logits that are not finite.
+    /// `Error::Usage` for a decoder without a head; a row without a token, or of another kind than
+    /// the model's labels; logits that are not finite.
     pub fn predict(&mut self, rows: &[impl Clone + Into<RowText>]) -> Result<Vec<Prediction>> {
         self.predict_until(rows, &Cancel::new())
     }
 
-    /// [`Self::predict`], with a flag that ends it.
+    /// Like [`Self::predict`], with a flag that cancels it.
     ///
     /// # Errors
     /// Those of `predict`; `Error::Interrupted` soon after `cancel` was raised.

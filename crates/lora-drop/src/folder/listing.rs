@@ -91,8 +91,8 @@ pub(super) fn listed(folder: &Path, overwrite: bool, contents: Contents) -> Resu
     }
 }
 
-/// Leaves the card among a command's files if it is one as it was written, whether or not it is
-/// listed: what somebody has changed is theirs.
+/// Lists the card among a command's files only if it is unchanged since it was written: a card that
+/// somebody has changed is theirs.
 pub(super) fn own_card(folder: &Path, files: &mut Vec<String>) {
     files.retain(|name| name != CARD_FILE);
     if folder.join(CARD_FILE).exists() && !is_kept(folder) {
@@ -100,8 +100,8 @@ pub(super) fn own_card(folder: &Path, files: &mut Vec<String>) {
     }
 }
 
-/// The part of a run's summary.json that says what it wrote. All of it has to be there, so that
-/// another program's file of this name is not taken for one.
+/// The part of a run's summary.json that says what it wrote. All fields but `outputs` must be
+/// there, so that another program's file of this name is not taken for a run's.
 #[derive(Deserialize)]
 pub(super) struct RunListing {
     #[serde(rename = "version")]
@@ -111,12 +111,12 @@ pub(super) struct RunListing {
     _status: String,
     /// 0 if the run has measured no epoch.
     best_epoch: f64,
-    /// None of a run by version 0.1.
+    /// None for a run of version 0.1.
     outputs: Option<Vec<String>>,
 }
 
 impl RunListing {
-    /// Reads that of the run in a folder, if there is one.
+    /// Reads the listing of the run in a folder, if there is one.
     pub fn read(folder: &Path) -> Option<Self> {
         read_json(&folder.join(SUMMARY))
     }
@@ -149,8 +149,8 @@ fn read_json<T: DeserializeOwned>(path: &Path) -> Option<T> {
     serde_json::from_slice(&std::fs::read(path).ok()?).ok()
 }
 
-/// The files that the metadata of a safetensors file lists. None for a folder with a summary, which
-/// is a run's, or with prune.json, which is a pruning's.
+/// Reads the list of files in a safetensors file's metadata. None for a folder with a summary,
+/// which is a run's, or with prune.json, which is a pruning's.
 fn metadata_files(folder: &Path, name: &str) -> Option<Vec<String>> {
     let path = folder.join(name);
     if folder.join(SUMMARY).exists() || folder.join(PRUNE_FILE).exists() || !path.is_file() {
@@ -160,7 +160,8 @@ fn metadata_files(folder: &Path, name: &str) -> Option<Vec<String>> {
     serde_json::from_str(file.metadata().get(FILES_KEY)?).ok()
 }
 
-/// Whether a listed name is a name in the folder itself, as a list may come from anywhere.
+/// Whether a listed name is a plain name in the folder itself. A list is untrusted: it may have
+/// come from anywhere.
 pub(super) fn is_plain(name: &str) -> bool {
     let mut parts = Path::new(name).components();
     matches!((parts.next(), parts.next()), (Some(std::path::Component::Normal(_)), None))

@@ -1,6 +1,6 @@
-//! Beam search as in transformers: among (1 + end tokens) · beams candidates, the best ones that
-//! continue are the next beams; finished ones among the best `num_beams` are kept with their scores
-//! divided by length^penalty.
+//! Beam search as in transformers: among (1 + end tokens) · beams candidates, the best that
+//! continue become the next beams; finished ones among the best `num_beams` are kept, with their
+//! log-probabilities divided by length^penalty.
 
 use super::options::GenerateOptions;
 use super::sampler::penalise;
@@ -8,17 +8,17 @@ use super::stream::StreamDecoder;
 use super::{Finish, Found, Step, StopConditions};
 use crate::Result;
 
-/// The search for the continuation of one prompt.
+/// Beam search for the continuation of one prompt.
 pub struct BeamSearch<'a> {
     options: &'a GenerateOptions,
     ends: &'a StopConditions,
-    /// Tokens of the prompt.
+    /// Number of tokens of the prompt.
     prompt: usize,
-    /// Most new tokens.
+    /// Largest number of new tokens.
     limit: usize,
-    /// The best first.
+    /// Running beams, the best first.
     running: Vec<Beam<'a>>,
-    /// The best first, at most `num_beams`.
+    /// Finished hypotheses, the best first, at most `num_beams`.
     finished: Vec<Hypothesis>,
 }
 
@@ -27,7 +27,7 @@ struct Beam<'a> {
     tokens: Vec<u32>,
     /// Sum of log-probabilities.
     score: f32,
-    /// Looks for stop strings; None without any.
+    /// Detects stop strings; `None` if there are none.
     text: Option<StreamDecoder<'a>>,
 }
 
@@ -45,7 +45,7 @@ struct Candidate {
     token: u32,
 }
 
-/// Candidates of a step for each beam: enough that `num_beams` continue even if all others end.
+/// Number of candidates per beam in a step: `num_beams` continue even if all others end.
 pub fn candidates_per_beam(end_tokens: usize) -> usize {
     (1 + end_tokens).max(2)
 }
@@ -58,17 +58,17 @@ impl<'a> BeamSearch<'a> {
         limit: usize,
         text: Option<StreamDecoder<'a>>,
     ) -> Self {
-        // All beams would be the same text at first.
+        // All beams would start with the same text, so one is enough.
         let first = Beam { tokens: prompt.to_vec(), score: 0.0, text };
         BeamSearch { options, ends, prompt: prompt.len(), limit, running: vec![first], finished: Vec::new() }
     }
 
-    /// Continues by one token; `logits` (beams, vocabulary) are those after the running beams.
+    /// Continues by one token; `logits`, (beams, vocabulary), are those after the running beams.
     pub fn step(&mut self, logits: &mut [f32]) -> Result<Step> {
         let beams = self.options.num_beams;
         let candidates = self.candidates(logits);
         let length = self.running[0].tokens.len() - self.prompt + 1;
-        // In f32, as the scores are.
+        // In f32, like the scores.
         let over = (length as f64).powf(self.options.length_penalty) as f32;
         let (mut running, mut next) = (Vec::with_capacity(beams), Vec::with_capacity(beams));
         for (rank, candidate) in candidates.into_iter().enumerate() {
@@ -111,8 +111,8 @@ impl<'a> BeamSearch<'a> {
         Ok(Step::Done(Found { tokens: best.tokens, finish: best.finish, score: Some(best.score) }))
     }
 
-    /// The best continuations of all beams, the best first; among equal ones, those of earlier
-    /// beams and lower tokens.
+    /// Returns the best continuations of all beams, the best first; ties go to earlier beams and
+    /// lower tokens.
     fn candidates(&self, logits: &mut [f32]) -> Vec<Candidate> {
         let vocabulary = logits.len() / self.running.len();
         let count = candidates_per_beam(self.ends.tokens.len()) * self.options.num_beams;

@@ -23,7 +23,7 @@ pub struct Generator {
 
 impl Generator {
     /// Opens a model (a folder, a GGUF file or a hub name) with an adapter or alone. `reading` says
-    /// how prompts are written; `threads` is their number, 0 for all.
+    /// how prompts are written; `threads` is the number of threads, 0 for all.
     ///
     /// # Errors
     /// Those of the files; `Error::Usage` for a model with a head, which writes no text.
@@ -38,7 +38,7 @@ impl Generator {
         Self::of(Loaded::open(model, adapter, arithmetic)?, &what, reading, threads)
     }
 
-    /// The same for a model that is open and an adapter in memory.
+    /// Like [`Self::open`], for a model that is open and an adapter in memory.
     ///
     /// # Errors
     /// `Error::Usage` for a model with a head, which writes no text.
@@ -83,7 +83,7 @@ impl Generator {
         self.template.is_some()
     }
 
-    /// A prompt with the text that training put around it.
+    /// Returns a prompt with the text that training put around it.
     pub fn wrapped(&self, prompt: &str) -> String {
         match &self.reading.prompt_template {
             Some(template) => template.replace("{prompt}", prompt),
@@ -91,7 +91,8 @@ impl Generator {
         }
     }
 
-    /// The rows of a split (`train`, `dev`, `test`, or the file `data`), and warnings for the user.
+    /// Reads the rows of a split (`train`, `dev`, `test`, or the file `data`), with warnings for
+    /// the user.
     ///
     /// # Errors
     /// Whatever is wrong with a file or a row, with its place.

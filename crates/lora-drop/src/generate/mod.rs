@@ -1,4 +1,4 @@
-//! Generating text with a decoder: prompts in, new tokens out, several prompts at once.
+//! Generates text with a decoder: prompts in, new tokens out, several prompts at once.
 //!
 //! Each pass through the model takes one new token of every text that is being generated and, as
 //! far as there is room, tokens of prompts. When a text is done, the next prompt takes its place.
@@ -23,7 +23,7 @@ pub use options::GenerateOptions;
 use sampler::Sampler;
 pub use stream::StreamDecoder;
 
-/// Tokens of a pass, unless more texts than this are being generated.
+/// Token budget of a pass, unless more texts than this are being generated.
 const PASS_TOKENS: usize = 512;
 
 /// A decoder with its parameters, adapters and tokenizer.
@@ -31,7 +31,7 @@ const PASS_TOKENS: usize = 512;
 pub struct Model<'a> {
     /// The model, without a head for labels.
     pub decoder: &'a Decoder,
-    /// The values of its adapters.
+    /// Values of the adapters.
     pub parameters: &'a Parameters,
     pub table: &'a AdapterTable,
     /// The tokenizer, which stop strings need.
@@ -51,7 +51,7 @@ pub struct Generated {
     pub score: Option<f32>,
 }
 
-/// What is reported during generation, about one prompt.
+/// An event of the generation for one prompt.
 #[derive(Clone, Copy, Debug)]
 pub enum GenerateEvent<'a> {
     /// A new token; in a beam search, only when the prompt is done.
@@ -75,7 +75,7 @@ pub enum Finish {
 /// Continues each prompt, in their order. `listen` gets the prompt's index, and each new token as
 /// soon as it is certain.
 ///
-/// A prompt's result depends on the others in its batch only by the rounding of sums.
+/// A prompt's result depends on the others in its batch only through the rounding of sums.
 ///
 /// # Errors
 /// `Error::Usage` for wrong options; `Error::Input` for a prompt that is empty, leaves no room in
@@ -93,7 +93,7 @@ pub fn generate(
     Ok(generate_some(model, prompts, &numbers, options, memory, cancel, listen)?.into_values().collect())
 }
 
-/// `generate` for the prompts of these numbers, which are those of the results.
+/// Like `generate`, for the prompts with these indices, which are the keys of the results.
 ///
 /// # Errors
 /// Those of `generate`.
@@ -146,7 +146,7 @@ pub(crate) fn generate_some(
 
 /// The tokens and strings that end a text.
 struct StopConditions {
-    /// Each once.
+    /// Token ids, each once.
     tokens: Vec<u32>,
     stop: Vec<String>,
 }
@@ -178,8 +178,8 @@ impl StopConditions {
         Ok(ends)
     }
 
-    /// Why a text ends with this token; None if it continues. `text` looks for stop strings, and
-    /// `last` says whether there is room for no more tokens.
+    /// Returns why a text ends with this token; `None` if it continues. `text` detects stop
+    /// strings, and `last` says whether no more tokens fit.
     fn finish(&self, token: u32, text: &mut Option<StreamDecoder>, last: bool) -> Result<Option<Finish>> {
         if let Some(text) = text {
             text.push(token)?;
@@ -213,12 +213,12 @@ pub(crate) fn check_prompt(prompt: &[u32], decoder: &Decoder) -> std::result::Re
     }
 }
 
-/// One prompt that is being continued.
+/// The state of one prompt that is being continued.
 struct Job<'a> {
     number: usize,
-    /// The prompt's tokens that have not been through the model.
+    /// The prompt's tokens that have not passed through the model yet.
     waiting: &'a [u32],
-    /// The cache and the next token of each row (one, or one for each beam).
+    /// The cache and the next token of each row: one row, or one for each beam.
     caches: Vec<Cache>,
     next: Vec<u32>,
     search: Search<'a>,
@@ -231,14 +231,14 @@ enum Search<'a> {
     Beams(BeamSearch<'a>),
 }
 
-/// The state of a search after each token.
+/// The result of a search step.
 enum Step {
-    /// The rows that continue: which row each one extends, and with which token.
+    /// The rows that continue: for each, the row that it extends and the token.
     Go(Vec<(usize, u32)>),
     Done(Found),
 }
 
-/// What a search found; see `Generated`.
+/// The result of a search; see `Generated`.
 struct Found {
     tokens: Vec<u32>,
     finish: Finish,
@@ -273,7 +273,7 @@ impl<'a> Job<'a> {
         Job { number, waiting: prompt, caches, next: Vec::new(), search, told: 0 }
     }
 
-    /// Continues after a pass; `logits` (rows, vocabulary) are those of this job's rows.
+    /// Continues after a pass; `logits`, (rows, vocabulary), are those of this job's rows.
     fn step(
         &mut self,
         logits: &mut [f32],
@@ -307,7 +307,7 @@ impl<'a> Job<'a> {
     }
 }
 
-/// The caches of the rows that continue these: moved, or copied if several rows continue one.
+/// Returns the caches of the continuing rows: moved, or copied if several rows continue one.
 fn reorder(old: Vec<Cache>, rows: &[(usize, u32)]) -> Vec<Cache> {
     let mut old: Vec<Option<Cache>> = old.into_iter().map(Some).collect();
     let last = |row: usize| rows[row + 1..].iter().all(|(parent, _)| *parent != rows[row].0);
@@ -318,7 +318,7 @@ fn reorder(old: Vec<Cache>, rows: &[(usize, u32)]) -> Vec<Cache> {
     (0..rows.len()).filter_map(take).collect()
 }
 
-/// Sends the jobs' next tokens through the model; returns the logits after each row, (rows,
+/// Passes the jobs' next tokens through the model; returns the logits after each row, (rows,
 /// vocabulary).
 fn pass(model: Model, jobs: &mut [Job], memory: &mut Memory, cancel: &Cancel) -> Result<Vec<f32>> {
     let rows: usize = jobs.iter().map(|job| job.caches.len()).sum();
@@ -345,20 +345,20 @@ fn pass(model: Model, jobs: &mut [Job], memory: &mut Memory, cancel: &Cancel) ->
     Ok(model.decoder.net.extend(context, sequences, &mut caches)?)
 }
 
-/// One text, token by token.
+/// The search for one text, token by token.
 struct SingleSearch<'a> {
     sampler: Sampler,
     penalty: f32,
-    /// Of this prompt.
+    /// Random key of this prompt.
     key: Key,
     ends: &'a StopConditions,
-    /// Tokens of the prompt.
+    /// Number of tokens of the prompt.
     prompt: usize,
-    /// Most new tokens.
+    /// Largest number of new tokens.
     limit: usize,
     /// The prompt's tokens and the new ones.
     tokens: Vec<u32>,
-    /// Looks for stop strings; None without any.
+    /// Detects stop strings; `None` if there are none.
     text: Option<StreamDecoder<'a>>,
 }
 

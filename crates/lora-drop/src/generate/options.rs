@@ -1,4 +1,4 @@
-//! How text is generated: the settings and their check.
+//! Settings of text generation, and their check.
 
 use crate::{Error, Result};
 
@@ -6,21 +6,21 @@ use crate::{Error, Result};
 #[derive(Clone, Debug, PartialEq, serde::Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct GenerateOptions {
-    /// Most new tokens of a prompt.
+    /// Largest number of new tokens of a prompt.
     pub max_new_tokens: usize,
-    /// The divisor of logits before a token is drawn; 0 takes the likeliest token.
+    /// Divisor of the logits before a token is drawn; 0 takes the likeliest token.
     pub temperature: f64,
     /// Number of likeliest tokens to draw from (and those equal to the last of them); 0 is all.
     pub top_k: usize,
-    /// Tokens are drawn from the smallest set of likeliest ones whose probabilities sum to this or
-    /// more; 1 is all.
+    /// Tokens are drawn from the smallest set of likeliest tokens whose probabilities sum to this
+    /// or more; 1 is all.
     pub top_p: f64,
-    /// Positive logits of tokens that occurred, also in the prompt, are divided by it, negative
-    /// ones multiplied; 1 has no effect.
+    /// Positive logits of tokens that occurred, in the prompt or since, are divided by it, and
+    /// negative ones multiplied; 1 has no effect.
     pub repetition_penalty: f64,
     /// Beams of a beam search; 1 turns it off.
     pub num_beams: usize,
-    /// A finished beam's score is its log-probability over its length to this power.
+    /// Exponent of the length by which a finished beam's log-probability is divided.
     pub length_penalty: f64,
     /// Whether a beam search ends when `num_beams` beams have finished; otherwise it ends when the
     /// best running beam, at its present length, cannot be better than the worst finished one.
@@ -30,7 +30,7 @@ pub struct GenerateOptions {
     /// Strings that end a text; the text before them is kept. A special token's name counts as that
     /// token in `end_tokens`.
     pub stop: Vec<String>,
-    /// The seed. A draw depends only on the seed, the prompt's number and the step.
+    /// Seed of the draws. A draw depends only on the seed, the prompt's index and the step.
     pub seed: u64,
     /// Number of prompts that are continued at the same time. The next one starts when one is done.
     pub batch_size: usize,

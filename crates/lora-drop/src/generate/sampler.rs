@@ -5,13 +5,13 @@ use lora_drop_compute::random::Key;
 
 use super::options::GenerateOptions;
 
-/// The index of the largest value, the first among equal ones.
+/// Returns the index of the largest value, the first among equal ones.
 pub fn argmax(x: &[f32]) -> usize {
     (0..x.len()).fold(0, |best, i| if x[i] > x[best] { i } else { best })
 }
 
-/// Makes tokens that occurred less likely: a negative score is multiplied by `penalty`, another
-/// divided by it, once for each token that occurred.
+/// Makes tokens that occurred less likely, once for each: a negative score is multiplied by
+/// `penalty`, any other is divided by it.
 pub fn penalise(scores: &mut [f32], occurred: &[u32], penalty: f32) {
     if penalty == 1.0 {
         return;
@@ -38,7 +38,7 @@ impl Sampler {
         Sampler { temperature: options.temperature, top_k: options.top_k, top_p: options.top_p }
     }
 
-    /// The next token; `logits` are finite, and `key` is used for this step only.
+    /// Chooses the next token; `logits` must be finite, and `key` is used for this step only.
     pub fn choose(&self, logits: &[f32], key: Key) -> u32 {
         if self.temperature == 0.0 {
             return argmax(logits) as u32;
@@ -52,13 +52,13 @@ impl Sampler {
                 return candidate.token;
             }
         }
-        // Rounding left a little of the total, so the last token that can be drawn is taken.
+        // Rounding left a little of the total, so the last token with a positive weight is taken.
         candidates.iter().rfind(|c| c.weight > 0.0).map_or_else(|| argmax(logits) as u32, |c| c.token)
     }
 
-    /// The tokens that may be drawn, in the order of their numbers.
+    /// Returns the tokens that may be drawn, by ascending id.
     fn candidates(&self, logits: &[f32]) -> Vec<Candidate> {
-        // Division by the temperature changes no order, so top-k can come before it.
+        // Division by the temperature keeps the order, so top-k can come before it.
         let least = match self.top_k {
             k if k == 0 || k >= logits.len() => f32::NEG_INFINITY,
             k => *logits.to_vec().select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a)).1,
@@ -72,20 +72,20 @@ impl Sampler {
     }
 }
 
-/// A token and its probability, not normalised.
+/// A token and its unnormalised probability.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Candidate {
     token: u32,
     weight: f64,
 }
 
-/// Drops the least likely tokens whose probabilities sum to 1 − p or less, among equal ones those
-/// of higher numbers first. One token always stays.
+/// Drops the least likely tokens whose probabilities sum to 1 − p or less; of equally likely ones,
+/// higher ids first. At least one token stays.
 fn nucleus(candidates: Vec<Candidate>, p: f64) -> Vec<Candidate> {
     let total: f64 = candidates.iter().map(|c| c.weight).sum();
     let tail = (1.0 - p) * total;
-    // Tokens that would not reach the tail's sum even all together need no sorting; they are most
-    // of the vocabulary.
+    // Tokens this unlikely do not reach the tail's sum even all together, so they need no sorting;
+    // they are most of the vocabulary.
     let slight = tail / candidates.len() as f64;
     let (slight, mut rest): (Vec<_>, Vec<_>) = candidates.into_iter().partition(|c| c.weight < slight);
     let mut sum: f64 = slight.iter().map(|c| c.weight).sum();
@@ -112,7 +112,7 @@ mod tests {
         sampler.candidates(logits).iter().map(|c| c.token).collect()
     }
 
-    /// Logits whose probabilities are these.
+    /// Returns logits with these probabilities.
     fn logits(probabilities: &[f64]) -> Vec<f32> {
         probabilities.iter().map(|p| p.ln() as f32).collect()
     }
@@ -133,7 +133,7 @@ mod tests {
         let x = logits(&[0.1, 0.45, 0.05, 0.3, 0.1]);
         assert_eq!(kept(sampler(1.0, 0, 0.4), &x), [1]);
         assert_eq!(kept(sampler(1.0, 0, 0.5), &x), [1, 3]);
-        // The two of 0.1 are equal: the lower number stays.
+        // The two of 0.1 are equal: the lower id stays.
         assert_eq!(kept(sampler(1.0, 0, 0.8), &x), [0, 1, 3]);
         assert_eq!(kept(sampler(1.0, 0, 0.9), &x), [0, 1, 3, 4]);
         assert_eq!(kept(sampler(1.0, 0, 0.99), &x), [0, 1, 2, 3, 4]);
@@ -141,7 +141,7 @@ mod tests {
         // After the temperature: 0.45² and 0.3² are 0.64 and 0.28 of all squares.
         assert_eq!(kept(sampler(0.5, 0, 0.6), &x), [1]);
         assert_eq!(kept(sampler(0.5, 0, 0.9), &x), [1, 3]);
-        // After top-k: of 0.45 and 0.3 the first is 0.6 of both.
+        // After top-k: the share of 0.45 in 0.45 + 0.3 is 0.6.
         assert_eq!(kept(sampler(1.0, 2, 0.59), &x), [1]);
         assert_eq!(kept(sampler(1.0, 2, 0.61), &x), [1, 3]);
     }
@@ -173,7 +173,7 @@ mod tests {
         let x = [0.5, 2.0, 2.0, -3.0];
         for step in 0..20 {
             assert_eq!(sampler(0.0, 0, 1.0).choose(&x, Key::new(step)), 1);
-            // As cold as can be: one of the equals.
+            // Close to zero, the draw is one of the equally likely.
             assert!((1..3).contains(&sampler(1e-300, 0, 1.0).choose(&x, Key::new(step))));
         }
     }

@@ -1,11 +1,11 @@
-//! Tokens → text while they arrive: text is released when its characters are complete and it cannot
-//! belong to a stop string.
+//! Streams tokens as text: text is released once its characters are complete and it cannot be part
+//! of a stop string.
 
 use crate::Result;
 use crate::data::Tokens;
 use crate::data::pieces::PieceDecoder;
 
-/// Decodes one text's tokens, one after the other.
+/// Decodes the tokens of one text, one by one.
 #[derive(Clone)]
 pub struct StreamDecoder<'a> {
     pieces: PieceDecoder<'a>,
@@ -16,12 +16,12 @@ pub struct StreamDecoder<'a> {
 }
 
 impl<'a> StreamDecoder<'a> {
-    /// A decoder for a text that ends before the first of the `stop` strings.
+    /// Creates a decoder for a text that ends before the first of the `stop` strings.
     pub fn new(tokens: &'a Tokens, stop: &'a [String]) -> Self {
         StreamDecoder { pieces: PieceDecoder::new(tokens, false), stop, held: String::new(), stopped: false }
     }
 
-    /// The whole text of these tokens, up to the first stop string.
+    /// Decodes these tokens to their whole text, up to the first stop string.
     ///
     /// # Errors
     /// The tokenizer fails.
@@ -68,7 +68,7 @@ impl<'a> StreamDecoder<'a> {
         self.stopped
     }
 
-    /// Takes from `held` the text in which no stop string can begin, or all of it at the end. A
+    /// Takes the text from `held` in which no stop string can begin, or all of it at the end. A
     /// stop string ends the text.
     fn release(&mut self, end: bool) -> String {
         if let Some(at) = self.stop.iter().filter_map(|stop| self.held.find(stop)).min() {
@@ -109,7 +109,7 @@ mod tests {
         Tokens::open(folder.path()).unwrap()
     }
 
-    /// A token for each byte: 1 + the byte. 0 is special.
+    /// A tokenizer with a token for each byte: 1 + the byte. Token 0 is special.
     fn bytes() -> Tokens {
         let shown = |b: u8| matches!(b, 33..=126 | 161..=172 | 174..=255);
         let mut unshown = 256..;
@@ -127,7 +127,7 @@ mod tests {
         bytes.iter().map(|b| u32::from(*b) + 1).collect()
     }
 
-    /// What each token gives, and the end.
+    /// Returns the text that each token releases and the rest, and whether a stop string was found.
     fn pieces(tokens: &Tokens, stop: &[&str], ids: &[u32]) -> (Vec<String>, bool) {
         let stop: Vec<String> = stop.iter().map(|s| s.to_string()).collect();
         let mut stream = StreamDecoder::new(tokens, &stop);
@@ -167,7 +167,7 @@ mod tests {
         assert_eq!((got, stopped), (["x", "", "", "EN", "", "", "", ""].map(String::from).into(), true));
         let (got, stopped) = pieces(&tokens, &["END"], &ids(b"xENE"));
         assert_eq!((got, stopped), (["x", "", "", "EN", "E"].map(String::from).into(), false));
-        // Not the one that is listed first, but the one that comes first.
+        // The stop string that occurs first counts, not the one that is listed first.
         let (got, _) = pieces(&tokens, &["b", "a"], &ids(b"-ab"));
         assert_eq!(got.concat(), "-");
     }
@@ -177,7 +177,7 @@ mod tests {
         let tokens = bytes();
         let (got, stopped) = pieces(&tokens, &["。終"], &ids("日。本。終り".as_bytes()));
         assert_eq!((got.concat().as_str(), stopped), ("日。本", true));
-        // The same first bytes are not the same character.
+        // Equal first bytes do not make equal characters.
         let (got, stopped) = pieces(&tokens, &["日"], &ids("旦".as_bytes()));
         assert_eq!((got.concat().as_str(), stopped), ("旦", false));
     }

@@ -1,8 +1,8 @@
 //! The cache that Hugging Face's tools share: `models--org--name` with blobs by ETag, snapshots by
 //! commit that link to them, and refs from branches to commits.
 //!
-//! The one rule that is not obvious: every part of a path that comes from a server or from a file
-//! in the cache is a `PlainName`, so that no path leads out of the cache.
+//! Every part of a path that comes from a server or from a file in the cache is a `PlainName`, so
+//! that no path leads out of the cache.
 
 use std::fmt;
 use std::fs::{self, File, TryLockError};
@@ -18,7 +18,7 @@ use crate::{Error, Result};
 pub(crate) const WEIGHTS: &str = "model.safetensors";
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
-/// The longest name; file systems take 255 bytes, endings included.
+/// Longest name in bytes; file systems take 255, with suffixes.
 const LONGEST: usize = 200;
 
 /// A name that is one part of a path and has no special meaning there: ASCII letters and digits,
@@ -57,12 +57,12 @@ impl PlainPath {
         &self.0
     }
 
-    /// The number of folders above the file.
+    /// Number of folders above the file.
     fn depth(&self) -> usize {
         self.0.matches('/').count()
     }
 
-    /// This file, or all parts of the model of which it is one.
+    /// Returns this file, or all parts of the model if the file is one of several.
     pub fn parts(&self) -> Vec<PlainPath> {
         let paths = part_paths(Path::new(&self.0));
         paths.iter().map(|path| PlainPath(path.to_string_lossy().into_owned())).collect()
@@ -83,7 +83,7 @@ pub(crate) enum RepoKind {
 }
 
 impl RepoKind {
-    /// In the hub's addresses and in the cache.
+    /// Name in the hub's addresses and in the cache.
     pub fn plural(self) -> &'static str {
         match self {
             RepoKind::Model => "models",
@@ -91,7 +91,7 @@ impl RepoKind {
         }
     }
 
-    /// In messages.
+    /// Name in messages.
     #[cfg_attr(not(feature = "hub"), allow(dead_code, reason = "only downloads have messages"))]
     pub fn name(self) -> &'static str {
         match self {
@@ -110,34 +110,35 @@ pub(super) struct RepoCache {
 }
 
 impl RepoCache {
-    /// `id` is `org/name` or `name`, as `HubName` has checked it.
+    /// Creates the part for `id`, `org/name` or `name`, which `HubName` has checked.
     pub fn new(cache: &Path, kind: RepoKind, id: &str) -> Self {
         let folder = format!("{}--{}", kind.plural(), id.replace('/', "--"));
         RepoCache { root: cache.join(&folder), locks: cache.join(".locks").join(&folder) }
     }
 
-    /// The folder of a commit.
+    /// Returns the folder of a commit.
     pub fn snapshot(&self, commit: &PlainName) -> PathBuf {
         self.root.join("snapshots").join(commit.as_str())
     }
 
-    /// A file's content, by its ETag.
+    /// Returns the path of a file's content, by its ETag.
     pub fn blob(&self, etag: &PlainName) -> PathBuf {
         self.root.join("blobs").join(etag.as_str())
     }
 
-    /// The file that becomes the blob when it is whole.
+    /// Returns the path of a partial download, which becomes the blob when it is complete.
     pub fn partial(&self, etag: &PlainName) -> PathBuf {
         self.root.join("blobs").join(format!("{etag}.incomplete"))
     }
 
-    /// The list of the files that were downloaded of a data set, by revision and configuration.
+    /// Returns the path of the list of a data set's downloaded files, by revision and
+    /// configuration.
     pub fn list(&self, name: &str) -> PathBuf {
         self.root.join("lora-drop").join(format!("{}.json", name.replace('/', "--")))
     }
 
-    /// The folder of a revision (a branch, a tag or a commit), or this GGUF file in it (of several
-    /// parts the first), if it has all files that are needed.
+    /// Returns the folder of a revision (a branch, a tag or a commit), or this GGUF file in it (the
+    /// first of several parts), if it has all files that are needed.
     pub fn complete(&self, revision: &str, file: Option<&PlainPath>) -> Option<PathBuf> {
         let folder = self.folder(revision)?;
         match file {
@@ -152,8 +153,8 @@ impl RepoCache {
         Some(self.snapshot(&PlainName::new(commit.trim())?))
     }
 
-    /// The GGUF files of a name's revision that are here, as the end of a message; empty if there
-    /// are none. The hub may have more, so none is taken without its name.
+    /// Names the GGUF files of a name's revision that are in the cache, as the end of a message;
+    /// empty if there are none. The hub may have more, so none is taken without its name.
     pub fn hint(&self, name: &HubName) -> String {
         let folder = self.folder(&name.revision).filter(|_| name.file.is_none());
         let entries = folder.into_iter().filter_map(|folder| fs::read_dir(folder).ok()).flatten();
@@ -168,14 +169,15 @@ impl RepoCache {
         if named.is_empty() { named } else { format!(", or {named}, which is in the cache") }
     }
 
-    /// Makes a branch's name refer to a commit.
+    /// Makes a branch refer to a commit.
     pub fn write_reference(&self, revision: &str, commit: &PlainName) -> Result<()> {
         let path = self.reference(revision);
         make_parent(&path).map_err(|e| Error::io(&path, e))?;
         write_bytes_atomically(&path, commit.as_str().as_bytes())
     }
 
-    /// A revision may have slashes; `HubName` has checked that each part is a plain name.
+    /// Returns the path of a revision's ref. A revision may have slashes; `HubName` has checked
+    /// that each part is a plain name.
     fn reference(&self, revision: &str) -> PathBuf {
         self.root.join("refs").join(revision)
     }
@@ -195,7 +197,7 @@ impl RepoCache {
         }
     }
 
-    /// Opens a blob's partial file to write on, and says how long it is.
+    /// Opens a blob's partial file for appending, and returns its length.
     pub fn open_partial(&self, etag: &PlainName) -> io::Result<(File, u64)> {
         let path = self.partial(etag);
         make_parent(&path)?;
@@ -204,18 +206,18 @@ impl RepoCache {
         Ok((file, length))
     }
 
-    /// Makes a whole partial file the blob.
+    /// Turns a complete partial file into the blob.
     pub fn finish(&self, etag: &PlainName, partial: File) -> io::Result<()> {
         partial.sync_all()?;
         drop(partial);
         fs::rename(self.partial(etag), self.blob(etag))
     }
 
-    /// Puts a blob into a commit's folder under a file's name.
+    /// Links a blob into a commit's folder under a file's name.
     pub fn link(&self, etag: &PlainName, commit: &PlainName, file: &PlainPath) -> io::Result<()> {
         let pointer = self.snapshot(commit).join(file.as_str());
         make_parent(&pointer)?;
-        // There may be a link whose blob was deleted.
+        // A link may be left whose blob was deleted.
         match fs::remove_file(&pointer) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => {}
@@ -224,7 +226,7 @@ impl RepoCache {
         match symlink(Path::new(&root).join("blobs").join(etag.as_str()), &pointer) {
             // Another process was faster.
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            // The file system or the user's rights allow no links.
+            // The file system or the user's rights do not allow links.
             Err(_) => fs::rename(self.blob(etag), &pointer),
             Ok(()) => Ok(()),
         }
@@ -240,7 +242,8 @@ fn make_parent(path: &Path) -> io::Result<()> {
     path.parent().map_or(Ok(()), fs::create_dir_all)
 }
 
-/// A GGUF file in this folder, or the first of all parts; None if it is not there as a whole.
+/// Returns the path of this GGUF file in a folder, or of its first part; `None` unless all parts
+/// are there.
 pub(super) fn whole_gguf(folder: &Path, file: &PlainPath) -> Option<PathBuf> {
     let parts: Vec<PathBuf> = file.parts().iter().map(|part| folder.join(part.as_str())).collect();
     parts.iter().all(|part| part.exists()).then(|| parts[0].clone())
@@ -252,7 +255,7 @@ pub(super) fn is_complete(folder: &Path) -> bool {
     has("config.json") && has("tokenizer.json") && (has(WEIGHTS) || has_shards())
 }
 
-/// The weight files that an index names, sorted.
+/// Returns the weight files that an index names, sorted.
 pub(super) fn shards(index: &Path) -> Result<Vec<PlainPath>> {
     #[derive(serde::Deserialize)]
     struct Index {

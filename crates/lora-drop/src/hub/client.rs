@@ -1,7 +1,7 @@
-//! The hub's protocol: a model's list of files, and the files, over HTTP.
+//! The hub's protocol for downloads: a repository's list of files, and the files, over HTTP.
 //!
-//! The one rule that is not obvious: redirects are followed here and not by `ureq`, so that the
-//! token goes only to the endpoint's own scheme, host and port, whatever a server answers.
+//! Redirects are followed here and not by `ureq`, so that the token goes only to the endpoint's own
+//! scheme, host and port, whatever a server answers.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -18,16 +18,16 @@ use super::GgufModel;
 use super::cache::{INDEX, PlainName, PlainPath, RepoKind, WEIGHTS};
 use crate::Cancel;
 
-/// Where models come from unless HF_ENDPOINT says otherwise.
+/// Endpoint unless HF_ENDPOINT is set.
 const PUBLIC_HUB: &str = "https://huggingface.co";
-/// Redirects that are followed for one file.
+/// Largest number of redirects that are followed for one file.
 pub(super) const REDIRECTS: usize = 8;
-/// Most bytes of a model's description; that of a repository with thousands of files has some
-/// hundred thousand.
+/// Largest size of a repository's description in bytes; with thousands of files it has some hundred
+/// thousand.
 const LONGEST_DESCRIPTION: u64 = 16 << 20;
-/// Most bytes of what the hub says of a request that it refuses.
+/// Largest size in bytes of the hub's answer to a request that it refuses.
 const LONGEST_REFUSAL: u64 = 64 << 10;
-/// Most characters of it that are shown.
+/// Largest number of characters of it that are shown.
 const LONGEST_MESSAGE: usize = 300;
 /// Bytes of one read.
 const PIECE: usize = 64 << 10;
@@ -36,9 +36,9 @@ const PIECE: usize = 64 << 10;
 pub(super) enum Fault {
     /// The hub answered with this status.
     Status(u16),
-    /// The hub refuses a change with this status and these words, which may be empty.
+    /// The hub refuses a change, with this status and this message, which may be empty.
     Refused(u16, String),
-    /// There is no connection, for this reason.
+    /// No connection could be made, for this reason.
     Connection(String),
     /// Nothing has arrived within the timeout.
     Silent,
@@ -54,7 +54,7 @@ pub(super) enum Fault {
 }
 
 impl Fault {
-    /// The status of an answer that is a refusal.
+    /// Returns the status of an answer that is a refusal.
     pub fn status(&self) -> Option<u16> {
         match self {
             Fault::Status(code) | Fault::Refused(code, _) => Some(*code),
@@ -66,7 +66,7 @@ impl Fault {
 /// A repository's description.
 #[derive(serde::Deserialize)]
 pub(super) struct Info {
-    /// The commit.
+    /// Commit of the revision.
     pub sha: String,
     pub siblings: Vec<Sibling>,
 }
@@ -76,42 +76,42 @@ pub(super) struct Info {
 pub(super) struct Sibling {
     #[serde(rename = "rfilename")]
     pub name: String,
-    /// Bytes, if they were asked for.
+    /// Size in bytes, if sizes were asked for.
     pub size: Option<u64>,
 }
 
 impl Info {
-    /// Whether the model has a file of this name.
+    /// Whether the repository has a file of this name.
     pub fn has(&self, name: &str) -> bool {
         self.siblings.iter().any(|file| file.name == name)
     }
 
-    /// Whether a name without a file means one of its GGUF models.
+    /// Whether a name without a file means one of the repository's GGUF models.
     pub fn is_gguf(&self) -> bool {
         let other = [WEIGHTS, INDEX, "adapter_config.json"].into_iter().any(|file| self.has(file));
         !other && !self.gguf_models().is_empty()
     }
 
-    /// Its GGUF models.
+    /// Returns the repository's GGUF models.
     pub fn gguf_models(&self) -> Vec<GgufModel> {
         GgufModel::list(self.siblings.iter().map(|file| (&file.name, file.size)))
     }
 }
 
-/// What the hub says about a file before it is sent.
+/// Metadata of a file, which the hub gives before the file.
 pub(super) struct Metadata {
-    /// The file's name in the cache.
+    /// The ETag, which is the file's name in the cache.
     pub etag: PlainName,
-    /// Bytes.
+    /// Size in bytes.
     pub size: u64,
-    /// Its commit, if the hub names one.
+    /// The file's commit, if the hub names one.
     pub commit: Option<String>,
 }
 
 /// A connection to the hub.
 pub(super) struct Client<'a> {
     agent: Agent,
-    /// Without a slash at the end.
+    /// The address without a final slash.
     endpoint: &'a str,
     origin: Uri,
     token: Option<&'a str>,
@@ -121,7 +121,7 @@ pub(super) struct Client<'a> {
 }
 
 impl<'a> Client<'a> {
-    /// A client that waits at most `timeout` for anything to arrive.
+    /// Creates a client that waits at most `timeout` for anything to arrive.
     ///
     /// # Errors
     /// The endpoint or the token is not valid.
@@ -160,17 +160,17 @@ impl<'a> Client<'a> {
         Ok(Client { agent: Agent::new_with_config(config), endpoint, origin, token, timeout, cancel, kind })
     }
 
-    /// The agent, for another thread, which ends all connections by shutting it down.
+    /// Returns the agent, by which another thread can shut down all connections.
     pub fn agent(&self) -> Agent {
         self.agent.clone()
     }
 
-    /// Without a slash at the end.
+    /// Returns the endpoint without a final slash.
     pub fn endpoint(&self) -> &str {
         self.endpoint
     }
 
-    /// The endpoint's address.
+    /// Returns the endpoint's address.
     pub fn origin(&self) -> &Uri {
         &self.origin
     }
@@ -179,7 +179,8 @@ impl<'a> Client<'a> {
         self.cancel
     }
 
-    /// The description of a repository at a revision, with the sizes of its files or without.
+    /// Fetches the description of a repository at a revision, with or without the sizes of its
+    /// files.
     pub fn info(&self, id: &str, revision: &str, sizes: bool) -> Result<Info, Fault> {
         let query = if sizes { "?blobs=true" } else { "" };
         let (kind, revision) = (self.kind.plural(), revision.replace('/', "%2F"));
@@ -190,10 +191,10 @@ impl<'a> Client<'a> {
         })
     }
 
-    /// An answer that is not a file.
+    /// Reads an answer that is not a file.
     pub fn whole(&self, response: Response<Body>) -> Result<Vec<u8>, Fault> {
         let mut body = response.into_body().into_reader().take(LONGEST_DESCRIPTION + 1);
-        // Its progress is not shown, so the whole of it must arrive in time.
+        // No progress is shown, so the whole answer must arrive within the timeout.
         let (mut text, mut piece, began) = (Vec::new(), vec![0; PIECE], Instant::now());
         loop {
             match body.read(&mut piece).map_err(|e| self.failed(e.into(), Fault::Broken))? {
@@ -210,7 +211,7 @@ impl<'a> Client<'a> {
         Ok(text)
     }
 
-    /// Asks for the metadata of a file at a commit.
+    /// Fetches the metadata of a file at a commit.
     pub fn metadata(&self, id: &str, commit: &PlainName, file: &PlainPath) -> Result<Metadata, Fault> {
         // A redirect to the storage of large files describes the file; one to another name on the
         // hub does not.
@@ -222,8 +223,8 @@ impl<'a> Client<'a> {
         described(response.headers(), redirected)
     }
 
-    /// Appends a file's bytes from `from` on to `partial`, which has those before, and returns once
-    /// the file is whole. `progress` is called with the number of bytes that have arrived.
+    /// Appends a file's bytes from `from` on to `partial`, which has the bytes before, and returns
+    /// once the file is complete. `progress` is called with the number of bytes that have arrived.
     pub fn download(
         &self,
         source: (&str, &PlainName, &PlainPath),
@@ -240,7 +241,7 @@ impl<'a> Client<'a> {
                 Some((first, total)) if first == from => (from, Some(total)),
                 _ => return Err(Fault::Odd("another part of the file than the requested one".into())),
             },
-            // The hub cannot continue, and sends the file from the start.
+            // The hub cannot resume, and sends the file from the start.
             _ => (0, number(headers, CONTENT_LENGTH.as_str())),
         };
         if let Some(total) = total.filter(|&total| total != size) {
@@ -271,13 +272,13 @@ impl<'a> Client<'a> {
         address(&format!("{}/{folder}{id}/resolve/{commit}/{file}", self.endpoint))
     }
 
-    /// Asks for content, from this byte on, and follows redirects.
+    /// Requests content, from this byte on, and follows redirects.
     fn get(&self, url: Uri, from: Option<u64>) -> Result<Response<Body>, Fault> {
         Ok(self.ask(url, |url| self.agent.get(url), from, |_, _, _| true)?.0)
     }
 
-    /// Sends requests and follows redirects as long as `follows` says. Returns the last answer, and
-    /// whether it is a redirect.
+    /// Sends requests and follows redirects as long as `follows` allows. Returns the last answer,
+    /// and whether it is a redirect.
     fn ask(
         &self,
         mut url: Uri,
@@ -315,7 +316,7 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// The request with the token, if it goes to the endpoint.
+    /// Adds the token to a request that goes to the endpoint.
     pub fn authorised<B>(&self, request: ureq::RequestBuilder<B>, url: &Uri) -> ureq::RequestBuilder<B> {
         match self.token.filter(|_| same_origin(url, &self.origin)) {
             Some(token) => request.header(AUTHORIZATION, format!("Bearer {token}")),
@@ -323,7 +324,8 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// The answer to a request that changes something: a success or a redirect.
+    /// Checks the answer to a request that changes something, which must be a success or a
+    /// redirect.
     pub fn answer(
         &self,
         answer: Result<Response<Body>, ureq::Error>,
@@ -347,7 +349,7 @@ impl<'a> Client<'a> {
         Err(Fault::Refused(status.as_u16(), said))
     }
 
-    /// The address to which an answer redirects; None if it does not.
+    /// Returns the address to which an answer redirects; `None` if it does not.
     pub fn redirect(&self, url: &Uri, response: &Response<Body>) -> Result<Option<Uri>, Fault> {
         if !response.status().is_redirection() {
             return Ok(None);
@@ -367,7 +369,7 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// An error of a request, or of content that comes in.
+    /// Converts an error of a request, or of incoming content.
     fn failed(&self, e: ureq::Error, fault: fn(String) -> Fault) -> Fault {
         match e {
             _ if self.cancel.is_raised() => Fault::Interrupted,
@@ -385,8 +387,8 @@ pub(super) fn address(url: &str) -> Result<Uri, Fault> {
     url.parse().map_err(|e| Fault::Odd(format!("{url:?} is not an address: {e}")))
 }
 
-/// A file's metadata by its headers; `redirected` if they belong to a redirect, whose own length
-/// means nothing.
+/// Reads a file's metadata from headers; `redirected` if they belong to a redirect, whose own
+/// length means nothing.
 fn described(headers: &HeaderMap, redirected: bool) -> Result<Metadata, Fault> {
     let tag = text(headers, "x-linked-etag").or_else(|| text(headers, ETAG.as_str()));
     let tag = tag.ok_or_else(|| Fault::Odd("no ETag for a file".into()))?;
@@ -410,13 +412,13 @@ fn number(headers: &HeaderMap, name: &str) -> Option<u64> {
     text(headers, name)?.trim().parse().ok()
 }
 
-/// The first byte and the whole length in `bytes 5-9/10`.
+/// Parses the first byte and the whole length in `bytes 5-9/10`.
 fn content_range(headers: &HeaderMap) -> Option<(u64, u64)> {
     let (range, total) = text(headers, CONTENT_RANGE.as_str())?.strip_prefix("bytes ")?.split_once('/')?;
     Some((range.split_once('-')?.0.trim().parse().ok()?, total.trim().parse().ok()?))
 }
 
-/// Whether the way to an address is encrypted if the one to `other` is.
+/// Whether an address is encrypted if `other` is.
 pub(super) fn is_encrypted_like(uri: &Uri, other: &Uri) -> bool {
     uri.scheme_str() == Some("https") || other.scheme_str() != Some("https")
 }

@@ -1,9 +1,9 @@
-//! A data set given as a hub name: which of its files are data, by the same rule as for folders, and
-//! their download into the cache.
+//! A data set given by its name on the hub: selects its data files by the same rule as for folders,
+//! and downloads them into the cache.
 //!
-//! The one rule that is not obvious: a list of a data set's files is written when all of them are in
-//! the cache, and only a data set with such a list is used without asking the network. The cache
-//! alone does not say whether a split is missing.
+//! A list of a data set's files is written when all of them are in the cache, and only a data set
+//! with a list is used without asking the network: the cache alone does not say whether a split is
+//! missing.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -19,22 +19,22 @@ use crate::data::{Error as DataError, Rows, SplitFiles, SplitName};
 use crate::files::write_bytes_atomically;
 use crate::{Cancel, Error, Result};
 
-/// The branch on which the hub has the rows of data sets in other formats as Parquet files.
+/// Branch on which the hub has Parquet conversions of data sets in other formats.
 const CONVERTED: &str = "refs/convert/parquet";
-/// More files than a data set that is read as a whole has.
+/// Largest number of files of rows; a data set that is read as a whole has fewer.
 const MOST_FILES: usize = 20_000;
 
 /// The files of a data set, or of one of its configurations.
 #[derive(Debug, Serialize, Deserialize)]
 struct FileList {
     commit: String,
-    /// Where they are in the repository: a folder, a file, or shards by their common name.
+    /// Their place in the repository: a folder, a file, or shards by their common name.
     path: String,
     files: Vec<String>,
 }
 
 impl FileList {
-    /// The data in the cache; None if one of the files is not there.
+    /// Returns the path of the data in the cache; `None` if one of the files is not there.
     fn found(&self, cache: &RepoCache) -> Option<PathBuf> {
         let folder = cache.snapshot(&PlainName::new(&self.commit)?);
         let all = self
@@ -47,11 +47,11 @@ impl FileList {
 }
 
 impl HubOptions {
-    /// The files of the data set that is meant by `data`: those at this path if there are any, else
-    /// those of the hub's data set of this name (`org/name` or `org/name@revision`), downloaded if
-    /// needed; None if `data` is a path. As with models, a name that may be meant as a path is one,
-    /// unless the cache has it or it begins with `hf://`. Of a data set with several configurations
-    /// `config` chooses one. For `cancel` and `progress` see [`HubOptions::resolve`].
+    /// Returns the path of the hub's data set of this name (`org/name` or `org/name@revision`) in
+    /// the cache, downloaded if needed; `None` if `data` is a path. If there are files at the path,
+    /// it is one. As with models, a name that may be meant as a path is one, unless the cache has
+    /// it or it begins with `hf://`. `config` chooses one of several configurations. For `cancel`
+    /// and `progress` see [`HubOptions::resolve`].
     ///
     /// # Errors
     /// The hub does not know the name, refuses access or cannot be reached; there are no files of
@@ -99,7 +99,7 @@ impl HubOptions {
 }
 
 impl Fetch<'_> {
-    /// Downloads the data set's files, from its branch or from the one of converted files, and then
+    /// Downloads the data set's files, from its branch or from the branch of conversions, and then
     /// writes their list.
     fn data(&mut self, config: &str, list: &Path) -> Result<PathBuf> {
         let mut seen = Vec::new();
@@ -112,7 +112,7 @@ impl Fetch<'_> {
             let commit = self.commit(&info)?;
             let Some(files) = self.data_files(&info, config)? else {
                 seen = info.siblings.into_iter().map(|file| file.name).collect();
-                // Other revisions have no converted files.
+                // Only the main branch has conversions.
                 if self.name.revision != "main" {
                     break;
                 }
@@ -143,8 +143,8 @@ impl Fetch<'_> {
         Err(self.problem(format!("{what}; found {found}")))
     }
 
-    /// The files of the splits among those of a repository, by the rule for folders: a folder of
-    /// empty files is made of their names. None if there are none.
+    /// Finds the splits' files in a repository by the rule for folders, which is applied to a
+    /// folder of empty files with their names. `None` if there are none.
     fn data_files(&self, info: &Info, config: &str) -> Result<Option<Vec<PlainPath>>> {
         let names: BTreeSet<PlainPath> = info
             .siblings

@@ -1,4 +1,4 @@
-//! The download of a model or a data set into the cache, file by file, and what to do if it fails.
+//! Downloads a model or a data set into the cache, file by file, and explains failures.
 
 use std::fs::{self, File};
 use std::path::PathBuf;
@@ -15,8 +15,8 @@ use super::{Download, GgufModel, HubName, HubOptions};
 use crate::panics::caught;
 use crate::{Cancel, Error, Result};
 
-/// Files that are fetched where the model has them: settings of the tokenizer, of conversations and
-/// of generation.
+/// Files that are fetched if the model has them: settings of the tokenizer, of conversations and of
+/// generation.
 const OPTIONAL: [&str; 6] = [
     "tokenizer_config.json",
     "added_tokens.json",
@@ -25,12 +25,13 @@ const OPTIONAL: [&str; 6] = [
     "chat_template.jinja",
     "generation_config.json",
 ];
-/// How often a transfer is started if it breaks off.
+/// Number of attempts at a transfer that breaks off.
 pub(super) const ATTEMPTS: usize = 3;
-/// The time between two checks of a flag or a lock.
+/// Interval between two checks of a flag or a lock.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// Downloads what is missing of a model; see `HubOptions::resolve`. Returns its folder or GGUF file.
+/// Downloads what is missing of a model and returns its folder or GGUF file; see
+/// `HubOptions::resolve`.
 pub(super) fn model(
     options: &HubOptions,
     name: &HubName,
@@ -42,7 +43,7 @@ pub(super) fn model(
     connected(options, name, RepoKind::Model, cache, model, cancel, progress, |fetch| fetch.model())
 }
 
-/// The GGUF models that a name without a file may mean; see `HubOptions::gguf_models`.
+/// Returns the GGUF models that a name without a file may mean; see `HubOptions::gguf_models`.
 pub(super) fn gguf_models(
     options: &HubOptions,
     name: &HubName,
@@ -57,8 +58,8 @@ pub(super) fn gguf_models(
     })
 }
 
-/// Runs something with a connection to the hub, which ends when `cancel` is raised. `given` is the
-/// name as the user gave it.
+/// Calls `run` with a connection to the hub, which is shut down when `cancel` is raised. `given` is
+/// the name as the user gave it.
 #[expect(clippy::too_many_arguments, reason = "the fields of a Fetch")]
 pub(super) fn connected<T>(
     options: &HubOptions,
@@ -79,15 +80,15 @@ pub(super) fn connected<T>(
         .unwrap_or_else(|panic| Err(problem(format!("the download failed: {panic}"))))
 }
 
-/// Runs something with the connections of an agent, which are shut down when `cancel` is raised. Err
-/// is a panic's message.
+/// Calls `run`, and shuts down an agent's connections when `cancel` is raised. `Err` has a panic's
+/// message.
 pub(super) fn watched<T>(
     agent: Agent,
     cancel: &Cancel,
     run: impl FnOnce() -> T,
 ) -> std::result::Result<T, String> {
     std::thread::scope(|scope| {
-        // A read waits for the network, so a second thread shuts the connections down.
+        // A read blocks on the network, so a second thread shuts the connections down.
         let (done, wait) = mpsc::channel::<()>();
         scope.spawn(move || {
             while let Err(RecvTimeoutError::Timeout) = wait.recv_timeout(LOOK) {
@@ -102,7 +103,7 @@ pub(super) fn watched<T>(
     })
 }
 
-/// One download.
+/// State of one download.
 pub(super) struct Fetch<'a> {
     options: &'a HubOptions,
     pub name: &'a HubName,
@@ -144,7 +145,7 @@ impl Fetch<'_> {
         self.finish(found, &commit)
     }
 
-    /// Downloads the GGUF model that was asked for, or the only one.
+    /// Downloads the requested GGUF model, or the only one.
     fn gguf(&mut self, info: &Info, commit: &PlainName) -> Result<PathBuf> {
         let file = match &self.name.file {
             Some(file) => file.clone(),
@@ -165,7 +166,8 @@ impl Fetch<'_> {
         self.finish(whole_gguf(&self.cache.snapshot(commit), &file), commit)
     }
 
-    /// The error of a name that does not say which GGUF model is meant, with those that there are.
+    /// Returns the error of a name that does not say which GGUF model is meant; it lists the
+    /// models.
     fn which_gguf(&mut self, problem: &str) -> Error {
         let models = match self.info(true) {
             Ok(info) => info.gguf_models(),
@@ -182,13 +184,13 @@ impl Fetch<'_> {
         self.problem(format!("{problem}; give one of its GGUF models, as in {name}:{}: {listed}", first.file))
     }
 
-    /// The description of the repository, with the sizes of its files or without.
+    /// Fetches the description of the repository, with or without the sizes of its files.
     pub fn info(&self, sizes: bool) -> Result<Info> {
         let info = self.client.info(&self.name.id, &self.name.revision, sizes);
         info.map_err(|e| self.explain(e, None))
     }
 
-    /// Makes the branch's name refer to the commit, once everything is there.
+    /// Makes the branch refer to the commit, once all files are there.
     fn finish(&self, found: Option<PathBuf>, commit: &PlainName) -> Result<PathBuf> {
         let found = found.ok_or_else(|| {
             let folder = self.cache.snapshot(commit);
@@ -199,8 +201,8 @@ impl Fetch<'_> {
         Ok(found)
     }
 
-    /// The commit of a description. Files are asked for by it, as the branch may move between two
-    /// files.
+    /// Returns the commit of a description. Files are requested by commit, as the branch may move
+    /// between two files.
     pub fn commit(&self, info: &Info) -> Result<PlainName> {
         PlainName::new(&info.sha).ok_or_else(|| {
             self.problem(format!("the hub gives its commit as {:?}, which is not a valid name", info.sha))
@@ -229,7 +231,7 @@ impl Fetch<'_> {
         self.cache.link(&etag, commit, file).map_err(Fault::Local)
     }
 
-    /// Downloads a blob, continuing from the part that is there.
+    /// Downloads a blob, continuing a partial download.
     fn transfer(
         &mut self,
         commit: &PlainName,
@@ -241,7 +243,7 @@ impl Fetch<'_> {
         let mut attempts = 1..ATTEMPTS;
         loop {
             let (mut partial, mut from) = self.cache.open_partial(etag).map_err(Fault::Local)?;
-            // A part that is as long as the whole, or longer, and was not finished is not valid.
+            // An unfinished part that is as long as the whole file, or longer, is not valid.
             if from >= size {
                 partial.set_len(0).map_err(Fault::Local)?;
                 from = 0;
@@ -258,14 +260,14 @@ impl Fetch<'_> {
             };
             match (&fault, attempts.next()) {
                 (Fault::Broken(_), Some(_)) => {}
-                // The hub cannot continue from there.
+                // The hub cannot resume from there.
                 (Fault::Status(416), Some(_)) => partial.set_len(0).map_err(Fault::Local)?,
                 _ => return Err(fault),
             }
         }
     }
 
-    /// Waits for the lock of a blob, as long as the process that has it makes progress.
+    /// Waits for the lock of a blob, as long as the process that holds it makes progress.
     fn lock(&mut self, etag: &PlainName, file: &PlainPath, size: u64) -> std::result::Result<File, Fault> {
         let length = |cache: &RepoCache| fs::metadata(cache.partial(etag)).map_or(0, |partial| partial.len());
         let (mut seen, mut since) = (length(&self.cache), Instant::now());
@@ -292,7 +294,7 @@ impl Fetch<'_> {
         (self.progress)(Download { file: file.as_str(), done, total });
     }
 
-    /// Refuses a model that cannot be used, before anything is transferred.
+    /// Refuses a model that cannot be used before anything is transferred.
     fn check_files(&self, has: impl Fn(&str) -> bool) -> Result<()> {
         let id = &self.name.id;
         let resave = |class: &str, what: &str| {
@@ -321,7 +323,7 @@ impl Fetch<'_> {
         Error::Input(format!("{}: {problem}", self.given))
     }
 
-    /// The error of a fault, with what to do; `file` is the one that was transferred.
+    /// Converts a fault to an error that says what to do; `file` is the one being transferred.
     pub fn explain(&self, fault: Fault, file: Option<&str>) -> Error {
         let what = file.map_or(String::new(), |f| format!("{f}: "));
         let hub = self.options.endpoint.as_deref().unwrap_or("the Hugging Face hub");
@@ -379,7 +381,7 @@ impl Fetch<'_> {
     }
 }
 
-/// The name of a file of the lists in this folder.
+/// Returns the path of a file that is named in this module.
 fn known(file: &str) -> PlainPath {
     PlainPath::new(file).expect("the names of the lists are plain")
 }

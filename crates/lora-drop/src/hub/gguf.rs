@@ -19,8 +19,8 @@ pub struct GgufModel {
 }
 
 impl GgufModel {
-    /// The models among these files, each with its size, sorted by name. Image encoders (files
-    /// `mmproj...`) are not among them.
+    /// Returns the models among these files, each with its size, sorted by name. Image encoders
+    /// (files `mmproj...`) are left out.
     pub(crate) fn list<S: AsRef<str>>(files: impl Iterator<Item = (S, Option<u64>)>) -> Vec<Self> {
         let mut models = BTreeMap::new();
         for (name, size) in files {
@@ -41,7 +41,7 @@ impl GgufModel {
         models.into_values().collect()
     }
 
-    /// The file with its size: `model.gguf (1.2 GB)`.
+    /// Describes the model by its file and size: `model.gguf (1.2 GB)`.
     pub fn described(&self) -> String {
         let parts = (self.parts > 1).then(|| counted(self.parts, "part"));
         let about: Vec<_> = parts.into_iter().chain(self.bytes.map(bytes)).collect();

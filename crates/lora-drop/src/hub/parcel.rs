@@ -1,6 +1,6 @@
-//! What is sent to the hub of an adapter's folder: the adapter in both forms or a model with its
-//! tokenizer, the card, and how it was trained. Rows of the data, logs and paths of this machine stay
-//! here.
+//! Collects the files of an adapter's folder for the hub: the adapter in both formats or a model
+//! with its tokenizer, the card, and how it was trained. Rows of the data, logs and paths of this
+//! machine are left out.
 
 use std::path::{Path, PathBuf};
 
@@ -27,7 +27,7 @@ const FILES: [&str; 8] = [
     RECIPE,
     "importance.json",
 ];
-/// The longest name of a repository that the hub takes.
+/// Longest repository name that the hub accepts.
 const LONGEST_NAME: usize = 96;
 
 /// The files for a repository.
@@ -41,14 +41,14 @@ pub struct Parcel {
     /// The base model's name on the hub, if it is known.
     pub base: Option<String>,
     pub warnings: Vec<String>,
-    /// Where the files are that differ from the folder's.
+    /// Folder of the files that differ from the adapter folder's.
     _rewritten: TempDir,
 }
 
 /// A file for the hub.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct ParcelFile {
-    /// In the repository.
+    /// Name in the repository.
     pub name: String,
     pub bytes: u64,
     #[serde(skip)]
@@ -56,12 +56,13 @@ pub struct ParcelFile {
 }
 
 impl Parcel {
-    /// Collects the files of the adapter or model in a folder for the repository `name`. Where a file
-    /// names the base model, it names it as `base_model` there, or as on the hub, or not at all.
+    /// Collects the files of the adapter or model in a folder for the repository `name`. In files
+    /// that name the base model, its name becomes `base_model`, or its name on the hub if that is
+    /// known, or is removed.
     ///
     /// # Errors
-    /// `Error::Usage` for a name that the hub does not take, or a folder without an adapter or that is
-    /// being written; those of files that are not valid.
+    /// `Error::Usage` for a name that the hub does not accept, or a folder without an adapter or
+    /// that is being written; those of files that are not valid.
     pub fn pack(folder: &Path, name: &str, base_model: Option<&str>) -> Result<Self> {
         let repository = repository_name(name)?;
         let given = base_model.map(base_name).transpose()?;
@@ -107,22 +108,22 @@ impl Parcel {
         Ok(Parcel { repository, files, left_out, base, warnings, _rewritten: rewritten })
     }
 
-    /// Bytes of all files.
+    /// Total size of the files in bytes.
     pub fn bytes(&self) -> u64 {
         self.files.iter().map(|file| file.bytes).sum()
     }
 }
 
-/// The collecting of a folder's files.
+/// State of collecting a folder's files.
 struct Packing<'a> {
     folder: &'a Path,
-    /// For the files that are changed.
+    /// Folder for the files that are changed.
     rewritten: &'a Path,
     warnings: Vec<String>,
 }
 
 impl Packing<'_> {
-    /// The base model as the folder names it; empty if it does not.
+    /// Returns the base model as the folder names it; empty if it does not.
     fn own_base(&self) -> Result<String> {
         let config = self.folder.join(ADAPTER_CONFIG);
         let compact = self.folder.join(COMPACT_FILE);
@@ -139,7 +140,7 @@ impl Packing<'_> {
         path.is_file().then(|| Recipe::read(&path)).transpose()
     }
 
-    /// The file as it is sent: the folder's own, or another in its place.
+    /// Returns the file to send: the folder's own, or a changed copy.
     fn file(&self, name: &str, id: &str, own: &str, base: Option<&Repository>) -> Result<PathBuf> {
         let (path, other) = (self.folder.join(name), self.rewritten.join(name));
         let hub_name = base.map(Repository::to_string);
@@ -200,7 +201,8 @@ impl Packing<'_> {
 
 const BASE_KEY: &str = "base_model_name_or_path";
 
-/// adapter_config.json with this base, or none if it is not on the hub; None if nothing changes.
+/// Returns adapter_config.json with this base, or without one if it is not on the hub; `None` if
+/// nothing changes.
 fn with_base(mut config: Map<String, Value>, base: Option<&Repository>) -> Option<Map<String, Value>> {
     let before = config.clone();
     config.insert(BASE_KEY.to_string(), base.map(|base| base.id.clone()).into());
@@ -210,7 +212,7 @@ fn with_base(mut config: Map<String, Value>, base: Option<&Repository>) -> Optio
     (config != before).then_some(config)
 }
 
-/// Checks the name of a repository that is written to.
+/// Checks the name of a repository to write to.
 fn repository_name(name: &str) -> Result<String> {
     let refuse = |problem: &str| Err(Error::Usage(format!("{name:?} is not a repository's name: {problem}")));
     let bare = name.strip_prefix(PREFIX).unwrap_or(name);

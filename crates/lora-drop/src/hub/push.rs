@@ -1,4 +1,4 @@
-//! An adapter on its way to the hub, and what to do if that fails.
+//! Uploads an adapter to the hub, and explains failures.
 
 use super::cache::RepoKind;
 use super::client::{Client, Fault};
@@ -7,10 +7,10 @@ use super::parcel::{Parcel, ParcelFile};
 use super::{Download, HubName, HubOptions, MAIN};
 use crate::{Cancel, Error, Result};
 
-/// Where and how a parcel is sent.
+/// Where and how a parcel is uploaded.
 #[derive(Clone, Debug)]
 pub struct PushOptions {
-    /// The branch; one that is missing is made.
+    /// The branch, which is created if it is missing.
     pub revision: String,
     /// The commit's first line.
     pub message: String,
@@ -28,30 +28,30 @@ impl Default for PushOptions {
     }
 }
 
-/// What was sent.
+/// Result of an upload.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Pushed {
     /// The repository's page.
     pub url: String,
     /// Whether the repository is new.
     pub created: bool,
-    /// The commit; None if the hub had all files as they are.
+    /// The commit; `None` if the hub has all files already.
     pub commit: Option<String>,
-    /// Names of the files of the commit.
+    /// Names of the files in the commit.
     pub sent: Vec<String>,
 }
 
 impl HubOptions {
-    /// Sends a parcel to its repository, which is made if it is missing, in one commit. Files that
-    /// are there as they are are not sent. `progress` tells of large files.
+    /// Uploads a parcel to its repository, which is created if it is missing, in one commit. Files
+    /// that the hub has already are not sent. `progress` reports large files.
     ///
-    /// The commit is the last request: whatever fails, or raising `cancel`, leaves the repository's
+    /// The commit is the last request, so a failure, or raising `cancel`, leaves the repository's
     /// files as they were.
     ///
     /// # Errors
-    /// `Error::Usage` without a token, or for a revision that cannot be one; the hub refuses the token
-    /// or the repository, cannot be reached, or its answers are not valid; the transfer breaks off.
-    /// Each message says what to do. `Error::Interrupted` once `cancel` is raised.
+    /// `Error::Usage` without a token, or for a revision that cannot be one; the hub refuses the
+    /// token or the repository, cannot be reached, or its answers are not valid; the transfer
+    /// breaks off. Each message says what to do. `Error::Interrupted` once `cancel` is raised.
     pub fn push(
         &self,
         parcel: &Parcel,
@@ -84,7 +84,7 @@ impl HubOptions {
             cancel.check()?;
             let commit = client.commit(id, revision, &options.message, &files);
             let commit = commit.map_err(|fault| match fault.status() {
-                // Whatever it says, it has not committed.
+                // A refusal means that nothing was committed.
                 Some(400..=499) => explain(fault),
                 _ => unknown_end(id, &url, explain(fault)),
             })?;
@@ -94,7 +94,7 @@ impl HubOptions {
         .unwrap_or_else(|panic| Err(problem(format!("the upload failed: {panic}"))))
     }
 
-    /// Refuses what cannot be sent, before anything is.
+    /// Refuses what cannot be uploaded before anything is sent.
     fn check_push(&self, id: &str, revision: &str) -> Result<()> {
         let refuse = |problem: String| Err(Error::Usage(format!("{id}: {problem}")));
         if HubName::parse(&format!("{id}@{revision}")).is_err() {
@@ -113,7 +113,7 @@ impl HubOptions {
         Ok(())
     }
 
-    /// The error of a fault, with what to do; `file` is the one that was sent.
+    /// Converts a fault to an error that says what to do; `file` is the one being sent.
     fn explain_push(&self, id: &str, revision: &str, fault: Fault, file: Option<&str>) -> Error {
         let what = file.map_or(String::new(), |file| format!("{file}: "));
         let hub = self.endpoint.as_deref().unwrap_or("the Hugging Face hub");
@@ -154,7 +154,7 @@ impl HubOptions {
     }
 }
 
-/// The hub's own words, in brackets behind others.
+/// Returns the hub's own message in brackets, to be appended to others.
 fn fault_words(fault: &Fault) -> String {
     match fault {
         Fault::Refused(_, said) if !said.is_empty() => format!(" ({said})"),
@@ -162,7 +162,7 @@ fn fault_words(fault: &Fault) -> String {
     }
 }
 
-/// The error where the answer to the commit is missing.
+/// Returns the error of a commit whose answer is missing.
 fn unknown_end(id: &str, url: &str, error: Error) -> Error {
     let why = match error {
         Error::Interrupted => "it was interrupted".to_string(),

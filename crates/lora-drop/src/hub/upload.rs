@@ -1,8 +1,8 @@
-//! The hub's protocol for changes: a repository is created, large files go to their storage, and one
-//! commit makes everything visible.
+//! The hub's protocol for changes: a repository is created, large files go to their storage, and
+//! one commit makes everything visible.
 //!
-//! The one rule that is not obvious: the token goes with requests to the endpoint itself. A large
-//! file's storage is at an address that the hub gives for this one file, and is sent no token.
+//! The token goes only with requests to the endpoint itself. A large file goes to an address that
+//! the hub gives for this one file, which is sent no token.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -22,14 +22,14 @@ use super::client::{Client, Fault, REDIRECTS, address, is_encrypted_like, is_web
 use super::parcel::ParcelFile;
 use crate::Cancel;
 
-/// Bytes at a file's start by which the hub decides how it is stored.
+/// Bytes at a file's start from which the hub decides how it is stored.
 const SAMPLE: usize = 512;
 /// Bytes of one read.
 const PIECE: usize = 64 << 10;
 const JSON: &str = "application/json";
 const NDJSON: &str = "application/x-ndjson";
 const LFS: &str = "application/vnd.git-lfs+json";
-/// More parts than the storage takes of a file.
+/// Largest number of parts that the storage takes of a file.
 const MOST_PARTS: usize = 10_000;
 
 /// How the hub stores a file.
@@ -40,14 +40,14 @@ pub(super) struct Storage {
     upload_mode: String,
     #[serde(default)]
     should_ignore: bool,
-    /// Of the file of this name that is there.
+    /// Hash of the hub's present file of this name.
     oid: Option<String>,
 }
 
-/// A file with what the hub says of it.
+/// A file to send.
 pub(super) struct Outgoing<'a> {
     pub file: &'a ParcelFile,
-    /// SHA-256 in hexadecimal, of a large file.
+    /// SHA-256 in hexadecimal of a large file; `None` for others.
     large: Option<String>,
 }
 
@@ -81,7 +81,7 @@ struct Action {
     header: BTreeMap<String, Value>,
 }
 
-/// What a commit made.
+/// Result of a commit.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Commit {
@@ -98,7 +98,7 @@ impl Client<'_> {
         }
         match self.post("/api/repos/create", JSON, body.to_string().as_bytes()) {
             Err(fault) if fault.status() == Some(409) => Ok(false),
-            // The token may be for this repository and not for making others.
+            // The token may be for this repository and not for creating others.
             Err(fault) if matches!(fault.status(), Some(401..=403)) => {
                 self.info(id, super::MAIN, false).map(|_| false).map_err(|_| fault)
             }
@@ -146,7 +146,7 @@ impl Client<'_> {
                     file.name
                 )));
             }
-            // The storage of large files takes no empty ones.
+            // The storage of large files does not accept empty ones.
             let is_large = storage.upload_mode == "lfs" && file.bytes > 0;
             let hash = if is_large { sha256(&file.path, self.cancel()) } else { git_hash(&file.path) };
             let hash = hash.map_err(|e| self.local(e))?;
@@ -157,8 +157,8 @@ impl Client<'_> {
         Ok(outgoing)
     }
 
-    /// Sends the large ones among these files to their storage, unless it has them. `progress` is
-    /// called with a file and its bytes that were sent.
+    /// Sends the large files among these to their storage, unless it has them. `progress` is called
+    /// with a file and the number of its bytes that were sent.
     pub fn upload(
         &self,
         id: &str,
@@ -188,7 +188,7 @@ impl Client<'_> {
                 return Err(of_file(Fault::Odd(message.clone())));
             }
             let Some(Actions { upload: Some(upload), verify }) = &object.actions else { continue };
-            // It is whole once it is stored.
+            // The file counts as complete once it is stored.
             let mut tell = |done: u64| progress(file, done.min(file.bytes - 1));
             self.store(file, oid, upload, attempts, &mut tell).map_err(of_file)?;
             if let Some(verify) = verify {
@@ -201,7 +201,7 @@ impl Client<'_> {
         Ok(())
     }
 
-    /// Sends one file, as a whole or in the parts that the hub asks for.
+    /// Sends one file, whole or in the parts that the hub asks for.
     fn store(
         &self,
         file: &ParcelFile,
@@ -238,8 +238,8 @@ impl Client<'_> {
         self.answer(request.send(body.as_bytes()), Fault::Connection).map(drop)
     }
 
-    /// Sends a part of a file, from its first byte on, again where the connection breaks or the
-    /// storage fails for the moment.
+    /// Sends `length` bytes of a file from byte `first` on, and tries again if the connection
+    /// breaks or the storage fails temporarily.
     fn put(
         &self,
         to: &Uri,
@@ -266,7 +266,7 @@ impl Client<'_> {
         }
     }
 
-    /// Makes the files visible, all together.
+    /// Commits the files, which makes all of them visible at once.
     pub fn commit(
         &self,
         id: &str,
@@ -291,13 +291,13 @@ impl Client<'_> {
         read(self.post(&place, NDJSON, body.as_bytes())?, "the commit")
     }
 
-    /// Sends a body to a place at the endpoint.
+    /// Posts a body to a path at the endpoint.
     fn post(&self, place: &str, kind: &str, body: &[u8]) -> Result<Vec<u8>, Fault> {
         self.send_to(address(&format!("{}{place}", self.endpoint()))?, kind, body)
     }
 
-    /// Sends a body, with the token if it goes to the endpoint, and follows redirects inside it: a
-    /// repository that was renamed has one.
+    /// Posts a body, with the token if it goes to the endpoint, and follows redirects within the
+    /// same origin, as for a repository that was renamed.
     fn send_to(&self, mut url: Uri, kind: &str, body: &[u8]) -> Result<Vec<u8>, Fault> {
         for _ in 0..=REDIRECTS {
             self.check()?;
@@ -322,7 +322,7 @@ impl Client<'_> {
         Err(Fault::Odd(format!("more than {REDIRECTS} redirects")))
     }
 
-    /// The address that the hub gives for a large file.
+    /// Checks the address that the hub gives for a large file.
     fn storage(&self, href: &str) -> Result<Uri, Fault> {
         let to = href
             .parse()
@@ -340,7 +340,7 @@ impl Client<'_> {
     }
 }
 
-/// A part of a file, as it is sent.
+/// Reads a part of a file while it is sent.
 struct Part<'a> {
     source: io::Take<File>,
     done: u64,
@@ -365,12 +365,12 @@ fn read<T: serde::de::DeserializeOwned>(answer: Vec<u8>, what: &str) -> Result<T
         .map_err(|e| Fault::Odd(format!("what it says of {what} is not what was expected: {e}")))
 }
 
-/// A revision as one part of an address.
+/// Escapes a revision to one segment of an address.
 fn escaped(revision: &str) -> String {
     revision.replace('/', "%2F")
 }
 
-/// The SHA-256 of a file, in hexadecimal.
+/// Returns the SHA-256 of a file, in hexadecimal.
 fn sha256(path: &Path, cancel: &Cancel) -> io::Result<String> {
     let (mut file, mut hash, mut piece) = (File::open(path)?, Context::new(&SHA256), vec![0; PIECE]);
     loop {
@@ -384,7 +384,7 @@ fn sha256(path: &Path, cancel: &Cancel) -> io::Result<String> {
     }
 }
 
-/// The hash by which git names a file's content, in hexadecimal.
+/// Returns the hash by which git names a file's content, in hexadecimal.
 fn git_hash(path: &Path) -> io::Result<String> {
     let content = std::fs::read(path)?;
     let mut hash = Context::new(&SHA1_FOR_LEGACY_USE_ONLY);

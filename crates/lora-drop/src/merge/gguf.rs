@@ -11,12 +11,12 @@ use crate::files::write_atomically;
 use crate::model::{ModelFiles, WeightFiles};
 use crate::{Cancel, Error, Result};
 
-/// Writes the base with the adapter merged. The metadata are those of the base if it is a GGUF
-/// file, else they are made from config.json and the tokenizer.
+/// Writes the base with the adapter merged. The metadata are copied from a GGUF base, or made from
+/// config.json and the tokenizer.
 ///
 /// # Errors
 /// The model is not a decoder, the adapter has a head or does not fit, or the tokenizer cannot be
-/// written as GGUF; those of the disk.
+/// written as GGUF; the file cannot be written.
 pub(super) fn merge(
     files: &ModelFiles,
     adapter: &AdapterFile,
@@ -48,8 +48,8 @@ pub(super) fn merge(
     })
 }
 
-/// Adds the tokens that the adapter has learned to end a text with, where llama.cpp looks for them
-/// beside the end-of-sequence token: the end of a turn and the end of a message.
+/// Adds the tokens that the adapter has learned to end a text with. Besides the end-of-sequence
+/// token, llama.cpp looks for an end-of-turn (eot) and an end-of-message (eom) token.
 fn end_with(metadata: &mut Vec<(String, Value)>, ends: &[u32]) {
     let key = |name: &str| format!("tokenizer.ggml.{name}_token_id");
     let known = ["eos", "eot", "eom"].map(key);

@@ -1,16 +1,17 @@
-//! A pair's output decomposed in closed form into directions of falling energy: the first k are the
-//! best pair of rank k.
+//! Decomposes a pair's output in closed form into directions of descending energy: the first k are
+//! the best pair of rank k.
 //!
 //! With z = s A x and C = Σ z zᵀ over the tokens, the pair's score is g = Σ ‖B z‖² = trace(B C Bᵀ).
-//! Let W be a square root of C, C = W Wᵀ, and B W = U S Vᵀ: then g = Σ_j S_j², and no pair of rank
-//! k comes nearer to the outputs than their projection on the first k columns of U, which leaves
-//! Σ_{j>k} S_j². The projected pair is
+//! Let W be a square root of C, C = W Wᵀ, and B W = U S Vᵀ: then g = Σ_j S_j². No pair of rank k
+//! comes nearer to the outputs than their projection on the first k columns of U, which leaves an
+//! error of Σ_{j>k} S_j². The projected pair is
 //!
 //! ```text
 //! B' = U_k,   A' = U_kᵀ B A
 //! ```
 //!
-//! which is V_kᵀ C^-½ A (scaled by S_k) on all inputs that were seen, without an inverse, so that C
+//! On all inputs that were seen, A' is S_k V_kᵀ C^-½ A, but it needs no inverse, so C may be
+//! singular; on other inputs it keeps what B A does there.
 //! may be singular; on others it keeps what B A does there.
 
 use rayon::prelude::*;
@@ -29,8 +30,8 @@ pub struct Factors<'a> {
 }
 
 impl Factors<'_> {
-    /// s² A Aᵀ, (rank, rank): C for white inputs, with which the directions are the singular value
-    /// decomposition of s B A.
+    /// Returns s² A Aᵀ, (rank, rank): C for white inputs, with which the directions are the
+    /// singular value decomposition of s B A.
     pub fn white_moment(&self, scale: f64) -> Vec<f64> {
         let rows = widened(self.a, self.rank);
         let of = |i: usize| (0..self.rank).map(move |j| (i, j));
@@ -42,13 +43,13 @@ impl Factors<'_> {
 /// The directions of a pair's output.
 #[derive(Clone, Debug)]
 pub struct Directions {
-    /// e_j = S_j²: Σ over the tokens of the squared output along each direction, falling, all above
-    /// zero. There are at most `rank`, and fewer if B or the inputs have a lower rank within f32's
-    /// precision.
+    /// e_j = S_j²: Σ over the tokens of the squared output along each direction, descending, all
+    /// above zero. There are at most `rank`, and fewer if B or the inputs have a lower rank within
+    /// f32's precision.
     pub energies: Vec<f64>,
-    /// The coefficients, (rank), with which B gives u, for each direction.
+    /// For each direction u, the coefficients c, (rank), with u = B c.
     in_b: Vec<Vec<f64>>,
-    /// uᵀ B, (rank), for each direction.
+    /// For each direction u, uᵀ B, (rank).
     on_a: Vec<Vec<f64>>,
 }
 
@@ -63,7 +64,7 @@ impl Directions {
             return directions;
         }
         for (value, row) in singular_rows(product.clone()) {
-            // S v; B W v / S = u, and with B = Q R: u = Q y.
+            // `row` is S v. u = B W v / S, and with B = Q R, u = Q y.
             let by = |rows: &[Vec<f64>]| -> Vec<f64> {
                 rows.iter().map(|other| dot(other, &row) / (value * value)).collect()
             };
@@ -75,10 +76,11 @@ impl Directions {
         directions
     }
 
-    /// A', (k, in), and B' transposed, (k, out), of the first `k` directions, for the same scale.
+    /// Returns A', (k, in), and B' transposed, (k, out), of the first `k` directions, for the same
+    /// scale.
     ///
-    /// Each row of A' has the root mean square length of A's rows, and B' the remaining factor, so
-    /// that a learning rate has the same effect in further training as before. Rows beyond the
+    /// Each row of A' has the root-mean-square length of A's rows, and B' has the remaining factor,
+    /// so that a learning rate has the same effect in further training as before. Rows beyond the
     /// number of directions are zeros.
     pub fn pair(&self, factors: Factors<'_>, k: usize) -> (Vec<f32>, Vec<f32>) {
         let Factors { a, b_t, rank } = factors;
@@ -105,7 +107,7 @@ impl Directions {
     }
 }
 
-/// The rows of a (rank, width) matrix.
+/// Returns the rows of a (rank, width) matrix in f64.
 fn widened(values: &[f32], rank: usize) -> Vec<Vec<f64>> {
     values.chunks(values.len() / rank).map(|row| row.iter().map(|&v| f64::from(v)).collect()).collect()
 }
@@ -115,7 +117,7 @@ mod tests {
     use super::*;
     use crate::adapter::init::Counter;
 
-    /// A pair, the inputs that it sees, and what it makes of them, the slow way.
+    /// A pair and the inputs that it sees, for outputs computed one by one as a reference.
     struct Case {
         a: Vec<f32>,
         b_t: Vec<f32>,
@@ -131,8 +133,8 @@ mod tests {
         fn random(seed: u64, rank: usize, output: usize, tokens: usize) -> Self {
             let mut random = Counter::new(seed, "directions");
             let mut draw = |count: usize| -> Vec<f32> { (0..count).map(|_| random.uniform(1.0)).collect() };
-            // One input is large throughout, as some are in models, and B's columns are of very
-            // different sizes.
+            // One input is large throughout, as some are in models, and B's columns differ by
+            // orders of magnitude.
             let x = draw(tokens * INPUT);
             let x = x.chunks(INPUT).map(|row| row.iter().enumerate());
             let x = x.map(|row| row.map(|(i, &v)| f64::from(v) + if i == 2 { 5.0 } else { 0.0 }).collect());
@@ -165,7 +167,7 @@ mod tests {
             Directions::new(self.factors(), &self.moment())
         }
 
-        /// s B A x of each input for a pair of this rank.
+        /// Returns s B A x of each input for a pair of this rank.
         fn outputs(&self, a: &[f32], b_t: &[f32], rank: usize) -> Vec<Vec<f64>> {
             let output = self.b_t.len() / self.rank;
             let of = |x: &Vec<f64>| {
@@ -180,7 +182,7 @@ mod tests {
             self.x.iter().map(of).collect()
         }
 
-        /// The squared distance between the whole pair's outputs and those of its first `k`
+        /// Returns the squared distance between the whole pair's outputs and those of its first `k`
         /// directions.
         fn error(&self, directions: &Directions, k: usize) -> f64 {
             let whole = self.outputs(&self.a, &self.b_t, self.rank);
@@ -193,7 +195,8 @@ mod tests {
         }
     }
 
-    /// Eigenvalues of Y Yᵀ, falling, by rotations of the matrix itself (Jacobi 1846).
+    /// Returns the eigenvalues of Σ y yᵀ, descending, by rotations of the matrix itself (Jacobi
+    /// 1846).
     fn squared_singular_values(y: &[Vec<f64>]) -> Vec<f64> {
         let n = y[0].len();
         let entry = |i: usize, j: usize| y.iter().map(|row| row[i] * row[j]).sum::<f64>();
@@ -218,7 +221,7 @@ mod tests {
         values
     }
 
-    /// Shapes: (rank, out, tokens). More rank than rows, than outputs, than inputs.
+    /// (rank, out, tokens). Some ranks exceed the tokens, the outputs or the inputs.
     const SHAPES: [(usize, usize, usize); 7] =
         [(4, 9, 40), (1, 6, 20), (8, 11, 5), (8, 5, 40), (16, 20, 60), (5, 7, 1), (3, 1, 30)];
 
@@ -234,7 +237,7 @@ mod tests {
             for k in 0..=directions.energies.len() {
                 let dropped: f64 = directions.energies[k..].iter().sum();
                 let error = case.error(&directions, k);
-                // Beside that, f32 rounds A' and B'.
+                // In addition, f32 rounds A' and B'.
                 let allowed = 1e-6 * dropped + 1e-12 * total;
                 assert!((error - dropped).abs() < allowed, "{seed}: {k} of {rank}: {error}, not {dropped}");
             }
@@ -243,7 +246,7 @@ mod tests {
 
     #[test]
     fn no_other_pair_of_the_rank_comes_nearer() {
-        // By Eckart and Young: what is left of the outputs is what their own singular values leave.
+        // By Eckart and Young, the best error is what the outputs' own singular values leave.
         for (seed, (rank, output, tokens)) in (100..).zip(SHAPES) {
             let case = Case::random(seed, rank, output, tokens);
             let directions = case.directions();
@@ -260,7 +263,7 @@ mod tests {
     #[test]
     fn white_inputs_give_the_svd_of_the_product() {
         let case = Case::random(7, 6, 9, 1);
-        // As many inputs as there are places, each 1 at its own.
+        // As many inputs as input dimensions, each a unit vector.
         let unit = |i: usize| (0..INPUT).map(|j| f64::from(u8::from(i == j))).collect();
         let case = Case { x: (0..INPUT).map(unit).collect(), ..case };
         let white = case.factors().white_moment(case.scale);
@@ -291,7 +294,7 @@ mod tests {
 
     #[test]
     fn sizes_far_apart_neither_overflow_nor_vanish() {
-        // What one row of A has more, its column of B has less.
+        // A row of A is scaled by the factor, its column of B by the inverse.
         for factor in [1e-30f32, 1e-15, 1e15, 1e30] {
             let mut case = Case::random(11, 3, 8, 40);
             case.a[..INPUT].iter_mut().for_each(|v| *v *= factor);

@@ -1,4 +1,4 @@
-//! The standard error of a metric on dev by the bootstrap (Efron 1979), which serves for shares, F1,
+//! The standard error of a metric on dev by the bootstrap (Efron 1979), which works for shares, F1,
 //! correlations and perplexity.
 
 use rayon::prelude::*;
@@ -8,7 +8,7 @@ use crate::data::random::{Stream, stream};
 use crate::evaluate::Answers;
 use crate::evaluate::metrics::Metric;
 
-/// Number of draws.
+/// Number of bootstrap resamples.
 const DRAWS: u64 = 1000;
 
 /// A model's answers to dev's rows, from which a metric is computed.
@@ -22,8 +22,8 @@ pub struct DevAnswers<'a> {
 }
 
 impl DevAnswers<'_> {
-    /// The standard deviation of the metric over draws of the rows with replacement. The number of
-    /// threads does not affect it.
+    /// Returns the standard deviation of the metric over resamples of the rows with replacement.
+    /// The number of threads does not affect it.
     pub fn standard_error(&self, metric: Metric) -> f64 {
         let rows = self.answers.rows();
         let draw = |number: u64| {
@@ -36,7 +36,7 @@ impl DevAnswers<'_> {
         (values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / (DRAWS - 1) as f64).sqrt()
     }
 
-    /// The metric of the rows `drawn`; NaN if it is not one of theirs.
+    /// Returns the metric of the rows `drawn`; NaN if it is not a metric of their task.
     fn value(&self, metric: Metric, drawn: &[usize]) -> f64 {
         let found = match (self.answers, self.labels) {
             (answers, Some(labels)) => labels.measure(answers, drawn),
@@ -58,7 +58,7 @@ mod tests {
     use crate::evaluate::{ClassAnswer, ValueAnswer};
 
     fn near(found: f64, expected: f64) {
-        // The relative error of the bootstrap itself over 1000 draws is 1 / √(2 · 1000).
+        // The relative error of the bootstrap itself over 1000 resamples is 1 / √(2 · 1000).
         assert!((found / expected - 1.0).abs() < 0.1, "{found}, expected {expected}");
     }
 
@@ -74,7 +74,7 @@ mod tests {
 
     #[test]
     fn a_correlation_has_fishers_standard_error() {
-        // Of normal values (1 − ρ²)/√n; sums of three uniform numbers are nearly normal.
+        // For normal values (1 − ρ²)/√n; sums of three uniform numbers are nearly normal.
         let mut random = Stream::new(3, 4);
         let mut normal =
             || (0..3).map(|_| random.below(1 << 20) as f32 / (1 << 20) as f32 - 0.5).sum::<f32>();

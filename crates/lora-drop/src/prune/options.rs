@@ -1,4 +1,4 @@
-//! How an adapter is pruned, with which rows, and where the result is written.
+//! Settings of a pruning: how, with which rows, and where the result is written.
 
 use std::path::{Path, PathBuf};
 
@@ -8,29 +8,31 @@ use crate::evaluate::metrics::Metric;
 use crate::reading::Reading;
 use crate::settings::{Budget, RunSettings};
 
-/// How an adapter is pruned.
+/// Settings of a pruning.
 #[derive(Clone, Debug)]
 pub struct PruneOptions {
     /// What decides which directions are kept.
     pub by: By,
-    /// The fraction of the adapter's unique values that is kept, or the smallest one with which dev's
-    /// metric stays within `tolerance`; None: dev is measured at each budget, and none is chosen.
+    /// The fraction of the adapter's unique values that is kept, or the smallest one with which
+    /// dev's metric stays within `tolerance`; `None` measures dev at each budget and chooses none.
     pub budget: Option<Budget>,
     /// The budgets, each in (0, 1], at which dev is measured if no fraction is given.
     pub budgets: Vec<f64>,
     /// Whether all pairs have one rank, the largest within the budget.
     pub equal_ranks: bool,
-    /// The metric on dev that decides; None: the task's default.
+    /// The metric on dev that decides; `None` is the task's default.
     pub metric: Option<Metric>,
-    /// By how much it may fall, in its own unit; None: one standard error of the whole adapter's.
+    /// Tolerated worsening of the metric, in its own unit; `None` is one standard error of the
+    /// whole adapter's.
     pub tolerance: Option<f64>,
-    /// Share of train's rows that the energies are sums over, drawn evenly over the labels.
+    /// Share of train's rows over which the energies are summed, stratified by label.
     pub sample_ratio: f64,
-    /// Most of these rows; None: no limit.
+    /// Largest number of these rows; `None` is no limit.
     pub max_rows: Option<usize>,
     /// Seed of the draw.
     pub seed: u64,
-    /// Settings with which the pruned adapter is trained further, for `max_steps`; None: it is not.
+    /// Settings with which the pruned adapter is trained further, for `max_steps`; `None` skips
+    /// this.
     pub finetune: Option<Box<RunSettings>>,
 }
 
@@ -74,6 +76,6 @@ pub struct PruneOutput {
     pub overwrite: bool,
     /// The text of recipe.toml, in which other commands find the adapter's base and columns.
     pub recipe: String,
-    /// Makes the text of prune.html; None: no page.
+    /// Renders the text of prune.html; `None` writes no page.
     pub page: Option<fn(&Pruning) -> String>,
 }

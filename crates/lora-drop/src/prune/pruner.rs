@@ -23,11 +23,11 @@ use crate::settings::Budget;
 use crate::train::metric;
 use crate::{Cancel, Error, Result};
 
-/// Dev over the budgets.
+/// Measurements of dev over the budgets.
 pub struct Curve {
     pub whole: Point,
     pub points: Vec<Point>,
-    /// For each point the ranks of all pairs.
+    /// Ranks of all pairs for each point.
     pub ranks: Vec<Vec<usize>>,
     pub chosen: Option<usize>,
     pub standard_error: Option<f64>,
@@ -35,14 +35,14 @@ pub struct Curve {
     pub seconds: f64,
 }
 
-/// A pruning under way.
+/// State of a pruning.
 pub struct Pruner<'a> {
-    /// Its pairs are cut in place, so that an adapter of hundreds of megabytes is not copied for each
-    /// budget.
+    /// The predictor. Its pairs are cut in place, so that an adapter of hundreds of megabytes is
+    /// not copied for each budget.
     pub predictor: Predictor,
-    /// The adapter as it was.
+    /// The adapter before pruning.
     file: AdapterFile,
-    /// The rank of each pair in the predictor; rows of A and B beyond it are zero.
+    /// Current rank of each pair in the predictor; rows of A and B beyond it are zero.
     now: Vec<usize>,
     options: &'a PruneOptions,
     pub algebra_seconds: f64,
@@ -51,7 +51,7 @@ pub struct Pruner<'a> {
 }
 
 impl<'a> Pruner<'a> {
-    /// A pruning of `file`, the predictor's adapter.
+    /// Starts a pruning of `file`, the predictor's adapter.
     pub fn new(
         predictor: Predictor,
         file: AdapterFile,
@@ -63,7 +63,7 @@ impl<'a> Pruner<'a> {
         Pruner { predictor, file, now, options, algebra_seconds: 0.0, cancel, listen }
     }
 
-    /// The metric on dev that decides.
+    /// Returns the metric on dev that decides.
     ///
     /// # Errors
     /// `Error::Usage` if it is of another task.
@@ -80,7 +80,7 @@ impl<'a> Pruner<'a> {
             By::Svd => None,
             By::Energy | By::Modules => {
                 Some(predictor.read(rows.data, SplitName::Train, &reading, &mut |event| {
-                    // Reading dev warns of the same.
+                    // Reading dev gives the same warnings.
                     if !matches!(event, Event::Warning(_)) {
                         listen(event);
                     }
@@ -107,7 +107,7 @@ impl<'a> Pruner<'a> {
         Ok((train, None))
     }
 
-    /// The numbers of the rows of train that are used, and their tokens.
+    /// Returns the indices of the rows of train that are used, and their number of tokens.
     pub fn choose_rows(&self, train: Option<&SplitRows>) -> (Vec<usize>, usize) {
         let Some(train) = train else { return (Vec::new(), 0) };
         let rows = train.rows();
@@ -127,7 +127,8 @@ impl<'a> Pruner<'a> {
         (chosen, tokens)
     }
 
-    /// Σ z zᵀ, (rank, rank), of each pair over all layers that share it; by svd for white inputs.
+    /// Returns Σ z zᵀ, (rank, rank), of each pair over all layers that share it; by svd for white
+    /// inputs.
     pub fn moments(&mut self, train: Option<&SplitRows>, chosen: &[usize]) -> Result<Vec<Vec<f64>>> {
         let Some(train) = train else {
             let of = |pair: &StoredPair| {
@@ -147,7 +148,7 @@ impl<'a> Pruner<'a> {
         Ok(moments)
     }
 
-    /// The directions of all pairs.
+    /// Decomposes all pairs into directions.
     pub fn take_apart(&mut self, moments: &[Vec<f64>]) -> Result<Vec<Directions>> {
         let began = Instant::now();
         let of = |(pair, moment): (&StoredPair, &Vec<f64>)| {
@@ -161,7 +162,7 @@ impl<'a> Pruner<'a> {
         directions
     }
 
-    /// The pairs with the energies of their directions.
+    /// Returns the pairs with the energies of their directions.
     ///
     /// # Errors
     /// Energies that are infinite, NaN or all zero.
@@ -190,7 +191,7 @@ impl<'a> Pruner<'a> {
         }
     }
 
-    /// Type and layer of the first module that uses a pair.
+    /// Returns type and layer of the first module that uses a pair.
     fn first_module(&self, pair: usize) -> (&'static str, usize) {
         let id = self.file.modules.iter().find(|(_, of)| **of == pair).map(|(id, _)| *id);
         id.map_or(("", 0), |id| (self.architecture().short_name(id.kind), id.layer))
@@ -200,7 +201,7 @@ impl<'a> Pruner<'a> {
         self.predictor.files().config.architecture
     }
 
-    /// The ranks that a budget leaves.
+    /// Returns the ranks of all pairs under a budget.
     fn ranks(&self, candidates: &[Candidate], budget: f64) -> Result<Vec<usize>> {
         match self.options.equal_ranks {
             true => Ok(vec![equal_rank(candidates, budget)?; candidates.len()]),
@@ -220,14 +221,15 @@ impl<'a> Pruner<'a> {
             Some(Budget::Share(share)) => vec![share],
             Some(Budget::Auto) | None => {
                 let mut budgets = self.options.budgets.clone();
-                // If no smaller one will do, the whole adapter is kept.
+                // If no smaller budget is good enough, the whole adapter is kept.
                 budgets.extend((self.options.budget == Some(Budget::Auto)).then_some(1.0));
                 budgets.sort_by(|x, y| y.total_cmp(x));
                 budgets.dedup();
                 budgets
             }
         };
-        // A single budget that is too small is an error before the work; one of several is a warning.
+        // A single budget that is too small is an error before any measuring; one of several, a
+        // warning.
         let mut cuts: Vec<(f64, Vec<usize>)> = Vec::new();
         let count = budgets.len();
         for budget in budgets {
@@ -282,7 +284,7 @@ impl<'a> Pruner<'a> {
         Ok(Curve { whole, points, ranks, chosen, standard_error, tolerance, seconds })
     }
 
-    /// Measures dev where it can be.
+    /// Measures dev if that is possible.
     fn measure(
         &mut self,
         dev: Option<&SplitRows>,
@@ -300,7 +302,7 @@ impl<'a> Pruner<'a> {
         let (loaded, pool) = predictor.parts();
         for (number, pair) in loaded.bank.pairs().iter().enumerate() {
             let stored = &file.pairs[number];
-            // An equal rank may be above a pair's own; the pair is filled up in the file only.
+            // An equal rank may exceed a pair's own; only the file pads the pair.
             let (rank, before) = (ranks[number].min(stored.rank), now[number].min(stored.rank));
             if rank == before {
                 continue;
@@ -337,7 +339,7 @@ impl<'a> Pruner<'a> {
         }
     }
 
-    /// Every module by type, then layer, with the ranks that are kept.
+    /// Returns every module by type, then layer, with the ranks that are kept.
     pub fn modules(&self, candidates: Vec<Candidate>, kept: Option<&Vec<usize>>) -> Vec<PrunedModule> {
         let mut ids: Vec<_> = self.file.modules.iter().map(|(id, pair)| (id.kind, id.layer, *pair)).collect();
         ids.sort();
@@ -351,10 +353,10 @@ impl<'a> Pruner<'a> {
         ids.into_iter().map(module).collect()
     }
 
-    /// The adapter with these ranks.
+    /// Returns the adapter with these ranks.
     ///
     /// # Errors
-    /// `Error::NotFinite` where a value is too large for f32.
+    /// `Error::NotFinite` if a value is too large for f32.
     pub fn pruned(&mut self, directions: &[Directions], ranks: &[usize]) -> Result<AdapterFile> {
         let began = Instant::now();
         let file = &self.file;
@@ -370,8 +372,8 @@ impl<'a> Pruner<'a> {
             let b_t = pair.b_t();
             let factors = Factors { a: &pair.a, b_t: &b_t, rank: pair.rank };
             let (mut a, b_t) = directions[number].pair(factors, rank);
-            // A direction that only fills up an equal rank is as in a new LoRA: B is zero, and A is
-            // not, so that further training can use it.
+            // Directions that only pad a pair to an equal rank are as in a new LoRA: B is zero, and
+            // A is not, so that further training can use them.
             let learned = directions[number].energies.len().min(rank) * pair.input;
             a[learned..].copy_from_slice(&kaiming_uniform(0, &names[number], rank, pair.input)[learned..]);
             Some((rank, a, b_t))
@@ -393,9 +395,9 @@ impl<'a> Pruner<'a> {
     }
 }
 
-/// The index of the smallest budget of a falling list up to which the metric never falls by more than
-/// the tolerance: after one that is worse, a smaller one that is better by chance does not count.
-/// None if the first is worse.
+/// Returns the index of the smallest of descending budgets up to which the metric never worsens by
+/// more than the tolerance: after one that is worse, a smaller one that is better by chance does
+/// not count. `None` if the first is worse.
 fn smallest(whole: &Point, points: &[Point], metric: Metric, tolerance: f64) -> Option<usize> {
     let value = |point: &Point| point.dev.as_ref().and_then(|dev| dev.metrics.get(metric.name()).copied());
     let fall = |point: &Point| {

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::selection::By;
 use crate::evaluate::Evaluation;
 
-/// Dev as measured with an adapter.
+/// Measurements of dev with an adapter.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Measured {
     /// Metrics by name.
@@ -23,7 +23,7 @@ impl From<&Evaluation> for Measured {
     }
 }
 
-/// What a budget keeps of an adapter.
+/// The adapter at a budget.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Point {
     /// The fraction of the adapter's values that was allowed.
@@ -53,12 +53,12 @@ pub struct PrunedModule {
     pub rank: usize,
     /// The rank that is kept; None if no budget was chosen.
     pub kept: Option<usize>,
-    /// Energies of the directions of the module's pair, falling; of a shared pair summed over its
-    /// layers.
+    /// Energies of the directions of the module's pair, descending; summed over the layers of a
+    /// shared pair.
     pub energies: Vec<f64>,
 }
 
-/// The further training of the pruned adapter.
+/// Further training of the pruned adapter.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Finetuned {
     /// Optimiser steps.
@@ -78,34 +78,34 @@ pub struct Pruning {
     pub version: String,
     /// The adapter that was pruned.
     pub adapter: PathBuf,
-    /// The data whose rows decided.
+    /// The data whose rows were used.
     pub data: PathBuf,
     /// What decided which directions are kept.
     pub by: By,
     /// Whether all pairs have one rank.
     pub equal_ranks: bool,
-    /// Rows of train that the energies are sums over; 0 by svd.
+    /// Number of rows of train over which the energies are summed; 0 by svd.
     pub rows: usize,
     /// Tokens of these rows.
     pub tokens: usize,
     /// Rows of dev; 0 if it cannot be measured.
     pub dev_rows: usize,
-    /// The metric that decides.
+    /// The metric on dev that decides.
     pub metric: Option<String>,
     /// Standard error of the whole adapter's metric.
     pub standard_error: Option<f64>,
-    /// By how much the metric may fall.
+    /// Tolerated worsening of the metric.
     pub tolerance: Option<f64>,
     /// The whole adapter.
     pub whole: Point,
-    /// The budgets, falling.
+    /// The budgets, descending.
     pub points: Vec<Point>,
     /// The index in `points` of the budget that is kept.
     pub chosen: Option<usize>,
     /// The training after the pruning, if there was one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub finetuned: Option<Finetuned>,
-    /// By module type, then layer.
+    /// All modules, by type, then layer.
     pub modules: Vec<PrunedModule>,
     /// Seconds of the pass over train.
     pub scoring_seconds: f64,
@@ -118,7 +118,7 @@ pub struct Pruning {
 }
 
 impl Pruning {
-    /// What is kept, if a budget was chosen.
+    /// Returns the point that is kept, if a budget was chosen.
     pub fn kept(&self) -> Option<&Point> {
         self.chosen.map(|number| &self.points[number])
     }

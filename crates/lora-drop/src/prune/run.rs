@@ -1,5 +1,5 @@
-//! A whole pruning: one pass over rows of train, the directions of all pairs, dev at each budget, and
-//! the files of the result.
+//! A whole pruning: one pass over rows of train, the directions of all pairs, dev at each budget,
+//! and the files of the result.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -19,14 +19,14 @@ use crate::settings::{RECIPE, Recipe, TomlFile};
 use crate::train::{FinetunedAdapter, finetune_adapter};
 use crate::{Cancel, Error, Result};
 
-/// Decomposes the adapter of `predictor`, whose files are at `adapter`, by the rows' train split, and
-/// measures dev at each budget. Writes prune.json and its page to `place`, and if a budget was chosen
-/// the pruned adapter.
+/// Decomposes the adapter of `predictor`, whose files are at `adapter`, by the rows' train split,
+/// and measures dev at each budget. Writes prune.json and its page to `place`, and the pruned
+/// adapter if a budget was chosen.
 ///
 /// # Errors
 /// `Error::Usage` if the adapter cannot be pruned (DoRA, no LoRA), a budget is too small, or the
-/// metric is of another task; `Error::Input` if `Budget::Auto` has no dev to decide by; those of the
-/// files; interrupted, with nothing written.
+/// metric is of another task; `Error::Input` if `Budget::Auto` has no dev to decide by; those of
+/// the files; interrupted, with nothing written.
 pub fn run(
     predictor: Predictor,
     adapter: &Path,
@@ -106,9 +106,8 @@ pub fn run(
     Ok(pruning)
 }
 
-/// Writes prune.json, its page, and if there is one the pruned adapter in both forms with its recipe
-/// and card.
-/// Returns the files' paths.
+/// Writes prune.json, its page and, if there is one, the pruned adapter in both formats with its
+/// recipe and card. Returns the files' paths.
 fn write(
     place: &PruneOutput,
     pruned: Option<&AdapterFile>,

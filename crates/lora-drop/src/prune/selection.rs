@@ -1,5 +1,5 @@
-//! Which directions are kept: of each module type those with the most energy, until the type's share
-//! of the budget is spent.
+//! Selects the directions to keep: of each module type those with the most energy, until the type's
+//! share of the budget is spent.
 //!
 //! Types are not weighed against each other: the energy of a query's output, which goes through the
 //! attention's softmax, means something else to the model than that of a value's, which is added to
@@ -26,16 +26,16 @@ choices! {
     }
 }
 
-/// A pair that is to be pruned.
+/// A pair to be pruned.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Candidate {
     /// The type of its modules.
     pub kind: ModuleKind,
-    /// Energies of its directions, falling, all above zero.
+    /// Energies of its directions, descending, all above zero.
     pub energies: Vec<f64>,
     /// Its rank.
     pub rank: usize,
-    /// Values of one direction: in + out.
+    /// Number of values of one direction: in + out.
     pub each: usize,
 }
 
@@ -50,21 +50,21 @@ pub fn parameters(candidates: &[Candidate], ranks: &[usize]) -> usize {
     candidates.iter().zip(ranks).map(|(candidate, rank)| rank * candidate.each).sum()
 }
 
-/// Share of all energy in the first `ranks` directions of the pairs.
+/// Share of all energy that is in the first `ranks` directions of the pairs.
 pub fn kept_energy(candidates: &[Candidate], ranks: &[usize]) -> f64 {
     let all: f64 = candidates.iter().flat_map(|candidate| &candidate.energies).sum();
     let kept: f64 = candidates.iter().zip(ranks).flat_map(|(c, &rank)| c.energies.iter().take(rank)).sum();
     kept / all
 }
 
-/// The rank that each pair keeps with a budget, a fraction of all values. The directions of each
-/// module type are ordered over its layers by falling energy per value, among equals the first pair
-/// first, and kept as long as they fit into this fraction of the type's values. So a larger budget
-/// keeps everything that a smaller one keeps. A budget of 1 keeps everything unchanged.
+/// Returns the rank that each pair keeps with a budget, a fraction of all values. The directions of
+/// each module type are ordered over its layers by descending energy per value, ties by pair, and
+/// kept as long as they fit into this fraction of the type's values. So a larger budget keeps
+/// everything that a smaller one keeps. A budget of 1 keeps everything unchanged.
 ///
 /// # Errors
-/// `Error::Usage` if the budget is too small for the first direction of every type, with the smallest
-/// that is not.
+/// `Error::Usage` if the first direction of no type fits into the budget; it says the smallest
+/// budget that works.
 pub fn ranks(candidates: &[Candidate], by: By, budget: f64) -> Result<Vec<usize>> {
     if budget >= 1.0 {
         return Ok(candidates.iter().map(|candidate| candidate.rank).collect());
@@ -94,8 +94,8 @@ pub fn ranks(candidates: &[Candidate], by: By, budget: f64) -> Result<Vec<usize>
     }
 }
 
-/// What is kept or dropped as a whole (a direction, or all of a pair), by falling energy per value:
-/// its pair and its number of directions.
+/// Orders the units that are kept or dropped as a whole (a direction, or all of a pair) by
+/// descending energy per value. Returns each unit's pair and number of directions.
 fn order<'a>(pairs: impl Iterator<Item = (usize, &'a Candidate)>, by: By) -> Vec<(usize, usize)> {
     let mut order: Vec<(f64, usize, usize)> = Vec::new();
     for (pair, candidate) in pairs {
@@ -112,11 +112,11 @@ fn order<'a>(pairs: impl Iterator<Item = (usize, &'a Candidate)>, by: By) -> Vec
     order.into_iter().map(|(_, pair, directions)| (pair, directions)).collect()
 }
 
-/// The largest rank that all pairs can have within a budget; pairs with fewer directions are filled
-/// up.
+/// Returns the largest rank that all pairs can have within a budget; pairs with fewer directions
+/// are padded.
 ///
 /// # Errors
-/// `Error::Usage` if not even rank 1 fits, with the smallest budget for which it does.
+/// `Error::Usage` if not even rank 1 fits; it says the smallest budget for which it does.
 pub fn equal_rank(candidates: &[Candidate], budget: f64) -> Result<usize> {
     let each: usize = candidates.iter().map(|candidate| candidate.each).sum();
     let total: usize = candidates.iter().map(Candidate::parameters).sum();
@@ -127,7 +127,7 @@ pub fn equal_rank(candidates: &[Candidate], budget: f64) -> Result<usize> {
     }
 }
 
-/// The error of a budget that is too small. The smallest is rounded up, so that it works.
+/// Returns the error of a budget that is too small. The smallest is rounded up, so that it works.
 fn too_small(budget: f64, least: f64) -> Error {
     let least = (least * 1e6).ceil() / 1e6;
     Error::Usage(format!("a budget of {budget} keeps nothing; the smallest that does is {least}"))
@@ -141,14 +141,14 @@ mod tests {
         Candidate { kind: ModuleKind::Query, energies: energies.to_vec(), rank, each }
     }
 
-    /// Densities: 10, 4, 1 and 20, 3, .5.
+    /// Energies per value: 10, 4, 1 and 20, 3, 0.5.
     fn two() -> Vec<Candidate> {
         vec![candidate(&[20.0, 8.0, 2.0], 4, 2), candidate(&[60.0, 9.0, 1.5], 3, 3)]
     }
 
     #[test]
     fn the_most_energy_for_a_parameter_comes_first() {
-        // 17 parameters in all: 3, 5, 7, 10, 12, 15 in the order of densities.
+        // 17 values in all: 3, 5, 7, 10, 12, 15 in the order of energy per value.
         let kept = |budget| ranks(&two(), By::Energy, budget).unwrap();
         for (parameters, expected) in
             [(3, [0, 1]), (4, [0, 1]), (5, [1, 1]), (7, [2, 1]), (9, [2, 1]), (10, [2, 2]), (16, [3, 3])]
@@ -162,17 +162,17 @@ mod tests {
 
     #[test]
     fn each_type_has_its_share() {
-        // The values have little energy, and keep a half as the queries do.
+        // The value modules have little energy, and keep a half as the query modules do.
         let value = candidate(&[1e-3, 1e-4, 1e-5, 1e-6], 4, 3);
         let candidates = [two(), vec![Candidate { kind: ModuleKind::Value, ..value }]].concat();
         assert_eq!(ranks(&candidates, By::Energy, 0.5).unwrap(), [2, 1, 2]);
-        // Where nothing of a type fits, the others still keep theirs.
+        // If nothing of a type fits, the others still keep theirs.
         assert_eq!(ranks(&candidates, By::Energy, 0.2).unwrap(), [0, 1, 0]);
     }
 
     #[test]
     fn whole_modules_stay_or_go() {
-        // Densities 30/8 and 70.5/9.
+        // Energies per value 30/8 and 70.5/9.
         let kept = |budget| ranks(&two(), By::Modules, budget);
         assert_eq!(kept(9.0 / 17.0).unwrap(), [0, 3]);
         assert_eq!(kept(0.99).unwrap(), [0, 3]);

@@ -4,7 +4,7 @@ use std::sync::{Arc, Barrier, Mutex, PoisonError};
 
 use super::{Exchange, Exchanged};
 
-/// What each rank gives, and where all wait for each other.
+/// The messages of all ranks, and the barrier at which they wait for each other.
 struct Table {
     given: Mutex<Vec<Vec<u8>>>,
     all: Barrier,
@@ -32,7 +32,7 @@ impl Exchange for Threads {
     }
 
     fn gather(&self, mine: Vec<u8>) -> Exchanged<Vec<Vec<u8>>> {
-        // A thread that panics leaves a message whole or untouched.
+        // A thread that panics leaves each message whole, so a poisoned lock does no harm.
         let given = || self.table.given.lock().unwrap_or_else(PoisonError::into_inner);
         given()[self.rank] = mine;
         self.table.all.wait();

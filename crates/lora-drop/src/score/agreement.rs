@@ -1,5 +1,5 @@
-//! Whether two scorings agree: Kendall's tau between their rankings, and the rule by which a
-//! ranking has settled.
+//! Agreement of two scorings: Kendall's tau between their rankings, and the rule by which a ranking
+//! has settled.
 
 use std::collections::BTreeMap;
 
@@ -9,12 +9,12 @@ use super::Importance;
 use crate::assignment::{Assignment, Owner};
 use crate::settings::Scope;
 
-/// Kendall's tau-b between two scorings, in [-1, 1]: the mean over module types of the tau over a
-/// type's layers, or the tau over the one ranking of whole layers. Only modules that both have
-/// scored are compared.
+/// Returns Kendall's tau-b between two scorings, in [-1, 1]: the mean over module types of the tau
+/// over a type's layers, or the tau over the one ranking of whole layers. Only modules that both
+/// have scored are compared.
 ///
-/// For a ranking of fewer than two places it is 1, where one side has only ties 0, and where both
-/// have only ties 1.
+/// A ranking of fewer than two places has a tau of 1, one with only ties on one side 0, and one
+/// with only ties on both sides 1.
 pub fn kendall_tau(a: &Importance, b: &Importance, scope: Scope) -> f64 {
     let (a, b) = (by_ranking(a, scope), by_ranking(b, scope));
     let taus: Vec<f64> = a
@@ -29,7 +29,7 @@ pub fn kendall_tau(a: &Importance, b: &Importance, scope: Scope) -> f64 {
     if taus.is_empty() { 1.0 } else { taus.iter().sum::<f64>() / taus.len() as f64 }
 }
 
-/// Ranking (the module type's number, or 0 for all) → layer → score.
+/// Returns ranking (the module type's index, or 0 for all) → layer → score.
 fn by_ranking(importance: &Importance, scope: Scope) -> BTreeMap<usize, BTreeMap<usize, f64>> {
     let mut rankings: BTreeMap<usize, BTreeMap<usize, f64>> = BTreeMap::new();
     for m in &importance.modules {
@@ -42,7 +42,7 @@ fn by_ranking(importance: &Importance, scope: Scope) -> BTreeMap<usize, BTreeMap
     rankings
 }
 
-/// (concordant − discordant) / sqrt((pairs − ties in x) · (pairs − ties in y))
+/// Returns tau-b: (concordant − discordant) / sqrt((pairs − ties in x) · (pairs − ties in y)).
 fn tau_b(points: &[(f64, f64)]) -> f64 {
     if points.len() < 2 {
         return 1.0;
@@ -64,9 +64,9 @@ fn tau_b(points: &[(f64, f64)]) -> f64 {
     }
 }
 
-/// Kendall's tau between two scorings that agree, at least.
+/// Least tau between two scorings that agree.
 const TAU: f64 = 0.8;
-/// One module in this number may change.
+/// At most one in this number of modules may change.
 const TOLERANCE: usize = 20;
 
 /// The comparison of a scoring with the previous one.
@@ -74,7 +74,7 @@ const TOLERANCE: usize = 20;
 pub struct Agreement {
     /// Kendall's tau between the two.
     pub tau: f64,
-    /// Modules that are kept by one and not by the other.
+    /// Number of modules that are kept by one and not by the other.
     pub changed: usize,
     /// Whether the two agree, which ends the sample stage.
     pub settled: bool,
@@ -84,7 +84,7 @@ pub struct Agreement {
 /// between kept and not kept since the previous scoring, and Kendall's tau between the two is at
 /// least `TAU`.
 ///
-/// In a deep model, modules at the edge of what is kept keep changing places: SmolLM2's 60 modules
+/// In a deep model, modules at the edge of being kept keep swapping places: SmolLM2's 60 modules
 /// did for 120 steps at a budget of one half, with a tau of 0.94. In models of fewer than
 /// `TOLERANCE` modules none may change.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -95,13 +95,13 @@ pub struct Settling {
 }
 
 impl Settling {
-    /// Before the first scoring.
+    /// Creates the state before the first scoring.
     pub fn new(scope: Scope) -> Self {
         Settling { scope, last: None }
     }
 
-    /// Adds a scoring, with its history and whether the ranking is stable. Returns how it compares
-    /// with the previous one; None for the first.
+    /// Adds a scoring, and sets its history and whether the ranking is stable. Returns its
+    /// comparison with the previous one; `None` for the first.
     pub fn observe(&mut self, mut importance: Importance, assignment: Assignment) -> Option<Agreement> {
         let agreement = self.last.take().map(|(before, assigned)| {
             let tau = kendall_tau(&before, &importance, self.scope);
@@ -118,7 +118,7 @@ impl Settling {
         agreement
     }
 
-    /// The last scoring, and the assignment that follows from it.
+    /// Returns the last scoring, and the assignment that follows from it.
     pub fn last(&self) -> Option<&(Importance, Assignment)> {
         self.last.as_ref()
     }
@@ -172,7 +172,7 @@ mod tests {
         let mut see = |i: &Importance| settling.observe(i.clone(), choose(i));
         assert_eq!(see(&first), None);
         assert_eq!(see(&first), Some(Agreement { tau: 1.0, changed: 0, settled: true }));
-        // the same assignment, but the order below it moved
+        // the same assignment, but modules that are not kept have swapped places
         let moved = see(&swapped_low).expect("a third scoring");
         assert!(moved.changed == 0 && !moved.settled && moved.tau < TAU);
         let changed = see(&other_top).expect("a fourth scoring");
@@ -187,7 +187,7 @@ mod tests {
                 .expect("valid scores")
         };
         let rising: Vec<f64> = (1..=30).map(f64::from).collect();
-        // Layers 19 and 20 stand on either side of the edge.
+        // Layers 19 and 20 are on either side of the edge.
         let (mut edge, mut two_edges) = (rising.clone(), rising.clone());
         edge.swap(19, 20);
         two_edges.swap(18, 21);

@@ -8,20 +8,20 @@ use super::{Criterion, Evidence};
 use crate::adapter::LoraBank;
 use crate::settings::{Basis, CriterionName};
 
-/// Sums over the values and gradients of a module's pair.
+/// A score that sums a term over the values and gradients of a module's pair.
 pub struct GradientSum {
     name: CriterionName,
-    /// The term of a value w with the gradient ∂L/∂w.
+    /// Term of a value w with the gradient ∂L/∂w.
     term: fn(f64, f64) -> f64,
 }
 
-/// Σ |w · ∂L/∂w| over the steps of a window: the first-order change of the loss if a value were
-/// zero.
+/// Σ |w · ∂L/∂w| over the steps of a window: to first order, the change of the loss if a value were
+/// set to zero.
 pub static GRADIENT: GradientSum = GradientSum { name: CriterionName::Gradient, term: |w, g| (w * g).abs() };
 
 /// Projected adapter gradient energy (Zhang et al. 2026, arXiv 2605.06183): Σ ‖∂L/∂A‖² + ‖∂L/∂B‖²
-/// over the batches of the sample, before anything is trained. With B = 0 only B has a gradient:
-/// that of the weight, projected by A.
+/// over the batches of the sample, before training. With B = 0 only B has a gradient: the weight's
+/// gradient, projected by A.
 pub static PAGE: GradientSum = GradientSum { name: CriterionName::Page, term: |_, g| g * g };
 
 impl Criterion for GradientSum {

@@ -1,5 +1,4 @@
-//! Scores of blocks from hidden states before anything is trained; all modules of a block have its
-//! score.
+//! Scores of blocks from hidden states before training; all modules of a block get its score.
 
 use std::collections::BTreeMap;
 
@@ -22,12 +21,13 @@ struct Level {
     /// Σ ‖h‖ over all tokens.
     norms: f64,
     tokens: usize,
-    /// The mean of each row's tokens, (hidden) each.
+    /// Mean hidden state of each row, (hidden) each.
     means: Vec<Vec<f32>>,
 }
 
 impl HiddenStates {
-    /// Adds the states of a level, (tokens, hidden), of rows that start at `offsets`.
+    /// Adds the states of a level, (tokens, hidden); rows start at `offsets`, which ends with the
+    /// last row's end.
     pub fn add(&mut self, level: usize, offsets: &[usize], states: &[f32]) {
         self.levels.resize_with(self.levels.len().max(level + 1), Level::default);
         let (level, tokens) = (&mut self.levels[level], offsets[offsets.len() - 1]);
@@ -45,7 +45,7 @@ impl HiddenStates {
     }
 }
 
-/// A score for each block, which all its modules have.
+/// A criterion that gives all modules of a block the same score.
 pub struct OfBlocks {
     name: CriterionName,
     scores: fn(&HiddenStates) -> Vec<f64>,
@@ -67,7 +67,7 @@ pub static CKA: OfBlocks = OfBlocks {
         let similarity = |ends: &[Vec<f64>]| {
             let [input, output] = [&ends[0], &ends[1]];
             let norms = (dot(input, input) * dot(output, output)).sqrt();
-            // If all rows are equal, input and output are as similar as can be.
+            // If all rows are equal, CKA is undefined and counts as 1.
             if norms > 0.0 { dot(input, output) / norms } else { 1.0 }
         };
         grams.windows(2).map(|ends| (1.0 - similarity(ends)).max(0.0)).collect()
@@ -89,7 +89,7 @@ impl Criterion for OfBlocks {
     }
 }
 
-/// X Xᵀ, (rows, rows), of the rows of X minus their mean.
+/// Returns X Xᵀ, (rows, rows), for the rows of X minus their mean.
 fn centred_gram(rows: &[Vec<f32>]) -> Vec<f64> {
     let hidden = rows.first().map_or(0, Vec::len);
     let mut mean = vec![0.0; hidden];

@@ -33,22 +33,22 @@ static CRITERIA: [&dyn Criterion; CriterionName::ALL.len()] = [
     &order::RANDOM,
 ];
 
-/// The criterion of this name.
+/// Returns the criterion of this name.
 pub fn criterion(name: CriterionName) -> &'static dyn Criterion {
     CRITERIA[name as usize]
 }
 
 /// Computes one score per module from training or passes.
 ///
-/// Its sums are in [`Observations`], a part of the run's state, and never in the criterion. They
-/// begin at zero in each window of steps, passes add to them through [`Criterion::observer`] and
-/// steps through [`Criterion::after_gradients`], and [`Criterion::scores`] reads them at the
-/// window's end.
+/// Its sums are kept in [`Observations`], a part of the run's state, and never in the criterion.
+/// They start at zero in each window of steps, forward passes add to them through
+/// [`Criterion::observer`] and steps through [`Criterion::after_gradients`], and
+/// [`Criterion::scores`] reads them at the window's end.
 pub trait Criterion: Sync {
     /// Its name in importance.json.
     fn name(&self) -> &str;
 
-    /// What it has to see of a model.
+    /// What it needs to observe of a model.
     fn basis(&self) -> Basis {
         Basis::Training
     }
@@ -58,7 +58,7 @@ pub trait Criterion: Sync {
         0
     }
 
-    /// The observer of modules in forward passes; None if it observes none.
+    /// Observer of modules in forward passes, if it needs one.
     fn observer(&self) -> Option<&dyn Observer> {
         None
     }
@@ -71,7 +71,7 @@ pub trait Criterion: Sync {
         false
     }
 
-    /// The score g ≥ 0 of every module of the bank; larger is more important.
+    /// Returns the score g ≥ 0 of every module of the bank; larger is more important.
     fn scores(&self, evidence: &Evidence) -> BTreeMap<ModuleId, f64>;
 }
 
@@ -90,7 +90,7 @@ pub struct Evidence<'a> {
 }
 
 impl Evidence<'_> {
-    /// A score for each module of the bank.
+    /// Returns a score for each module of the bank.
     fn by_module(&self, score: impl Fn(ModuleId) -> f64) -> BTreeMap<ModuleId, f64> {
         self.bank.modules().keys().map(|&module| (module, score(module))).collect()
     }
@@ -109,15 +109,15 @@ pub struct ModuleScore {
     pub importance: f64,
 }
 
-/// The steps that the sums of scores cover.
+/// The steps that a scoring's sums cover.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Window {
-    /// The last optimiser steps before the scoring; 0 for a trained adapter.
+    /// Number of these steps, the last ones before the scoring; 0 for a trained adapter.
     pub steps: usize,
-    /// Rows of these steps; a repeated row counts each time.
+    /// Rows of the steps; a repeated row counts each time.
     pub rows: usize,
-    /// Real tokens of these rows.
+    /// Real tokens of the rows.
     pub tokens: usize,
 }
 
@@ -130,42 +130,42 @@ pub struct Importance {
     pub rows: usize,
     /// Real tokens of the sample.
     pub tokens: usize,
-    /// Tokens of a micro-batch, on which the rounding of the sums depends.
+    /// Token budget of a micro-batch, on which the rounding of the sums depends.
     pub micro_tokens: usize,
     /// Optimiser steps before the scoring.
     pub steps: usize,
     /// Whether the ranking had settled by then.
     pub settled: bool,
-    /// What the sums of the last scoring cover; zeros in files of version 0.1.
+    /// The window of the last scoring; zeros in files of version 0.1.
     pub window: Window,
     /// The earlier scorings: the step, and Kendall's tau against the scoring before.
     pub history: Vec<(usize, f64)>,
-    /// The losses over budgets, where `budget = auto` has found one.
+    /// Losses over budgets, if `budget = auto` has found one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub curve: Option<BudgetCurve>,
 }
 
-/// The loss on held-out rows, over budgets, of the model that fine-tuning would begin with.
+/// Loss on held-out rows, over budgets, of the model with which fine-tuning would begin.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BudgetCurve {
-    /// Rows that were held out.
+    /// Number of rows that were held out.
     pub rows: usize,
     /// Their mean loss with a LoRA for each module.
     pub loss: f64,
-    /// By how much the loss may rise: its standard error.
+    /// Tolerated rise of the loss: its standard error.
     pub tolerance: f64,
     /// Their mean loss without any LoRA.
     pub without: f64,
-    /// Falling budgets, up to the first whose loss is too large; none if the loss without LoRA is
-    /// not too large.
+    /// Descending budgets, up to the first whose loss is too large; none if the loss without LoRA
+    /// is not too large.
     pub points: Vec<BudgetPoint>,
     /// The budget that is kept; 1 if all losses are too large.
     pub kept: f64,
 }
 
 impl BudgetCurve {
-    /// Whether the loss without any LoRA is not too large either, so that the rows cannot say how
+    /// Whether even the loss without any LoRA is not too large, so that the rows cannot say how
     /// much LoRA is enough.
     pub fn is_uninformative(&self) -> bool {
         self.without <= self.loss + self.tolerance

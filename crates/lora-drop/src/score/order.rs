@@ -1,4 +1,4 @@
-//! Fixed and random orders, which any criterion has to beat.
+//! Fixed and random orders, baselines that any criterion has to beat.
 
 use std::collections::BTreeMap;
 
@@ -8,13 +8,13 @@ use super::{Criterion, Evidence};
 use crate::adapter::init::Counter;
 use crate::settings::{Basis, CriterionName};
 
-/// A score by a module's layer or by the seed.
+/// A score from a module's layer or from the seed.
 pub struct Order {
     name: CriterionName,
     score: fn(&Evidence, ModuleId) -> f64,
 }
 
-/// The lower a layer, the more important, as with equal scores, where the lower layer is kept.
+/// Lower layers are more important, as with equal scores, whose ties go to the lower layer.
 pub static FIRST: Order = Order {
     name: CriterionName::First,
     score: |evidence, module| {
@@ -23,10 +23,10 @@ pub static FIRST: Order = Order {
     },
 };
 
-/// The higher a layer, the more important.
+/// Higher layers are more important.
 pub static LAST: Order = Order { name: CriterionName::Last, score: |_, module| (module.layer + 1) as f64 };
 
-/// Scores that the seed draws, uniform in (0, 1).
+/// Scores drawn from the seed, uniform in (0, 1).
 pub static RANDOM: Order = Order {
     name: CriterionName::Random,
     score: |evidence, ModuleId { layer, kind }| {

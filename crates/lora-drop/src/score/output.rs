@@ -34,7 +34,7 @@ impl Criterion for LoraOutput {
         let modules = bank.modules().keys();
         let scored = modules.filter_map(|&module| {
             let (pair, moment) = (bank.pair_of(module)?, observations.get(module)?);
-            // The moments are of z = s·A x, which includes the scale.
+            // The moments are of z = s·A x, so they include the scale already.
             Some((module, lora_output_score(parameters.value(pair.lora.b), moment, 1.0)))
         });
         scored.collect()
@@ -48,7 +48,7 @@ impl Criterion for LoraOutput {
 /// - `moment`: Σ z zᵀ over the sample's real tokens, (rank, rank)
 /// - `scale`: s = alpha / rank, or the pair's own scale
 ///
-/// It sums in f64 in a fixed order.
+/// Sums are computed in f64, in a fixed order.
 ///
 /// # Panics
 /// The lengths do not fit each other.
@@ -64,7 +64,7 @@ pub fn lora_output_score(b_t: &[f32], moment: &[f64], scale: f64) -> f64 {
             trace += gram * moment[j * rank + i];
         }
     }
-    // It is a sum of squares, which rounding may take below zero; a NaN must stay visible.
+    // A sum of squares, which rounding may take below zero; a NaN must stay visible.
     if trace < 0.0 { 0.0 } else { scale * scale * trace }
 }
 

@@ -1,4 +1,4 @@
-//! importance.json: the scores of all modules, how they were made, and what was kept by them.
+//! importance.json: the scores of all modules, how they were made, and the modules kept by them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,20 +10,20 @@ use crate::assignment::{Assignment, Owner, Rest};
 use crate::settings::{Scope, Selection, SelectionSettings, Unselected};
 use crate::{Error, Result};
 
-/// A scoring, and the choice that was made by it: the contents of importance.json.
+/// A scoring, and the choice based on it: the contents of importance.json.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Record {
     /// The criterion's name.
     pub criterion: String,
     /// The scores.
     pub importance: Importance,
-    /// What was kept.
+    /// The assignment that was chosen.
     pub assignment: Assignment,
     /// Which modules were ranked together.
     pub scope: Scope,
     /// The rule by which modules were kept.
     pub selection: Selection,
-    /// What the other modules get.
+    /// Treatment of the modules that were not kept.
     pub rest: Rest,
 }
 
@@ -43,14 +43,14 @@ struct Document {
     kept: BTreeMap<String, Vec<usize>>,
 }
 
-/// The selection as `{"threshold": 0.9}`.
+/// The selection, serialised as `{"threshold": 0.9}`.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Choice {
     Threshold(f64),
     TopK(usize),
     Budget(f64),
-    /// Found: `{"auto": 0.375}`.
+    /// The budget that was found: `{"auto": 0.375}`.
     Auto(f64),
     Layers(Vec<usize>),
 }
@@ -87,7 +87,7 @@ struct Line {
 }
 
 impl Record {
-    /// The scores by a criterion, and the choice that was made by them with these settings.
+    /// Records the scores by a criterion, and the choice based on them with these settings.
     pub fn new(
         selection: &SelectionSettings,
         criterion: &dyn Criterion,
@@ -143,7 +143,7 @@ impl Record {
                 .collect(),
             kept: self.assignment.kept().into_iter().map(|(kind, layers)| (name(kind), layers)).collect(),
         };
-        // All keys are strings and all forms derived, so nothing can fail.
+        // All keys are strings and all serialisation is derived, so nothing can fail.
         serde_json::to_value(document).unwrap_or_default()
     }
 

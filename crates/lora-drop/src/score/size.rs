@@ -7,8 +7,8 @@ use lora_drop_transformer::ModuleId;
 use super::{Criterion, Evidence, lora_output_score};
 use crate::settings::CriterionName;
 
-/// ‖s B A‖² in the Frobenius norm, which [`super::LoraOutput`] would give for one token of each unit
-/// vector.
+/// ‖s B A‖² in the Frobenius norm, which is the score by [`super::LoraOutput`] of inputs that are
+/// the unit vectors, one token each.
 pub struct Size;
 
 impl Criterion for Size {

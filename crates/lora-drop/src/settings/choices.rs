@@ -1,4 +1,4 @@
-//! The words that settings may be.
+//! Settings whose values are words.
 
 use lora_drop_compute::gemm::Precision;
 

@@ -141,7 +141,7 @@ pub enum Range {
 }
 
 impl Range {
-    /// What was expected, if a value, or one in a list, is a number outside.
+    /// Returns what was expected if a value, or one in a list, is a number out of range.
     fn problem(self, value: &Value) -> Option<String> {
         let inside = match (self, value) {
             (_, Value::Array(list)) => return list.iter().find_map(|value| self.problem(value)),
@@ -215,8 +215,8 @@ kinds! {
     Budget = Kind::OrAuto(&Kind::Number);
 }
 
-/// Whole numbers. TOML's end at 2⁶³ − 1, as do all ranges; a larger one becomes a float, which is
-/// outside of them.
+/// Whole numbers. TOML's integers end at 2⁶³ − 1, as do all ranges; a larger number becomes a
+/// float, which is out of range.
 macro_rules! whole {
     ($type:ty) => {
         impl Setting for $type {
@@ -253,7 +253,7 @@ impl<T: Setting> Setting for Vec<T> {
     }
 }
 
-/// Words of which one is expected, for a message.
+/// Joins words for a message: `a, b or c`.
 pub(crate) fn one_of(words: &[&str]) -> String {
     match words.split_last() {
         Some((last, [])) => last.to_string(),
@@ -323,8 +323,8 @@ pub(super) const fn kebab_case<const N: usize>(field: &str) -> [u8; N] {
     name
 }
 
-/// Defines a group of settings: a structure with a field for each, and their definitions. In
-/// parentheses is where the group lies in [`RunSettings`].
+/// Defines a group of settings: a structure with a field for each, and their definitions. The
+/// parentheses give the group's place in [`RunSettings`].
 ///
 /// A setting is `field: type = default, "VALUE NAME"`, followed by what applies to it: `in RANGE`,
 /// `reads [NEEDS]`, `or "default in words"`, `also [ALIASES]`.

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::evaluate::metrics::Metric;
 
-/// Ranks near a layer's width have nothing low about them.
+/// Range of a rank. Near a layer's width a rank is no longer low.
 const RANKS: Range = Range::Whole(1, 16_384);
 /// Counts beyond this are typing errors, and would overflow step and token counts later.
 const MAX_COUNT: usize = 1_000_000;

@@ -56,7 +56,7 @@ impl RunSettings {
     }
 }
 
-/// The path without links and dots; what does not exist yet is taken as it stands below what does.
+/// Resolves links and dots in a path. The part that does not exist yet is left as it is.
 fn real_path(path: &Path) -> Result<PathBuf> {
     let absolute = std::path::absolute(path).map_err(|e| Error::io(path, e))?;
     for ancestor in absolute.ancestors() {

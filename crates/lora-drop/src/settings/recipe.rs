@@ -1,5 +1,5 @@
-//! Recipes: TOML files with the options' names as keys, read with exact complaints and laid under
-//! the command line's options.
+//! Recipes: TOML files with the options' names as keys. Errors name the line, and options of the
+//! command line override a recipe.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -19,9 +19,11 @@ use crate::hub::{RepoKind, Repository};
 
 /// The name of a run's recipe in its folder.
 pub const RECIPE: &str = "recipe.toml";
-/// The ways of choosing modules: one that is given replaces the others of an earlier layer.
+/// The ways of choosing modules, which exclude each other: a given one replaces those of a lower
+/// layer.
 const CHOICES: [&str; 4] = ["threshold", "top-k", "budget", "keep-layers"];
-/// The table of what a run worked out, and in it the key that says from which settings.
+/// The table of values that a run derived, and its key for the fingerprint of the settings that
+/// they were derived from.
 const DERIVED: &str = "derived";
 const FROM: &str = "from";
 /// Settings that change no result of a run, so that no derived value depends on them.
@@ -42,19 +44,19 @@ const WITHOUT_EFFECT: [&str; 9] = [
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Recipe {
     given: Table,
-    /// Names of those from the layer below, a recipe file.
+    /// Names of the settings that came from the layer below, a recipe file.
     below: BTreeSet<String>,
     derived: Option<Derived>,
     /// Whether the layer above is about another model, task or data.
     elsewhere: bool,
-    /// Names that the layer below gave and that do not apply.
+    /// Names of the lower layer's settings that do not apply.
     left_out: Vec<String>,
 }
 
-/// What the run that wrote a recipe worked out from its settings.
+/// Values that the run that wrote a recipe derived from its settings.
 #[derive(Clone, Debug, PartialEq)]
 struct Derived {
-    /// `fingerprint` of those settings.
+    /// Fingerprint of those settings.
     from: String,
     values: Table,
 }
@@ -153,7 +155,7 @@ impl Recipe {
     /// everything that [`RunSettings::validate`] refuses.
     pub fn settings(mut self, reader: Reader) -> Result<(RunSettings, Vec<String>)> {
         self.use_derived();
-        // A run's recipe serves the other commands too, which read a part of it.
+        // Other commands use a run's recipe too, but read only a part of it.
         let [run, here] = [Reader::Train, reader].map(|reader| situation(&self.given, reader));
         let below = std::mem::take(&mut self.below);
         self.leave_out(|name| {
@@ -178,7 +180,7 @@ impl Recipe {
         self.values()
     }
 
-    /// The model as it is named; empty if it is not.
+    /// The name of the model; empty if it is not given.
     #[cfg(feature = "hub")]
     pub(crate) fn model(&self) -> String {
         self.given.get("model").and_then(Value::as_str).unwrap_or_default().to_string()
@@ -214,15 +216,14 @@ impl Recipe {
         Ok(settings)
     }
 
-    /// Forgets what was derived from other settings than these.
+    /// Drops values that were derived from other settings.
     fn use_derived(&mut self) {
         let now = fingerprint(&self.given);
         self.derived = self.derived.take().filter(|derived| derived.from == now);
     }
 }
 
-/// What is known of the situation from settings by name; of the defaults where they are no
-/// settings.
+/// The situation that these settings give; that of the defaults if a setting is not valid.
 fn situation(table: &Table, reader: Reader) -> Situation {
     let mut settings = RunSettings::default();
     let settings = if settings.apply(table).is_ok() { settings } else { RunSettings::default() };
@@ -234,14 +235,14 @@ pub fn changes_no_result(name: &str) -> bool {
     WITHOUT_EFFECT.contains(&name)
 }
 
-/// Names the values of all settings that a derived one may depend on.
+/// Hashes the values of all settings that a derived value may depend on.
 fn fingerprint(given: &Table) -> String {
     let names = definitions().map(|definition| definition.name).filter(|name| !changes_no_result(name));
     let lines = names.filter_map(|name| Some(format!("{name} = {}\n", given.get(name)?)));
     format!("{:032x}", XxHash3_128::oneshot(lines.collect::<String>().as_bytes()))
 }
 
-/// Checks the keys and values of a recipe's table, given with places and as plain `values`. `own`
+/// Checks the keys and values of a recipe's table, given with spans and as plain `values`. `own`
 /// are further keys that are allowed here but are not in the table. `at` returns the file and line
 /// of an offset.
 ///
@@ -280,8 +281,8 @@ impl RunSettings {
         Ok(Recipe::read(path)?.settings(Reader::Train)?.0)
     }
 
-    /// Given settings over those of a recipe file, if there is one, over the defaults; and a note on
-    /// those of the recipe that do not apply.
+    /// Overlays the defaults with the settings of a recipe file, if there is one, and with the
+    /// given ones. Also returns a note on the recipe's settings that do not apply.
     ///
     /// # Errors
     /// Those of [`Recipe::read`], [`Recipe::from_table`] and [`Recipe::settings`].
@@ -302,7 +303,7 @@ impl RunSettings {
     /// `overwrite` is left out, because it is a permission for one run.
     pub fn to_recipe(&self, resolved: &RunSettings, situation: &Situation) -> String {
         let mut settings = self.clone();
-        // Given, and not worked out: only made absolute.
+        // These were given and not derived; `resolved` only has absolute paths.
         (settings.place.model, settings.place.data) =
             (resolved.place.model.clone(), resolved.place.data.clone());
         settings.place.metrics_file.clone_from(&resolved.place.metrics_file);
@@ -329,8 +330,8 @@ impl RunSettings {
             .filter(|(name, value)| !unread(name) && derived(name, value))
             .map(|(name, value)| (name.clone(), value.clone()))
             .collect();
-        // What somebody gave stays, also where more is made of it: it is what counts once another
-        // line is changed.
+        // A given value stays even if the run derived another one from it: it counts again once
+        // another line is changed.
         let defaults = RunSettings::default().to_table();
         let somebodys = |name: &str, value: &Value| {
             let named = self.given.names.contains(name) || defaults.get(name) != Some(value);
@@ -369,7 +370,7 @@ fn recipe_text(given: &Table, derived: &Table) -> String {
     text
 }
 
-/// Whether a setting is a place on this machine, and not a name on the hub.
+/// Whether a setting is a path on this machine, and not a name on the hub.
 #[cfg(feature = "hub")]
 fn is_path_here(name: &str, value: &Value) -> bool {
     let texts = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
@@ -385,7 +386,8 @@ fn is_path_here(name: &str, value: &Value) -> bool {
     }
 }
 
-/// `unknown key`, and the valid one that was likely meant: a setting, or one of `own`.
+/// The message for an unknown key, with the valid one that was likely meant: a setting, or one of
+/// `own`.
 fn unknown_key(key: &str, own: &[&str]) -> String {
     let dashes = key.replace('_', "-");
     if let Some(known) = definitions().find(|definition| definition.aliases.contains(&dashes.as_str())) {
@@ -400,7 +402,7 @@ fn unknown_key(key: &str, own: &[&str]) -> String {
     )
 }
 
-/// The message `unknown key`, with the most similar of `known`, or with all of them.
+/// The message for an unknown key, with the most similar of `known`, or with all of them.
 pub fn unknown_among(key: &str, known: &[&str]) -> String {
     let dashes = key.replace('_', "-");
     let distance = |name: &str| strsim::levenshtein(name, &dashes);
@@ -431,7 +433,8 @@ mod tests {
         assert!(text.contains("model = \"org/base\"\n") && text.contains("rank = 4\n"), "{text}");
     }
 
-    /// Every setting that all runs read away from its default, save those that exclude each other.
+    /// Every setting that all runs read, at another value than its default, except those that
+    /// exclude each other.
     const UNUSUAL: &str = r#"
         model = "org/name"
         data = "data \"quoted\"\\x"
@@ -496,7 +499,7 @@ mod tests {
         }
     }
 
-    /// As `to_recipe` writes a run's whose model and data decided nothing.
+    /// The recipe of a run whose model and data decided nothing.
     fn written(settings: &RunSettings) -> String {
         settings.to_recipe(settings, &Situation::new(settings, Reader::Train))
     }
@@ -511,7 +514,7 @@ mod tests {
 
     #[test]
     fn a_recipe_gives_back_every_setting() {
-        // Those of texts and of labels are never read by one run.
+        // No run reads both the settings of texts and those of labels.
         let of_labels =
             "task = \"regression\"\nhead-learning-rate = 2e-3\npair-column = \"b\"\nlabel-column = \"c\"";
         let of_classes = "label-smoothing = 0.1";
@@ -561,8 +564,8 @@ mod tests {
         }
         assert_eq!(micro_tokens(&text, "micro-tokens = 9"), Some(9));
         assert_eq!(micro_tokens(&text.replace("epochs = 3", "epochs = 4"), ""), None);
-        // Names that stand for more are there as they were given, and count again where something
-        // else has changed.
+        // Names that stand for several modules are written as they were given, and count again once
+        // something else has changed.
         let names = |of: &[&str]| of.iter().map(|name| name.to_string()).collect::<Vec<_>>();
         let with = |settings: &RunSettings, modules: &[&str]| {
             let mut settings = settings.clone();
@@ -675,7 +678,8 @@ mod tests {
         let Err(Error::Usage(message)) = refused else { panic!("scope was given for plain LoRA") };
         assert!(message.contains("`scope` has no effect with `method = lora`"), "{message}");
 
-        // Another command reads a part of a run's recipe, and no option that it has no use for.
+        // Another command reads a part of a run's recipe, and refuses an option that it does not
+        // read.
         let (settings, left_out) = over("", Reader::ScoreAdapter).unwrap();
         assert_eq!(
             (settings.train.selection.threshold, &left_out[..]),

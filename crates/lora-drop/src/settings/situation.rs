@@ -1,4 +1,4 @@
-//! When a setting is read, and the check that nothing is given that nothing reads.
+//! When a setting is read, and the check that every given setting is.
 
 use std::collections::BTreeSet;
 
@@ -159,7 +159,7 @@ impl Situation {
         }
     }
 
-    /// The reason if it is known that `need` does not hold.
+    /// Returns why `need` does not hold, if that is known.
     fn lacks(&self, need: Need) -> Option<String> {
         let (method, criterion) = (self.method.name(), self.criterion.name());
         let without_labels = self.task == Some(Task::Text);
@@ -295,14 +295,15 @@ impl Situation {
         lacks.then_some(reason)
     }
 
-    /// Whether the method is another, and the reason.
+    /// Whether the method is not `method`, and the reason for the message.
     fn of_method(&self, method: Method) -> (bool, String) {
         let reason =
             format!("with `method = {}`; only method {} reads it", self.method.name(), method.name());
         (self.method != method, reason)
     }
 
-    /// Why no block gives the same output in every epoch, or no second epoch reads it.
+    /// Why no block gives the same output in every epoch, or no second epoch reads it; None if one
+    /// does.
     fn changing_blocks(&self) -> Option<String> {
         let reason = match (self.method, self.method.adapter()) {
             (Method::Full, _) => "with `method = full`: every block trains",
@@ -347,8 +348,8 @@ pub struct Given {
 }
 
 impl RunSettings {
-    /// Checks that every setting that was given is read in this situation. Returns notes on what a
-    /// recipe for another model or task says in vain.
+    /// Checks that every setting that was given is read in this situation. Returns notes on the
+    /// settings of a recipe for another model or task that have no effect.
     ///
     /// # Errors
     /// `Error::Usage` for the first that is not read, with the reason.
@@ -379,7 +380,8 @@ mod tests {
         let mut settings = RunSettings::default();
         settings.train.selection.unselected = Unselected::Drop;
         let situation = Situation::new(&settings, Reader::Train);
-        // But those that one other method alone reads, or another way with what is not kept.
+        // Except settings that only one other method reads, and one that `unselected = drop` leaves
+        // out.
         let other = ["tinit", "tfinal", "sparse-by", "shared-rank"];
         let mut names = definitions().map(|definition| definition.name).filter(|name| !other.contains(name));
         assert!(names.all(|name| situation.unread(name).is_none()));

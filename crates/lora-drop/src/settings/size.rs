@@ -38,7 +38,7 @@ impl FromStr for Size {
         let &(_, unit) = UNITS.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit)).ok_or_else(refuse)?;
         let number: f64 = number.parse().map_err(|_| refuse())?;
         let bytes = number * unit as f64;
-        // Above this not every whole number is an f64.
+        // Above this, f64 does not represent every whole number.
         if !(1.0..9e15).contains(&bytes) {
             return Err(refuse());
         }

@@ -117,7 +117,7 @@ impl DataSources {
         Ok(false)
     }
 
-    /// The same for a given configuration, which has to apply.
+    /// Like `locate`, but a given configuration must apply to at least one source.
     ///
     /// # Errors
     /// Those of `locate`; `Error::Usage` if a configuration is given and no source is on the hub.
@@ -133,7 +133,7 @@ impl DataSources {
         Ok(())
     }
 
-    /// The error of a given configuration that no source has.
+    /// The error for a given configuration if no source is on the hub.
     pub fn no_config(&self) -> Error {
         Error::Usage(format!(
             "`data_config` has no effect for {self}, which is no data set of the hub (`hf://org/name` always is)"

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 
 /// The text of a TOML file.
 pub struct TomlFile {
-    /// As messages name it.
+    /// Name of the file in messages.
     name: String,
     text: String,
 }

@@ -1,5 +1,5 @@
-//! Settings in texts: as the program's options, and options of other trainers without a counterpart
-//! here.
+//! Settings in messages, rewritten as the program's options, and advice on options of other
+//! trainers that have no counterpart here.
 
 use std::ops::Range;
 
@@ -42,8 +42,8 @@ const ADVICE: &[(&str, &str)] = &[
     ("dataset-text-field", "give `text_column`"),
 ];
 
-/// Options that are no settings of a run, which texts of the library name as well: of `train`, of
-/// `push`, and those of generated texts.
+/// Options that are not settings of a run but occur in the library's messages: those of `train`, of
+/// `push`, and of generating text.
 const OTHERS: [&str; 11] = [
     "resume",
     "base_model",
@@ -77,7 +77,8 @@ pub fn as_options(text: &str) -> String {
     out + rest
 }
 
-/// The first setting that is named in backticks, and its option.
+/// Finds the first setting that is named in backticks; returns its range in the text and its
+/// option.
 fn reference(text: &str) -> Option<(Range<usize>, String)> {
     let mut start = 0;
     loop {

@@ -1,10 +1,10 @@
 //! AdaLoRA (Zhang et al. 2023): each module's update is B diag(E) A, a sum of triplets of a
-//! singular value and its vectors, and those that matter least lose their E, until on average as
-//! many are left as `--rank` says.
+//! singular value and its vectors. The least important triplets lose their E, until on average
+//! `--rank` of them are left in a module.
 //!
-//! The rules are PEFT's, with its constants and a mask in every step of the fall. What they sum up
-//! is in the state's observations, for each module: the smoothed sensitivity of each value of A, E
-//! and B, then its smoothed uncertainty, then for each triplet whether it is out.
+//! The rules are PEFT's, with its constants and a mask in every step in which the budget falls. The
+//! sums are in the state's observations, for each module: the smoothed sensitivity of each value of
+//! A, E and B, then its smoothed uncertainty, then for each triplet whether it is pruned.
 
 use lora_drop_compute::gemm::{Mat, MatMut, Precision, Start, matmul};
 use lora_drop_transformer::{ModuleId, Observations, ParamId, Parameters};
@@ -17,25 +17,25 @@ use crate::Result;
 use crate::adapter::{BankPair, LoraBank};
 use crate::settings::TrainSettings;
 
-/// Of the mean over all A and B of ‖P Pᵀ − I‖ (eq. 4).
+/// Weight of the mean over all A and B of ‖P Pᵀ − I‖ (eq. 4).
 const ORTHOGONAL: f32 = 0.5;
 /// Smoothing of the sensitivity, and of its uncertainty (eq. 9 and 10).
 const BETA: f64 = 0.85;
 
 /// The hooks of a run's last stage.
 pub struct AdaLora {
-    /// Gradients are clipped to it.
+    /// Norm to which gradients are clipped.
     max_grad_norm: f64,
-    /// Steps before the fall, and the step that ends it.
+    /// Steps before the budget falls, and the step that ends the fall.
     begin: usize,
     end: usize,
-    /// Triplets at first and at last.
+    /// Number of triplets at the beginning and at the end.
     first: usize,
     target: usize,
 }
 
 impl AdaLora {
-    /// The course over a stage of `steps` optimiser steps.
+    /// The course of the budget over a stage of `steps` optimiser steps.
     pub fn new(settings: &TrainSettings, bank: &LoraBank, steps: usize) -> Self {
         let part = |part: f64| (part * steps as f64) as usize;
         AdaLora {
@@ -52,8 +52,8 @@ impl AdaLora {
         self.end
     }
 
-    /// Triplets that are left behind a step, counted from 1: the cubic course (eq. 12). None where
-    /// none is to go.
+    /// Number of triplets to keep after a step, counted from 1: the cubic schedule (eq. 12). None
+    /// before the fall begins.
     fn budget(&self, step: usize) -> Option<usize> {
         if step >= self.end {
             return Some(self.target);
@@ -85,7 +85,8 @@ impl Hooks for AdaLora {
     fn after_step(&mut self, learner: &mut Learner) -> Result<Next> {
         let Learner { bank, state, .. } = learner;
         let step = state.optimiser.steps;
-        // At the end of the fall PEFT adds nothing; but it has to be known which of them matter.
+        // PEFT observes nothing in the step that ends the fall. If that is the first step, one
+        // observation is needed to score the triplets.
         if step < self.end || step == 1 {
             let clip = Optimiser::clip(self.max_grad_norm, Optimiser::gradient_norm(&state.parameters));
             bank.adapted().for_each(|(id, pair)| observe(bank, id, pair, state, clip));
@@ -100,17 +101,17 @@ impl Hooks for AdaLora {
     }
 }
 
-/// How many numbers are kept of a module.
+/// Number of sums in a module's observations.
 pub fn sums(pair: &BankPair) -> usize {
     2 * values(pair) + pair.lora.rank
 }
 
-/// Values of A, E and B.
+/// Number of values in A, E and B.
 fn values(pair: &BankPair) -> usize {
     pair.parameters() + pair.lora.rank
 }
 
-/// Values of A and B in the triplets that are left.
+/// Number of values of A and B in the triplets that are left.
 pub fn kept(bank: &LoraBank, observations: &Observations) -> usize {
     let of_module = |(id, pair): (ModuleId, &BankPair)| {
         let out = observations
@@ -121,7 +122,7 @@ pub fn kept(bank: &LoraBank, observations: &Observations) -> usize {
     bank.adapted().map(of_module).sum()
 }
 
-/// The gradient of P, (rank, width), grows by that of `weight` · ‖P Pᵀ − I‖.
+/// Adds the gradient of `weight` · ‖P Pᵀ − I‖ to that of P, (rank, width).
 fn regularise(parameters: &mut Parameters, id: ParamId, [rank, width]: [usize; 2], weight: f32) {
     let (list, values, gradients) = parameters.split();
     let range = list[id.index()].range.clone();
@@ -136,8 +137,8 @@ fn regularise(parameters: &mut Parameters, id: ParamId, [rank, width]: [usize; 2
     }
 }
 
-/// Smooths I = |w · g| of each value, and |I − its average|; gradients are multiplied with `clip`,
-/// as the optimiser has had them.
+/// Smooths the sensitivity I = |w · g| of each value, and its uncertainty |I − average of I|.
+/// Gradients are multiplied by `clip`, as the optimiser does.
 fn observe(bank: &LoraBank, id: ModuleId, pair: &BankPair, state: &mut TrainState, clip: f64) {
     let TrainState { parameters, observations, .. } = state;
     let (average, rest) = observations.of(id, sums(pair)).split_at_mut(values(pair));
@@ -152,8 +153,8 @@ fn observe(bank: &LoraBank, id: ModuleId, pair: &BankPair, state: &mut TrainStat
     }
 }
 
-/// The score of each triplet (eq. 7): average · uncertainty of E, and the means of those of its row
-/// of A and its column of B.
+/// Computes the score of each triplet (eq. 7): average · uncertainty of E, plus the means of this
+/// product over its row of A and its column of B.
 fn scores(pair: &BankPair, sums: &[f64]) -> Vec<f64> {
     let (average, uncertainty) = sums[..2 * values(pair)].split_at(values(pair));
     let score: Vec<f64> = average.iter().zip(uncertainty).map(|(i, u)| i * u).collect();
@@ -164,8 +165,8 @@ fn scores(pair: &BankPair, sums: &[f64]) -> Vec<f64> {
     rows.zip(e).map(|((a, b), e)| e + mean(a) + mean(b)).collect()
 }
 
-/// Notes which triplets are out: the `out` ones with the smallest scores of all modules, and what
-/// scores no more than they do.
+/// Marks the pruned triplets: the `out` triplets with the smallest scores over all modules, and any
+/// that tie with the largest of these.
 fn choose(bank: &LoraBank, observations: &mut Observations, out: usize) {
     let of_module = |(id, pair)| Some((id, scores(pair, observations.get(id)?)));
     let scores: Vec<(ModuleId, Vec<f64>)> = bank.adapted().filter_map(of_module).collect();
@@ -178,7 +179,7 @@ fn choose(bank: &LoraBank, observations: &mut Observations, out: usize) {
     }
 }
 
-/// E of the triplets that are out becomes 0.
+/// Sets E of the pruned triplets to 0.
 fn mask(bank: &LoraBank, state: &mut TrainState) {
     let TrainState { parameters, observations, .. } = state;
     for (id, pair) in bank.adapted() {
@@ -225,7 +226,7 @@ mod tests {
         assert_eq!(got.len(), want.len(), "{what}");
         for (got, want) in got.iter().zip(want) {
             assert_eq!(*got == 0.0, *want == 0.0, "{what}: {got}, PEFT has {want}");
-            // AdamW moves a value whose gradient is nearly nothing by what the rounding says.
+            // Rounding decides where AdamW moves a value whose gradient is nearly 0.
             assert!((got - want).abs() <= 1e-3 * want.abs().max(0.5), "{what}: {got}, PEFT has {want}");
         }
     }

@@ -1,10 +1,10 @@
-//! `--budget auto`: after the sample stage, the smallest budget whose choice of modules costs no
-//! more loss on rows that were held out than these rows leave uncertain.
+//! `--budget auto`: after the sample stage, the smallest budget whose choice of modules raises the
+//! loss on held-out rows by no more than its standard error.
 //!
-//! Each budget's model is what fine-tuning would go on from: kept modules with their pairs, the
-//! others with the best common pair of theirs. It is measured and not trained, so a shared pair is
-//! judged before it has learned anything of its own. Where the rows would not miss all LoRAs
-//! together, they say nothing, and everything is kept.
+//! Each budget is measured with the model that fine-tuning would start from: kept modules have
+//! their pairs, the others their best common pair. This model is not trained, so a shared pair is
+//! judged before it has learned anything of its own. If the loss without any LoRA is within the
+//! standard error too, the rows are uninformative, and everything is kept.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,16 +20,16 @@ use crate::score::{BudgetCurve, BudgetPoint, Importance};
 use crate::settings::{Selection, TrainSettings};
 use crate::{Cancel, Error, Result};
 
-/// What is tried, falling; fractions of plain LoRA's parameters.
+/// Budgets to try, in falling order: fractions of plain LoRA's parameters.
 const BUDGETS: [f64; 7] = [0.75, 0.5, 0.375, 0.25, 0.1875, 0.125, 0.0625];
-/// Rows that decide, and the fewest that can.
+/// Most held-out rows to measure, and the fewest that suffice.
 const ROWS: usize = 512;
 const LEAST_ROWS: usize = 32;
 
-/// The rows that decide: evenly spaced among those of train that the sample left.
+/// Picks the held-out rows, evenly spaced among the training rows that are not in the sample.
 ///
 /// # Errors
-/// `Error::Usage` where it left too few.
+/// `Error::Usage` if there are too few.
 pub fn held_out(prepared: &Prepared, sample: &[usize]) -> Result<Vec<usize>> {
     let sample: BTreeSet<usize> = sample.iter().copied().collect();
     let rest: Vec<usize> = (0..prepared.data.train().len()).filter(|row| !sample.contains(row)).collect();
@@ -44,9 +44,9 @@ pub fn held_out(prepared: &Prepared, sample: &[usize]) -> Result<Vec<usize>> {
     Ok((0..count).map(|place| rest[place * rest.len() / count]).collect())
 }
 
-/// The assignment of the smallest budget down to which the loss stays within one standard error of
-/// that with a LoRA for each module, and the curve that says so. Where none does, everything is
-/// kept.
+/// Finds the smallest budget down to which the loss stays within one standard error of that with a
+/// LoRA for each module. Returns its assignment and the measured curve. If no budget does,
+/// everything is kept.
 ///
 /// # Errors
 /// Too few rows are held out; losses that are not finite; interrupted.
@@ -64,7 +64,7 @@ pub fn choose(
     let full = whole.plain_parameters(sizes);
     let tokens: usize = rows.iter().map(|&row| prepared.data.train().length(row)).sum();
     let mut listen = |event: &Event| hooks.tell(event);
-    // The stage ends early where a budget is too small.
+    // An upper bound on the passes: the first budget that is too small ends the stage.
     let mut passes = RepeatedPasses::begin(rows.len(), tokens, 2 + BUDGETS.len(), &mut listen);
     let mut measure = |learner: &mut Learner, assignment: &Assignment| -> Result<Evaluation> {
         let mut hear = |event: &Event| passes.hear(event, &mut listen);
@@ -80,7 +80,7 @@ pub fn choose(
     let budgets = if curve.is_uninformative() { &[][..] } else { &BUDGETS[..] };
     for &budget in budgets {
         let selection = Selection::Budget(budget);
-        // One that is too small for the shared pairs ends the curve.
+        // A budget that is too small for the shared pairs ends the curve.
         let Ok(assignment) =
             assign(importance, selection, settings.selection.scope, settings.selection.rest(), sizes)
         else {
@@ -99,7 +99,7 @@ pub fn choose(
     Ok((kept, curve))
 }
 
-/// Measures what fine-tuning would begin with under this assignment.
+/// Measures the model that fine-tuning would begin with under this assignment, on these rows.
 fn measure(
     learner: &mut Learner,
     prepared: &Prepared,

@@ -1,4 +1,4 @@
-//! What dev's rows give without training, to compare results with.
+//! Baselines: the result on dev without training, for comparison.
 
 use std::time::Instant;
 
@@ -14,8 +14,8 @@ use crate::summary::{Baseline, BaselineKind};
 use crate::{Cancel, Result};
 
 /// Finds the baseline of a run whose learner has not been trained yet, and puts it into the run's
-/// progress. Labelled rows need no pass: their head is new, so the model says nothing yet. Texts
-/// take one over dev.
+/// progress. Labelled rows need no pass: their head is new, so the model's own answers mean
+/// nothing. Texts take one pass over dev.
 ///
 /// # Errors
 /// Those of measuring.
@@ -38,7 +38,7 @@ pub fn measure(
         TaskData::Labelled(data) => {
             let dev = &data.dev.facts;
             let largest = (0..dev.per_class.len()).rev().max_by_key(|&class| dev.per_class[class]);
-            // Every row, or every word, has the commonest class.
+            // Number of rows, or words, that have a class: all are predicted as the commonest one.
             let all = dev.per_class.iter().sum::<usize>() as f64;
             largest.filter(|_| dev.rows > 0).map(|class| {
                 let right = dev.per_class[class] as f64;

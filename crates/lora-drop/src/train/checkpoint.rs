@@ -21,14 +21,14 @@ use crate::settings::{
 use crate::summary::{Status, Summary};
 use crate::{Cancel, Error, Result, digest};
 
-/// Settings that say where the same files are now.
+/// Settings that say where the same files are now, and may change.
 pub(crate) const PLACES: [&str; 4] = ["model", "data", "init-adapter", "scores"];
-/// Settings of the folder, which is the run's own.
+/// Settings of the output folder, which stays the run's own.
 const OF_FOLDER: [&str; 2] = ["output", "overwrite"];
 /// Settings that may be raised.
 const RAISED: [&str; 2] = ["epochs", "max-steps"];
 
-/// What the checkpoint of a run on files has besides the state of its training.
+/// What the checkpoint of a run on files has besides the training state.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunFacts {
@@ -56,7 +56,7 @@ pub struct Sources {
 }
 
 impl Sources {
-    /// Reads all files.
+    /// Hashes all files.
     ///
     /// # Errors
     /// `Error::Io`, and `Error::Interrupted` after `cancel` was raised.
@@ -65,8 +65,10 @@ impl Sources {
         Ok(Sources { model: hex(prepared.model_hash(cancel)?), data: hex(digest::of_data(data, cancel)?) })
     }
 
+    /// Checks that model and data are those of the run.
+    ///
     /// # Errors
-    /// `Error::Input` with the model or the data that are others than those of the run.
+    /// `Error::Input` with the model or the data if it differs.
     fn check(&self, run: &Sources, model: &Path, data: &DataSources) -> Result<()> {
         let (model, data) = (model.display().to_string(), data.to_string());
         for (what, path, now, before) in
@@ -86,17 +88,17 @@ impl Sources {
 /// A run that was stopped, to be continued from its last checkpoint.
 #[derive(Debug)]
 pub struct StoppedRun {
-    /// Those that it continues with.
+    /// The settings that it continues with.
     pub settings: RunSettings,
     pub(super) path: PathBuf,
     pub(super) facts: RunFacts,
-    /// Whether it is to become longer than it was.
+    /// Whether its number of epochs or steps was raised.
     pub(super) raised: bool,
 }
 
 impl StoppedRun {
-    /// Reads the last checkpoint in a run's folder, and lays `changes`, settings by name, over the
-    /// run's settings.
+    /// Reads the last checkpoint in a run's folder, and overlays the run's settings with `changes`,
+    /// settings by name.
     ///
     /// # Errors
     /// `Error::Usage` if there is no checkpoint, or a change would lead to another result;
@@ -139,22 +141,22 @@ impl StoppedRun {
 
 /// The checkpoints of a run that is under way.
 pub(super) struct Checkpoints {
-    /// As of the last one.
+    /// Facts of the run; the seconds are those before this process.
     facts: RunFacts,
-    /// Seconds between two; None writes none.
+    /// Seconds between two checkpoints; None: none are written.
     every: Option<f64>,
-    /// How many are kept, and whether also when the run has finished.
+    /// Number of checkpoints to keep, and whether they stay when the run has finished.
     keep: usize,
     stay: bool,
     last: Instant,
-    /// Seconds that the last one took.
+    /// Seconds that the last checkpoint took.
     cost: Option<f64>,
     failed: bool,
 }
 
 impl Checkpoints {
-    /// Reads the run's model and data for their hashes, which have to be those of the run
-    /// that is continued.
+    /// Hashes the run's model and data. If a run is continued, the hashes must be those of its
+    /// checkpoint.
     ///
     /// # Errors
     /// Those of `Sources::of` and `StoppedRun::check`.
@@ -189,7 +191,7 @@ impl Checkpoints {
         Ok(Checkpoints { facts, every, keep, stay, last: Instant::now(), cost: None, failed: false })
     }
 
-    /// What is known of the run before this process.
+    /// Facts of the run; the seconds are those before this process.
     pub fn facts(&self) -> &RunFacts {
         &self.facts
     }
@@ -198,16 +200,16 @@ impl Checkpoints {
         &mut self.facts
     }
 
-    /// Whether it is time for one of a state with `parameters` trained values. After an evaluation
-    /// and at the beginning of a stage there is one, unless its cost is more than a hundredth of the
-    /// time since the last one.
+    /// Whether a checkpoint of a state with `parameters` trained values is due. At a milestone,
+    /// which is an evaluation or the beginning of a stage, it is due unless its cost is more than a
+    /// hundredth of the time since the last one.
     pub fn is_due(&self, milestone: bool, parameters: usize) -> bool {
         let since = self.last.elapsed().as_secs_f64();
         let cost = || self.cost.unwrap_or_else(|| foreseen_seconds(parameters));
         self.every.is_some_and(|every| since >= every || milestone && since >= 100.0 * cost())
     }
 
-    /// Writes one. A failure ends no run, and is told once.
+    /// Writes a checkpoint. A failure does not end the run, and is reported once.
     pub fn write(
         &mut self,
         learner: &Learner,
@@ -221,7 +223,7 @@ impl Checkpoints {
         let mut write = || {
             self.facts.logs = logs.lengths(&self.facts.logs)?;
             self.facts.peak_rss_bytes = self.facts.peak_rss_bytes.max(peak_rss_bytes().unwrap_or(0));
-            // Those of the run so far, where the own ones are those before this process.
+            // `seconds` are those of the whole run; `self.facts` has those before this process.
             learner.state.write_with(Some(&RunFacts { seconds, ..self.facts.clone() }), &path)
         };
         match write() {
@@ -237,7 +239,8 @@ impl Checkpoints {
         self.facts.checkpoint_seconds += cost;
     }
 
-    /// Writes a last one, or removes all where a run that has ended in this way cannot be continued.
+    /// Writes a last checkpoint, or removes all if a run that ended in this way cannot be
+    /// continued.
     pub fn end(
         &mut self,
         learner: &Learner,
@@ -251,20 +254,21 @@ impl Checkpoints {
             Status::Interrupted if self.every.is_some() => self.write(learner, folder, logs, seconds, listen),
             Status::Finished if self.stay => self.write(learner, folder, logs, seconds, listen),
             Status::Finished | Status::Diverged => folder.remove_checkpoints(0),
-            // What was written last is still what the run can be continued from.
+            // The run can be continued from the last checkpoint, so it stays.
             Status::Failed | Status::Interrupted | Status::Running | Status::Stopped => {}
         }
     }
 }
 
-/// Seconds for a first checkpoint on a slow disk: of each parameter its value and two moments.
+/// Estimated seconds for a first checkpoint on a slow disk: a value and two moments for each
+/// parameter.
 fn foreseen_seconds(parameters: usize) -> f64 {
     const BYTES_PER_SECOND: f64 = 3e8;
     const FLUSH_SECONDS: f64 = 0.02;
     FLUSH_SECONDS + (3 * size_of::<f32>() * parameters) as f64 / BYTES_PER_SECOND
 }
 
-/// Changes settings where that is allowed; returns whether the run becomes longer.
+/// Applies changes that are allowed; returns whether the run becomes longer.
 fn change(settings: &mut RunSettings, changes: &Table, stage: Stage) -> Result<bool> {
     let (mut refused, mut raised) = (Vec::new(), false);
     let method = settings.train.adapter.method;

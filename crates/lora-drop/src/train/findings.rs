@@ -1,4 +1,4 @@
-//! What a model made of dev's rows, for the report.
+//! A model's results on dev's rows, for the report.
 
 use super::learner::Learner;
 use super::prepare::Prepared;
@@ -12,9 +12,10 @@ use crate::{Cancel, Error, Result};
 /// Rows of dev that the report shows.
 const EXAMPLES: usize = 8;
 
-/// The counts by class and of entities, the rows that are worth a look, and what a decoder writes. They help the
-/// reader and end no run: where they cannot be had a warning says why. Soon after `cancel` was raised
-/// there are no more. Only the first rank writes a report, so the others have none.
+/// Collects the counts by class and of entities, the rows that are worth a look, and a decoder's
+/// samples. They only help the reader, so an error is a warning and does not end the run. Soon
+/// after `cancel` is raised the rest is left out. Only the first rank writes a report, so the
+/// others collect nothing.
 pub fn of(
     learner: &mut Learner,
     prepared: &Prepared,
@@ -29,7 +30,7 @@ pub fn of(
     let entities = prepared.data.labels().map(|labels| labels.count_entities(answers)).unwrap_or_default();
     let mut found = DevFindings { classes: answers.by_class(), entities, ..DevFindings::default() };
     let mut look = || -> Result<()> {
-        // Not kept since the rows were read: some are as large as a small model.
+        // The tokenizer is read again and was not kept: some are as large as a small model.
         let tokens = prepared.model.tokens()?;
         found.examples = examples(&prepared.data, answers, &tokens, EXAMPLES)?;
         found.samples = samples::write(learner, prepared, settings, &tokens, cancel)?;

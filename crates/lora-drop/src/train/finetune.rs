@@ -1,4 +1,4 @@
-//! Training of an adapter that exists.
+//! Further training of an existing adapter.
 
 use std::time::Instant;
 
@@ -23,13 +23,13 @@ pub struct FinetunedAdapter {
     pub steps: usize,
     /// Seconds of the steps alone.
     pub seconds: f64,
-    /// Dev after the last step.
+    /// Evaluation on dev after the last step.
     pub dev: Evaluation,
 }
 
-/// Trains an adapter and its head for the steps that the settings say. Ranks, scales and sharing of
-/// its pairs stay, and settings of new adapters are not read. The last step's values are the
-/// result.
+/// Trains an adapter and its head for the number of steps in the settings. Ranks, scales and
+/// sharing of its pairs stay, and settings of new adapters are not read. Returns the values after
+/// the last step.
 ///
 /// # Errors
 /// Those of model and data; a VeRA adapter, or one that does not fit the model; dev cannot be

@@ -72,20 +72,20 @@ pub fn run(
     Ok(())
 }
 
-/// The hooks of fine-tuning: each epoch is measured and written, and the part of one that a run may
-/// end with.
+/// Hooks of fine-tuning: they evaluate and write the model every `every` steps and after the last
+/// step.
 struct Epochs<'a> {
     prepared: &'a Prepared,
     settings: &'a TrainSettings,
-    /// Where the run ends, and how long an epoch is.
+    /// Number of steps in the run and in an epoch.
     steps: usize,
     per_epoch: usize,
     /// Steps between two evaluations.
     every: usize,
-    /// The method's own.
+    /// The method's own hooks.
     method: Box<dyn Hooks>,
-    /// The step from which on adapters are no larger than they are to be: no epoch before it is the
-    /// best where one after it is there.
+    /// The step from which on adapters have their final size. An evaluation before it is the best
+    /// only until there is one after it.
     whole: usize,
     output: &'a mut dyn Keeper,
     cancel: &'a Cancel,
@@ -137,7 +137,8 @@ impl Epochs<'_> {
             let (settings, answers) = (self.settings, &found.answers);
             let dev = findings::of(learner, prepared, settings, answers, self.cancel, self.listen);
             learner.state.progress.evaluate_seconds += began.elapsed().as_secs_f64();
-            // What was looked at in part is looked at again: by the run that continues this one.
+            // Findings that were cut short are not written: the run that continues this one
+            // evaluates again.
             self.cancel.check()?;
             Some(Best { epoch, step, loss: found.loss, metrics: found.metrics, dev })
         } else {
@@ -151,7 +152,7 @@ impl Epochs<'_> {
         Ok(self.next(learner))
     }
 
-    /// Whether the best evaluation is so long ago that training ends here, with a note.
+    /// Ends training, with a note, if the best evaluation is too long ago.
     fn next(&mut self, learner: &Learner) -> Next {
         let TrainState { progress, optimiser, .. } = &learner.state;
         let step = optimiser.steps;

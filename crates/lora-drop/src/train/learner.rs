@@ -51,7 +51,8 @@ pub struct Learner {
     pub(crate) ranks: Ranks,
     /// How the steps are computed; a default until memory is planned.
     passes: Passes,
-    /// Initial values of what trains, without LoRA; None if the method has one stage.
+    /// Initial values of what trains, without LoRA, for the stage after the sample stage; None if
+    /// the run has no sample stage or it is over.
     start: Option<Parameters>,
     dropout: DropoutRates,
     pub(super) reuse: Option<Reuse>,
@@ -83,9 +84,9 @@ impl Learner {
         Ok(learner)
     }
 
-    /// Sets the bias of a new regression head to the mean of train's labels. From 0 the first
-    /// epochs bend the whole model towards that constant, at a learning rate a step, and some seeds
-    /// never leave it. A decoder's head has no bias.
+    /// Sets the bias of a new regression head to the mean of train's labels. From 0, the first
+    /// epochs move the whole model towards that constant by a learning rate per step, and some
+    /// seeds never recover. A decoder's head has no bias.
     fn start_at(&mut self, mean: f32) {
         if self.model.head_origin == Some(HeadOrigin::Checkpoint) {
             return;
@@ -99,8 +100,8 @@ impl Learner {
         }
     }
 
-    /// Loads the model with an adapter that exists, pairs and head, before the first step of its
-    /// further training. Under another assignment than its own, modules continue from its pairs.
+    /// Loads the model with an existing adapter, pairs and head, for further training. Under an
+    /// assignment other than the adapter's own, modules continue from its pairs.
     ///
     /// # Errors
     /// Those of the model's files; the adapter does not fit the model or the data's labels; a module
@@ -140,7 +141,7 @@ impl Learner {
         Ok(Learner { weights: weights(prepared), ..learner })
     }
 
-    /// The same for a model with this head, whose classes have no weights.
+    /// Like `new` for a model with this head, without class weights.
     pub(crate) fn load(
         files: &ModelFiles,
         head: Option<Head>,
@@ -193,7 +194,7 @@ impl Learner {
         })
     }
 
-    /// Makes its steps as planned from now on, with room for all passes.
+    /// Computes steps as planned from now on, and reserves memory for all passes.
     pub(crate) fn use_plan(&mut self, plan: &PassPlan) {
         self.arenas.reserve(&plan.floats);
         self.use_passes(plan.passes);
@@ -245,7 +246,8 @@ impl Learner {
         Ok((bank, parameters))
     }
 
-    /// Has the state begin the last stage, with newly initialised pairs; returns what was before.
+    /// Begins the last stage with newly initialised pairs; returns the previous pairs, values and
+    /// optimiser.
     pub(super) fn replace_pairs(
         &mut self,
         settings: &TrainSettings,
@@ -270,7 +272,7 @@ impl Learner {
         before + optimiser.steps
     }
 
-    /// Whether the LoRAs' inputs are dropped.
+    /// Whether the LoRAs' inputs have dropout.
     pub(crate) fn drops_lora(&self) -> bool {
         self.dropout.lora > 0.0
     }
@@ -280,12 +282,12 @@ impl Learner {
         self.dropout.hidden == 0.0 && self.dropout.attention == 0.0
     }
 
-    /// From now on the blocks below the lowest that trains are computed once for each of `rows`
-    /// training rows, where nothing in them changes from step to step, and kept in a file in
-    /// `folder`. Returns how many blocks that are.
+    /// From now on, saves the output of the blocks below the lowest that trains in a file in
+    /// `folder`, for each of `rows` training rows, if nothing in these blocks changes from step to
+    /// step. Returns the number of these blocks, 0 if nothing is saved.
     ///
     /// # Errors
-    /// The file for their output cannot be made.
+    /// The file for their output cannot be created.
     pub(crate) fn reuse_below(
         &mut self,
         settings: &TrainSettings,
@@ -329,10 +331,10 @@ impl Learner {
         AdapterFile { labels, head_kind, end_tokens, base: prepared.model.name.clone(), ..file }
     }
 
-    /// Puts the gradients of the mean loss over the rows of one step into the parameters, and adds
-    /// what the schedule's observer sees to the state's observations; returns the loss and the
-    /// tokens. Micro-batch by micro-batch, in an order that the rows' lengths decide; ranks share
-    /// them.
+    /// Computes the gradients of the mean loss over the rows of one step into the parameters, and
+    /// adds what the schedule's observer sees to the state's observations. Returns the loss and the
+    /// number of tokens. The rows' lengths decide how the step is cut into micro-batches, which
+    /// ranks divide among themselves.
     pub(super) fn gradients(
         &mut self,
         schedule: &Schedule,
@@ -427,7 +429,7 @@ fn weights(prepared: &Prepared) -> Vec<f64> {
     prepared.data.labels().map(|labels| labels.weights().to_vec()).unwrap_or_default()
 }
 
-/// Gives pairs and head what others have learned.
+/// Copies what pairs and head have learned from other parameters.
 fn copy_trained(
     bank: &LoraBank,
     parameters: &mut Parameters,
@@ -449,7 +451,7 @@ fn no_sample_stage() -> Error {
     Error::Usage("the run has no sample stage behind it".into())
 }
 
-/// The adapters that the assignment demands, added to `parameters` with the run's initial values.
+/// Creates the adapters of the assignment, added to `parameters` with the run's initial values.
 pub(super) fn bank(
     model: &Model,
     settings: &TrainSettings,

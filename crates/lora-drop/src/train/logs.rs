@@ -1,5 +1,6 @@
 //! What a run logs step by step: metrics.jsonl always, an event file for TensorBoard and a metrics
-//! file for Prometheus where the settings ask for them. No run ends because one cannot be written.
+//! file for Prometheus where the settings ask for them. A log that cannot be written does not end
+//! the run.
 
 use std::path::PathBuf;
 
@@ -23,11 +24,11 @@ pub struct Logs {
     metrics: MetricsLog,
     events: Option<EventFile>,
     gauges: Option<MetricsFile>,
-    /// Which of them have failed, which is told once.
+    /// Which of them have failed; each failure is reported once.
     failed: [bool; 3],
 }
 
-/// What a checkpoint has of the logs, so that they are continued from it.
+/// The lengths of the logs at a checkpoint, so that they are continued from there.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Lengths {
@@ -35,7 +36,7 @@ pub struct Lengths {
     pub log_bytes: u64,
     /// The name of TensorBoard's event file, once there is one.
     pub events_file: Option<String>,
-    /// Its bytes; 0 where it lacks events.
+    /// Bytes of the event file; 0 if it lacks events.
     pub events_bytes: u64,
 }
 
@@ -106,7 +107,8 @@ impl Logs {
     pub fn lengths(&mut self, before: &Lengths) -> Result<Lengths> {
         let log_bytes = self.metrics.file.length()?;
         let Some(EventFile { file }) = &mut self.events else {
-            // A file of before this process, if there is one, lacks what happens now.
+            // An event file of an earlier process, if there is one, lacks the events of this
+            // process.
             return Ok(Lengths { log_bytes, events_bytes: 0, ..before.clone() });
         };
         let events_file = file.path().file_name().map(|name| name.to_string_lossy().into_owned());
@@ -123,9 +125,10 @@ impl Logs {
         }
     }
 
-    /// Writes what waits.
+    /// Writes what waits, and forces it to the disk.
     pub fn flush(&mut self, listen: &mut dyn FnMut(&Event)) {
-        // Somebody may have moved the folder away; that is for the files that count to tell.
+        // The folder may have been moved away, so failures are only warnings here; writing the
+        // other files reports an error.
         let mut flush = |file: &mut GrowingFile, lacks: &str| {
             if let Err(error) = file.flush(true) {
                 listen(&Event::Warning(&format!("{error}; {lacks}")));

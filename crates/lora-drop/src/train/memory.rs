@@ -1,4 +1,4 @@
-//! The plan of a run's memory: every pass that is to come, in the way that fits `--memory-limit`.
+//! Plans a run's memory: the sizes of all passes to come, cut so that `--memory-limit` is kept.
 
 use std::collections::BTreeSet;
 
@@ -17,7 +17,7 @@ use crate::settings::{Basis, Method, Selection, TrainSettings, Unselected};
 
 /// Epochs whose cut into micro-batches is examined; later ones rarely have larger parts.
 const EPOCHS: usize = 20;
-/// Bytes of a row beside its tokens, and of a token: its number, and its type or whether it is
+/// Bytes of a row besides its tokens, and of a token: its id, and its type or whether it is
 /// learned.
 const ROW: usize = size_of::<crate::data::Example>();
 const LABELLED_TOKEN: usize = 8;
@@ -61,7 +61,7 @@ pub fn plan(
         }
         let every_token = settings.samples() && settings.selection.criterion.basis() == Basis::HiddenStates;
         if every_token || settings.selection.rule() == Selection::Auto {
-            // Those that are looked at are among them.
+            // The rows that will be measured are among these.
             let lengths = data.train().lengths();
             for rows in batch::evaluation_batches(&lengths, passes.evaluation_tokens()) {
                 most.of_pass(1, data.train(), &rows, SavePolicy::Nothing, [false, every_token]);
@@ -84,7 +84,7 @@ pub fn plan(
 /// The largest passes so far.
 struct Most<'a> {
     learner: &'a Learner,
-    /// What the last stage's modules may have, where that may take more.
+    /// The last stage's table, if its passes may take more memory.
     shared: Option<&'a AdapterTable>,
     passes: Passes,
     memory: PassMemory,
@@ -95,7 +95,7 @@ struct Most<'a> {
 }
 
 impl Most<'_> {
-    /// The passes of a stage of `steps` steps over these rows.
+    /// Includes the passes of a stage of `steps` steps over these rows.
     fn of_training(
         &mut self,
         rows: TaskRows,
@@ -126,8 +126,8 @@ impl Most<'_> {
         }
     }
 
-    /// Returns the tokens of the pass; whether it is scored, and computes every token of the last
-    /// block.
+    /// Includes a pass over the rows `part` on the first `places` workers, and returns its tokens.
+    /// The flags say whether it is scored, and whether it computes every token of the last block.
     fn of_pass(
         &mut self,
         places: usize,
@@ -145,8 +145,8 @@ impl Most<'_> {
     }
 }
 
-/// All modules with shared pairs as the sample stage may leave them, where these take more than
-/// what the run begins with.
+/// Table of all modules with shared pairs, as the sample stage may leave them; None if that takes
+/// no more memory than the table that the run begins with.
 fn shared_table(
     prepared: &Prepared,
     settings: &TrainSettings,
@@ -160,7 +160,7 @@ fn shared_table(
     Ok(Some(bank.table(learner.model.layers())))
 }
 
-/// Trained values that a choice of modules may have beyond those of a pair for each, at most.
+/// Most trained values that a choice of modules may have beyond those of one pair for each.
 fn added_by_sharing(prepared: &Prepared, settings: &TrainSettings) -> usize {
     if !settings.samples() || !settings.selection.unselected.shares() {
         return 0;
@@ -172,12 +172,12 @@ fn added_by_sharing(prepared: &Prepared, settings: &TrainSettings) -> usize {
     prepared.kinds.iter().map(of_kind).sum()
 }
 
-/// Bytes of constants, and of what a method keeps of each of its adapters' values.
+/// Bytes of constants, and of what a method stores for each value of its adapters.
 fn beside_parameters(settings: &TrainSettings, learner: &Learner) -> u64 {
     let of_value = match settings.adapter.method {
         // The averages of sensitivity and uncertainty.
         Method::AdaLora => 2 * size_of::<f64>(),
-        // Which of them are kept.
+        // Whether the value is kept.
         Method::SparseAdapter => size_of::<f64>(),
         _ => 0,
     };
@@ -185,7 +185,7 @@ fn beside_parameters(settings: &TrainSettings, learner: &Learner) -> u64 {
     (constants + of_value * learner.bank.unique_parameters()) as u64
 }
 
-/// Bytes of the lower blocks' output that concurrent passes are given where it is kept over the
+/// Bytes of the lower blocks' output that concurrent passes read, if it may be saved over the
 /// epochs.
 fn beside(learner: &Learner, settings: &TrainSettings, rows: usize, tokens: usize) -> usize {
     let possible = settings.epochs_over(rows) > 1

@@ -87,11 +87,11 @@ pub fn run(
     Ok(summary.expect("the first rank has a summary"))
 }
 
-/// Continues a run that was stopped, in its folder, to the bits of a run that was not stopped. Takes
-/// and returns what `run` does.
+/// Continues a stopped run in its folder; the result is bit-identical to that of a run that was not
+/// stopped. Takes and returns what `run` does.
 ///
 /// # Errors
-/// Those of `run`; the model or the data are other ones; the checkpoint does not fit them.
+/// Those of `run`; the model or the data differ from the run's; the checkpoint does not fit them.
 pub fn resume(
     run: &StoppedRun,
     page: Option<Page>,
@@ -102,9 +102,10 @@ pub fn resume(
     Ok(summary.expect("the first rank has a summary"))
 }
 
-/// Does what `run` does together with the other ranks of a job, all of which call it: results are
-/// those of one process bit for bit, except after full fine-tuning, where the number of ranks
-/// counts. The first rank alone writes the output folder, has a page, and returns the summary.
+/// Does what `run` does, together with the other ranks of a job, all of which call it. Results are
+/// bit-identical to those of one process, except after full fine-tuning, where they depend on the
+/// number of ranks. The first rank alone writes the output folder, has a page, and returns the
+/// summary.
 ///
 /// Raising `cancel` on one rank ends the run on all, after the same step. An error on one is an
 /// error on all.
@@ -126,8 +127,8 @@ pub fn run_on(
     install(ranks, settings, page, None, cancel, listen)
 }
 
-/// Does what `resume` does as `run_on` does `run`, on any number of ranks. All ranks read the
-/// checkpoint.
+/// Does what `resume` does, together with the other ranks of a job. Their number may differ from
+/// that of the stopped run. All ranks read the checkpoint.
 ///
 /// # Errors
 /// Those of `resume` and `run_on`.
@@ -191,8 +192,8 @@ fn run_here(
     output.finish(&learner, outcome, listen).map(Some)
 }
 
-/// Loads the model as `load` does, with passes that are cut as on the first rank: under
-/// `memory_limit` they depend on the memory and the threads of a process.
+/// Loads the model as `load` does, with steps cut as on the first rank: under `memory_limit` the
+/// cut depends on the memory and the threads of a process.
 ///
 /// # Errors
 /// Those of `load` on any rank.
@@ -214,12 +215,12 @@ fn load_alike(
     ranks.agree(load(prepared, &settings, assignment, true, listen))
 }
 
-/// What becomes of what a run makes.
+/// Keeps what a run produces, in its output folder or in memory.
 trait Keeper {
-    /// A place for files that end with the run.
+    /// Folder for files that are removed when the run ends.
     fn scratch(&self) -> PathBuf;
 
-    /// Keeps what an event says.
+    /// Records an event.
     fn record(&mut self, event: &Event, listen: &mut dyn FnMut(&Event));
 
     /// Keeps the scores.
@@ -228,12 +229,12 @@ trait Keeper {
     /// Those of the disk.
     fn scored(&mut self, learner: &Learner, record: &Record, listen: &mut dyn FnMut(&Event)) -> Result<()>;
 
-    /// Keeps what an epoch has led to, with a measurement that is the best so far the model as it
-    /// is now. Returns the files that were written.
+    /// Keeps the results of an evaluation and, if it is the best so far, the model as it is now.
+    /// Returns the paths of the files that were written.
     ///
     /// # Errors
     /// `Error::NotFinite` where a trained value is infinite or NaN; those of the disk. The best
-    /// epoch then is the one before.
+    /// epoch then stays the previous one.
     fn epoch(&mut self, learner: &mut Learner, best: Option<Best>) -> Result<Vec<PathBuf>>;
 
     /// Called after each step, and with `milestone` after an evaluation and where a stage begins:
@@ -241,7 +242,7 @@ trait Keeper {
     fn checkpoint(&mut self, learner: &Learner, milestone: bool, listen: &mut dyn FnMut(&Event));
 }
 
-/// The hooks of stages that are not measured.
+/// Hooks of the stages before fine-tuning, which are not evaluated.
 struct Kept<'a> {
     output: &'a mut dyn Keeper,
     listen: &'a mut (dyn FnMut(&Event) + Send),
@@ -305,7 +306,8 @@ fn stages(
     fit::run(learner, prepared, settings, output, cancel, listen)
 }
 
-/// The LoRAs that a run starts with: those that named layers leave, or one for each module.
+/// The assignment that a run starts with: that of given scores, of an adapter or of named layers,
+/// or one pair for each module (for each module type if the method ties pairs).
 fn first_assignment(prepared: &Prepared, settings: &TrainSettings) -> Result<Assignment> {
     if let Some(record) = prepared.scores(settings) {
         return Ok(record.assignment.clone());

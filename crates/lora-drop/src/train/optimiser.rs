@@ -70,8 +70,8 @@ impl Optimiser {
         Optimiser { first: vec![0.0; count], second: vec![0.0; count], steps: 0, begun: vec![0; tensors] }
     }
 
-    /// Goes on from what another one has come to: parameters that it had under the same name keep
-    /// their moments, the others begin with the next step.
+    /// Continues from another optimiser: parameters with the same name and shape keep their
+    /// moments, the others begin with the next step.
     pub(crate) fn continue_from(&mut self, list: &[Parameter], old: &Optimiser, old_list: &[Parameter]) {
         self.steps = old.steps;
         for (number, parameter) in list.iter().enumerate() {
@@ -92,7 +92,8 @@ impl Optimiser {
         adamw::norm(parameters.gradients())
     }
 
-    /// What gradients of this norm are multiplied with; a `max_grad_norm` of 0 clips nothing.
+    /// The factor by which gradients of this norm are clipped; a `max_grad_norm` of 0 clips
+    /// nothing.
     pub(crate) fn clip(max_grad_norm: f64, norm: f64) -> f64 {
         if max_grad_norm > 0.0 { (max_grad_norm / (norm + 1e-6)).min(1.0) } else { 1.0 }
     }

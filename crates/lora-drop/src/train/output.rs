@@ -1,8 +1,8 @@
 //! What a run writes: recipe and log from the start, adapter, report and summary at each measured
 //! epoch.
 //!
-//! Everything of one moment is committed together (`OutputFolder`). Where a run replaces an earlier
-//! one, nothing is committed before the first measured epoch: until then the earlier one is worth
+//! Files that belong together are committed together (`OutputFolder`). A run that replaces an
+//! earlier one commits nothing before its first measured epoch: until then the earlier run is worth
 //! more.
 
 use std::borrow::Cow;
@@ -34,7 +34,7 @@ use crate::{Error, Result, finite, hub, memory};
 
 const IMPORTANCE: &str = "importance.json";
 const SUMMARY: &str = "summary.json";
-/// Files that can be large enough for their size to matter to those who store many.
+/// Files whose sizes the summary reports.
 const MODEL_FILES: [&str; 3] = ["adapter_model.safetensors", COMPACT_FILE, "model.safetensors"];
 
 /// The output of a run that is under way.
@@ -42,7 +42,7 @@ pub struct Output<'a> {
     prepared: &'a Prepared,
     settings: &'a RunSettings,
     page: Option<Page<'a>>,
-    /// Resolved, as recipe.toml has them.
+    /// The settings with the values that the run decided, as in recipe.toml.
     resolved: RunSettings,
     estimate: MemoryEstimate,
     machine: Machine,
@@ -58,8 +58,8 @@ pub struct Output<'a> {
 }
 
 impl<'a> Output<'a> {
-    /// Opens the output folder, and writes recipe, an empty log and a summary of a run that has
-    /// shown nothing yet; or opens the folder of a stopped run as it was at its checkpoint.
+    /// Opens the output folder, and writes the recipe, an empty log and a first summary; or opens
+    /// the folder of a stopped run as it was at its checkpoint.
     ///
     /// # Errors
     /// Those of `OutputFolder::open` or `resume`, of the log, and of the disk.
@@ -116,11 +116,11 @@ impl<'a> Output<'a> {
         Ok(output)
     }
 
-    /// Writes how the run has ended, and returns its summary where an epoch was measured.
+    /// Writes how the run has ended, and returns its summary.
     ///
     /// # Errors
-    /// What ended a run that has measured no epoch, and what the disk says of a run that has ended
-    /// well.
+    /// The error that ended a run without a measured epoch; those of the disk for a run that has
+    /// finished.
     pub fn finish(
         mut self,
         learner: &Learner,
@@ -153,13 +153,13 @@ impl<'a> Output<'a> {
         match outcome {
             Ok(()) => written,
             Err(error) if best.is_none() => Err(error),
-            // The end that is to be told is the run's own, also where it could not be written.
+            // The run's own end is reported, even if it could not be written.
             Err(_) => Ok(written.unwrap_or(summary)),
         }
     }
 
-    /// The model as it is now: PEFT's adapter and the compact one, or after full fine-tuning a
-    /// checkpoint.
+    /// Writes the model as it is now: the adapter in PEFT's form and in the compact one, or after
+    /// full fine-tuning a checkpoint.
     fn write_model(&mut self, learner: &Learner) -> Result<()> {
         let (prepared, settings, folder) = (self.prepared, self.settings, self.folder.next());
         let (parameters, config) = (&learner.state.parameters, &prepared.model.config);
@@ -207,7 +207,7 @@ impl<'a> Output<'a> {
     /// Writes report, card and summary; returns the summary as it was written.
     fn write_facts(&mut self, learner: &Learner, summary: Summary) -> Result<Summary> {
         let (prepared, progress) = (self.prepared, &learner.state.progress);
-        // Lent for the report: the steps of a long run are many.
+        // Moved into the record and back: the steps of a long run are many.
         let (steps, evaluations) = (take(&mut self.steps), take(&mut self.evaluations));
         let record = RunRecord {
             summary,
@@ -256,7 +256,7 @@ impl<'a> Output<'a> {
         Ok(paths)
     }
 
-    /// Commits where that costs no earlier run.
+    /// Commits unless that would replace an earlier run.
     fn commit_if_new(&mut self, listen: &mut dyn FnMut(&Event)) -> Result<()> {
         if !self.folder.replaces() {
             wrote(&self.commit()?, listen);
@@ -264,7 +264,7 @@ impl<'a> Output<'a> {
         Ok(())
     }
 
-    /// Seconds of the run, those of its processes before this one included.
+    /// Seconds of the run, including those of its earlier processes.
     fn seconds(&self) -> f64 {
         self.checkpoints.facts().seconds + self.began.elapsed().as_secs_f64()
     }
@@ -276,7 +276,7 @@ impl<'a> Output<'a> {
         let sizes = |kind| prepared.sizes(kind, &settings.train);
         let lora = adapter_parameters(learner, settings);
         let full = progress.assignment.plain_parameters(sizes);
-        // Where no module has a pair of its own by design, none was kept or not.
+        // With a method that ties pairs, no module has a pair of its own to keep.
         let kept =
             progress.assignment.kept().into_iter().filter(|_| !settings.train.adapter.method.ties_pairs());
         let importance = progress.importance.as_ref();
@@ -330,7 +330,7 @@ impl Keeper for Output<'_> {
         self.folder.scratch()
     }
 
-    /// Logs it too.
+    /// Records the event and logs it.
     fn record(&mut self, event: &Event, listen: &mut dyn FnMut(&Event)) {
         match event {
             Event::Step(step) => {
@@ -352,7 +352,7 @@ impl Keeper for Output<'_> {
         self.commit_if_new(listen)
     }
 
-    /// Report and summary, and where it is the best so far the model.
+    /// Commits report and summary and, if the evaluation is the best so far, the model.
     fn epoch(&mut self, learner: &mut Learner, best: Option<Best>) -> Result<Vec<PathBuf>> {
         let Some(best) = best else {
             self.write_facts(learner, self.summary(learner, Status::Running, None))?;
@@ -380,8 +380,8 @@ impl Keeper for Output<'_> {
     }
 }
 
-/// Values in the adapters that are left of a method that prunes: AdaLoRA's triplets, a
-/// SparseAdapter's values; all of any other.
+/// Number of values in the adapters. For a method that prunes, number of those that are left:
+/// AdaLoRA's triplets, a SparseAdapter's values.
 fn adapter_parameters(learner: &Learner, settings: &RunSettings) -> usize {
     let Learner { bank, state, .. } = learner;
     match (settings.train.adapter.method, state.stage) {
@@ -400,8 +400,8 @@ pub fn write_importance(prepared: &Prepared, record: &Record, path: &Path) -> Re
     write_json(path, &record.to_json(|kind| prepared.short_name(kind)))
 }
 
-/// Names the columns that were found, for they are what the model has learned from: rows without
-/// the second text of a pair are no rows for it.
+/// Records the names of the columns that were found, because the model has learned from them: rows
+/// without the second text of a pair do not fit a model of pairs.
 fn record_columns(data: &TaskData, settings: &mut RunSettings) {
     let facts = data.facts();
     let (text, pair) = (Some(facts.text_column.clone()), facts.pair_column.clone());
@@ -413,17 +413,19 @@ fn record_columns(data: &TaskData, settings: &mut RunSettings) {
         TaskData::Text(data) if data.kind == TextKind::Completion => {
             (settings.rows.prompt_column, settings.rows.completion_column) = (text, pair);
         }
-        // A text or a conversation is the whole row, and text is generated for rows with a prompt
-        // as well.
+        // A text or a conversation is the whole row, and the model also writes text for rows with a
+        // prompt.
         TaskData::Text(_) => {}
     }
 }
 
-/// The settings with what model, data and the plan of memory have decided where nothing was given.
+/// Returns the settings with the values that model, data and memory plan decided where none was
+/// given.
 fn resolved(prepared: &Prepared, settings: &RunSettings, passes: Passes) -> RunSettings {
     let config = &prepared.model.config;
     let mut resolved = settings.clone();
-    // A recipe is read from other folders too. A name on the hub stays what it is.
+    // A recipe is read from other folders too, so paths are absolute. A name on the hub stays as it
+    // is.
     let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
     let model = absolute(Path::new(&settings.place.model));
     if let Some(model) = model.to_str().filter(|_| model.exists()) {
@@ -436,7 +438,8 @@ fn resolved(prepared: &Prepared, settings: &RunSettings, passes: Passes) -> RunS
         *path = absolute(path);
     }
     resolved.train.adapter.init_adapter = settings.train.adapter.init_adapter.as_deref().map(absolute);
-    // With more threads or on another system the limit might choose otherwise, to other bits.
+    // With more threads or on another system, `memory_limit` might choose passes that round
+    // differently.
     resolved.train.compute.recompute = passes.recompute;
     resolved.train.compute.micro_tokens = Some(passes.cut.micro_tokens);
     resolved.train.adapter.target_modules =
@@ -445,8 +448,8 @@ fn resolved(prepared: &Prepared, settings: &RunSettings, passes: Passes) -> RunS
     resolved.rows.task = prepared.situation.task;
     resolved.rows.max_length = Some(settings.rows.row_tokens(config.max_tokens()));
     record_columns(&prepared.data, &mut resolved);
-    // The setting is the head's dropout too: where the model's head has its own, the model has to
-    // say both.
+    // The setting applies to the head's dropout too, so it is recorded only if the model has the
+    // same dropout for both.
     if !config.architecture.is_decoder() && config.head_dropout == config.hidden_dropout {
         resolved.train.optimisation.hidden_dropout.get_or_insert(config.hidden_dropout);
     }

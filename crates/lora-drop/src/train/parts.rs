@@ -1,9 +1,9 @@
-//! The parts of an optimiser step, several of them concurrently where they fit: their gradients,
-//! observations and losses.
+//! The parts (micro-batches) of an optimiser step, several of them concurrently where they fit:
+//! their gradients, observations and losses.
 //!
-//! The one rule that is not obvious: each part's gradient is a sum of its own, and these are added
-//! up in the order of the parts. So it changes no bit how many run concurrently, and which of them
-//! ends first.
+//! The one rule that is not obvious: each part has a gradient of its own, and these are added up in
+//! the order of the parts. So results are bit-identical however many parts run concurrently, and
+//! whichever of them ends first.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,29 +16,29 @@ use lora_drop_transformer::{Memory, Observations, Parameters};
 use crate::Result;
 use crate::engine::apart;
 
-/// Memory for concurrent micro-batches, which is reused.
+/// Memory of concurrent micro-batches, which is reused.
 #[derive(Default)]
 pub struct WorkerArenas {
-    /// Memory for activations.
+    /// Memory for activations, one for each worker.
     places: Vec<Memory>,
-    /// Gradients that no part has now.
+    /// Gradient buffers that are free.
     gradients: Vec<Vec<f32>>,
 }
 
 impl WorkerArenas {
-    /// The memory for passes that run by themselves.
+    /// The memory for passes that run alone.
     pub fn memory(&mut self) -> &mut Memory {
         self.grow(1);
         &mut self.places[0]
     }
 
-    /// Makes room for passes of `floats` f32, place by place.
+    /// Reserves memory for concurrent passes of these numbers of f32.
     pub fn reserve(&mut self, floats: &[usize]) {
         self.grow(floats.len());
         self.places.iter_mut().zip(floats).for_each(|(memory, &floats)| memory.reserve(floats));
     }
 
-    /// Bytes of the largest activations that each place has had.
+    /// Bytes of the largest activations that each worker has had, summed.
     pub fn used_bytes(&self) -> usize {
         self.places.iter().map(Memory::used_bytes).sum()
     }
@@ -49,8 +49,9 @@ impl WorkerArenas {
         }
     }
 
-    /// Runs `train` on these parts, at most `together` at a time, each as soon as there is a place
-    /// for it; and adds to gradients, `loss` and observations what they give, part by part.
+    /// Runs `train` on these parts, at most `together` at a time, each as soon as a worker is free.
+    /// Adds their gradients, losses and observations to the parameters, `loss` and `observations`
+    /// in the order of the parts.
     ///
     /// # Errors
     /// Those of `train`. The gradients are then incomplete.
@@ -83,8 +84,8 @@ impl WorkerArenas {
         self.each(parts, together, Inputs { values, trained, scored }, train, add)
     }
 
-    /// Runs `train` on parts as `run` does, each with a gradient of its own, and shows `take` what
-    /// each gave, in the order of the parts.
+    /// Runs `train` on parts as `run` does, each with a gradient of its own, and calls `take` with
+    /// the result of each, in the order of the parts.
     ///
     /// # Errors
     /// Those of `train`.
@@ -123,7 +124,7 @@ impl WorkerArenas {
     }
 }
 
-/// What parts read, and whether they are observed.
+/// Values that parts read, and whether parts are observed.
 pub(super) struct Inputs<'a> {
     pub values: Values<'a>,
     /// The number of trained values.
@@ -131,31 +132,32 @@ pub(super) struct Inputs<'a> {
     pub scored: bool,
 }
 
-/// What a part gave.
+/// Result of a part.
 pub(super) struct Ended {
     pub gradients: Vec<f32>,
     pub loss: f64,
     pub observations: Option<Observations>,
 }
 
-/// Brings what parts give into their order.
+/// Passes on the results of parts in the order of the parts.
 struct Ends<'a> {
     take: &'a mut (dyn FnMut(&Ended) + Send),
-    /// The part to be taken next.
+    /// Number of the part whose result is passed on next.
     next: usize,
-    /// Parts that ended before those in front of them.
+    /// Results of parts that ended before an earlier part.
     ended: BTreeMap<usize, Ended>,
     free: &'a mut Vec<Vec<f32>>,
 }
 
-/// No thread panics that has this lock, and without it none sees anything half done.
+/// No thread panics while it holds this lock, so a poisoned lock guards nothing half done.
 fn lock<'a, 'b>(ends: &'a Mutex<Ends<'b>>) -> MutexGuard<'a, Ends<'b>> {
     ends.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Ends<'_> {
-    /// Has this part taken if all in front of it are, and those after it that waited for it. By
-    /// this thread alone: the others are at their parts.
+    /// Passes on this part's result if those of all earlier parts were, and then those of later
+    /// parts that waited for it. Only the calling thread is busy with it; the others compute their
+    /// parts.
     fn add(&mut self, number: usize, ended: Ended) {
         self.ended.insert(number, ended);
         while let Some(ended) = self.ended.remove(&self.next) {
@@ -175,8 +177,8 @@ mod tests {
     use crate::Error;
     use crate::engine::MOST_APART;
 
-    /// The sum of losses, the gradients and the moments of five parts of which this many run side
-    /// by side.
+    /// Returns the sum of losses, the gradients and the moments of five parts, `together` of them
+    /// concurrently.
     fn sums(values: usize, together: usize, threads: usize) -> (f64, Vec<f32>, Vec<f64>) {
         let mut parameters = Parameters::new();
         parameters.add("a", &[values], Group::Lora, true, &vec![0.5; values]);
@@ -193,7 +195,7 @@ mod tests {
                          _: &mut Memory| {
                 // Earlier parts take longer, so that later ones end before them.
                 std::thread::sleep(std::time::Duration::from_millis(2 * u64::from(5 - part)));
-                // Two additions, so that it shows whether parts add to one sum.
+                // Two additions, so that rounding shows if parts add to one sum.
                 for add in [0.1, 1e-9 * *part as f32] {
                     gradients.iter_mut().zip(values.values).for_each(|(g, v)| *g += v + add);
                 }

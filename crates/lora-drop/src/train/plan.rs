@@ -1,4 +1,4 @@
-//! What a run would be, found out without training: parameters, steps, memory and time estimated.
+//! Plans a run without training: its parameters and steps, and estimates of memory and time.
 
 use lora_drop_compute::gemm::measure_peak;
 
@@ -80,8 +80,8 @@ pub fn plan(settings: &RunSettings, listen: &mut (dyn FnMut(&Event) + Send)) -> 
     })
 }
 
-/// Values in unique pairs after the choice of modules: least and most. `full` is plain LoRA's, and
-/// `first` those that a run begins with.
+/// Fewest and most values in unique pairs after the choice of modules. `full` is their number in
+/// plain LoRA, `first` the number that a run begins with.
 fn lora_parameters(
     prepared: &Prepared,
     train: &TrainSettings,
@@ -93,7 +93,7 @@ fn lora_parameters(
     match train.adapter.method {
         Method::LoraDrop => {}
         Method::AdaLora => {
-            // As many triplets as plain LoRA has directions, wherever they are.
+            // AdaLoRA keeps as many triplets as plain LoRA has ranks in total, in whatever modules.
             let modules = prepared.modules().len();
             let sizes = || prepared.kinds.iter().map(|&kind| sizes(kind).own);
             return Ok((modules * sizes().min().unwrap_or(0), modules * sizes().max().unwrap_or(0)));
@@ -104,8 +104,8 @@ fn lora_parameters(
         }
         _ => return Ok((first, first)),
     }
-    // What a choice costs where all modules are equally important, which is the most that a
-    // threshold can cost; it also refuses what can never be met.
+    // With equally important modules a threshold keeps the most values. `assign` also refuses a
+    // rule that can never be met.
     let scores = prepared.modules().into_iter().map(|module| (module, 1.0)).collect();
     let even = Importance::from_scores(&scores, scope);
     let even = assign(&even, train.selection.rule(), scope, train.selection.rest(), sizes)?;

@@ -1,5 +1,5 @@
-//! What every stage needs, read and checked: the model's folder, its configuration and weights, the
-//! data.
+//! Reads and checks the inputs of all stages: the model's folder, its configuration and weights,
+//! and the data.
 
 use std::collections::BTreeSet;
 use std::sync::OnceLock;
@@ -43,7 +43,7 @@ pub struct Prepared {
     pub(super) scores: Option<Record>,
     /// The processes that train on it together.
     pub(crate) ranks: Ranks,
-    /// The hash of the model's files, once they were read for it.
+    /// The hash of the model's files; empty until they are read for it.
     hash: OnceLock<u128>,
 }
 
@@ -163,13 +163,13 @@ impl Prepared {
         prepared.with_given(run)
     }
 
-    /// The head's outputs are an adapter's labels in their order, so the data must have the same.
-    /// `rows` names the data.
+    /// Checks that the data has the adapter's labels in the same order, because the head's outputs
+    /// stand for them. `rows` names the data in the message.
     ///
     /// # Errors
     /// `Error::Input` with both lists of labels.
     pub(super) fn check_labels(&self, adapter: &AdapterFile, rows: &dyn std::fmt::Display) -> Result<()> {
-        // Whose F1 is measured and how classes are weighted does not matter to the head.
+        // The positive class, the class weights and the form of indicators do not affect the head.
         let names = |mut labels: serde_json::Value| {
             for unimportant in ["positive", "weights", "indicators"] {
                 labels.as_object_mut().map(|labels| labels.remove(unimportant));
@@ -195,7 +195,7 @@ impl Prepared {
         Ok(self)
     }
 
-    /// The hash of the model's files, which are read the first time.
+    /// Returns the hash of the model's files, which are read in the first call.
     ///
     /// # Errors
     /// Those of `digest::of_model`.
@@ -271,7 +271,7 @@ fn init_adapter(
     Ok(Some(adapter))
 }
 
-/// The module types that get LoRA, and what is known before the data is.
+/// Returns the module types that get LoRA, and what is known before the data is read.
 ///
 /// # Errors
 /// `Error::Usage` for a method that the model cannot be trained by, settings without a reader, and
@@ -357,8 +357,8 @@ pub(crate) fn tokenise(
     })
 }
 
-/// Notes that the head is new where the checkpoint's has other outputs than the labels need;
-/// returns what to say of it.
+/// Corrects in `facts` whether the checkpoint's head is used: not if its outputs differ from what
+/// the labels need. Returns a note if so.
 pub(crate) fn find_head(facts: &mut ModelFacts, model: &ModelFiles, data: &TaskData) -> Option<String> {
     let head = data.labels()?.head();
     facts.head_found = facts.head_found.map(|_| model.has_head_of(head));
@@ -370,7 +370,7 @@ pub(crate) fn find_head(facts: &mut ModelFacts, model: &ModelFiles, data: &TaskD
     ))
 }
 
-/// The metric that decides, and what is known once the data is.
+/// Returns the metric that decides, and the situation once the data is known.
 pub(crate) fn of_data(
     settings: &RunSettings,
     config: &ModelConfig,
@@ -394,7 +394,7 @@ pub(crate) fn of_data(
     Ok((metric, Situation { task: Some(task), rows, ..before }))
 }
 
-/// Whether rows are read for their labels, and not as texts of which tokens are learned.
+/// Whether rows are read for their labels, and not as texts to learn.
 ///
 /// # Errors
 /// `Error::Usage` where the model cannot do the task, or the rows could be meant for either.
@@ -422,7 +422,7 @@ pub(crate) fn check_task(settings: &RunSettings, config: &ModelConfig) -> Result
     Ok(labelled)
 }
 
-/// What is known before the data is read: an encoder's labels are taken for classes.
+/// What is known before the data is read; an encoder's labels are taken for classes.
 pub(crate) fn situation(settings: &RunSettings, config: &ModelConfig, labelled: bool) -> Situation {
     let decoder = config.architecture.is_decoder();
     let hidden = if decoder {

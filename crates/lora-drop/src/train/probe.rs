@@ -20,10 +20,11 @@ use crate::score::{Criterion, HiddenStates, Importance, Window};
 use crate::settings::{Basis, TrainSettings};
 use crate::{Cancel, Result};
 
-/// Rows whose hidden states are looked at, at most: CKA compares each with each.
+/// Most rows whose hidden states are compared: CKA compares every row with every other.
 const MOST_ROWS: usize = 512;
 
-/// The scores by a criterion for which nothing trains, and what they rest on.
+/// Computes the scores of a criterion that needs no training. Also returns which rows and tokens
+/// they rest on.
 ///
 /// # Errors
 /// `Error::Interrupted` soon after `cancel` was raised; no sample can be drawn.
@@ -35,7 +36,7 @@ pub fn run(
     hooks: &mut dyn Hooks,
     cancel: &Cancel,
 ) -> Result<(BTreeMap<ModuleId, f64>, Importance)> {
-    // Not what a probe that was interrupted has seen.
+    // Discards what an interrupted probe has seen.
     learner.state.observations = Observations::new();
     let examples = prepared.data.train();
     let mut rows = match criterion.basis() {
@@ -63,7 +64,7 @@ pub fn run(
     Ok((scores, facts))
 }
 
-/// The gradients of each batch of the rows, without an update.
+/// Shows the criterion the gradients of each batch of the rows, without an update.
 fn see_gradients(
     learner: &mut Learner,
     settings: &TrainSettings,
@@ -89,8 +90,8 @@ fn see_gradients(
     Ok(())
 }
 
-/// The hidden states of the model without LoRA. Every rank computes all of them: these passes are
-/// few, and the states larger than what they are computed from.
+/// Collects the hidden states of the model without LoRA. Every rank computes all of them: the
+/// passes are few, and the states are larger than their inputs, so exchanging them would not pay.
 fn see_states(
     learner: &mut Learner,
     examples: TaskRows,

@@ -11,10 +11,10 @@ use lora_drop_transformer::{AdapterTable, DropoutRates, Model, Sequences};
 
 use crate::{Error, Result};
 
-/// The lower blocks' outputs, row by row in a file without a name: it is gone when the run ends,
+/// The lower blocks' outputs, row by row in an unnamed file. The file is gone when the run ends,
 /// however it ends, and the system keeps as much of it in memory as there is room.
 pub struct Reuse {
-    /// How many blocks are below.
+    /// Number of lower blocks.
     pub blocks: usize,
     hidden: usize,
     file: File,
@@ -22,18 +22,18 @@ pub struct Reuse {
     limit: u64,
 }
 
-/// What the file has.
+/// The contents of the file.
 struct Kept {
     /// Where each row's values begin in the file, in bytes.
     places: Vec<Option<u64>>,
     used: u64,
-    /// Why nothing more is kept, until somebody has asked.
+    /// The error after which nothing more is saved, until `failure` takes it.
     failed: Option<std::io::Error>,
     closed: bool,
 }
 
 impl Kept {
-    /// Keeps nothing more: the file only saves time, and its failure must not cost the run.
+    /// Stops saving: the file only saves time, and its failure must not end the run.
     fn close(&mut self, error: std::io::Error) {
         if !self.closed {
             (self.closed, self.failed) = (true, Some(error));
@@ -41,7 +41,7 @@ impl Kept {
     }
 }
 
-/// How many of the lowest blocks give the same output in every step: nothing in them trains, and
+/// Number of lowest blocks that give the same output in every step: nothing in them trains, and
 /// they have no dropout.
 pub fn blocks(model: &Model, table: &AdapterTable, dropout: DropoutRates) -> usize {
     if dropout.hidden > 0.0 || dropout.attention > 0.0 {
@@ -52,20 +52,20 @@ pub fn blocks(model: &Model, table: &AdapterTable, dropout: DropoutRates) -> usi
 }
 
 impl Reuse {
-    /// For `rows` rows and at most `limit` bytes, in a file in `folder`.
+    /// Creates a file in `folder` for the outputs of `rows` rows, at most `limit` bytes.
     ///
     /// # Errors
-    /// The file cannot be made.
+    /// The file cannot be created.
     pub fn new(blocks: usize, hidden: usize, rows: usize, limit: u64, folder: &Path) -> Result<Self> {
         let file = tempfile::tempfile_in(folder).map_err(|e| Error::io(folder, e))?;
         let kept = Mutex::new(Kept { places: vec![None; rows], used: 0, failed: None, closed: false });
         Ok(Reuse { blocks, hidden, file, kept, limit })
     }
 
-    /// The output of the lower blocks for these rows, (tokens, hidden), read where it is known and
-    /// otherwise made by `compute` for all of them at once, and kept as long as there is room.
-    /// Several threads may ask at a time, each for other rows. A file that fails is used no
-    /// further.
+    /// Returns the output of the lower blocks for these rows, (tokens, hidden). It is read from the
+    /// file if it has all rows, and is otherwise computed by `compute` for all rows and saved as
+    /// long as there is room. Several threads may call this concurrently, each for other rows.
+    /// After a failure the file is no longer used.
     ///
     /// # Errors
     /// Those of `compute`.
@@ -83,7 +83,7 @@ impl Reuse {
             rows.iter().map(|&row| kept.places[row]).collect()
         };
         if let Some(places) = places {
-            // Elsewhere threads share the place in the file from which they read.
+            // On other systems threads share the file's position, so they read under the lock.
             let _alone = cfg!(not(unix)).then(kept);
             let mut output = vec![0.0; sequences.ids.len() * self.hidden];
             let _span = profile::operation("reading kept output", || Work::floats(2 * output.len()));
@@ -115,7 +115,7 @@ impl Reuse {
         Ok(output)
     }
 
-    /// Why nothing more is kept; said once.
+    /// Returns the error after which nothing more is saved, once.
     pub fn failure(&self) -> Option<String> {
         let error = self.kept.lock().unwrap_or_else(PoisonError::into_inner).failed.take()?;
         Some(format!(

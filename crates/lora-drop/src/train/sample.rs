@@ -2,8 +2,8 @@
 //! modules settles.
 //!
 //! The scores cost nothing: the criterion observes the training passes themselves (docs/method.md,
-//! step 3), over windows of the sample, and reads what trains as it is at the window's end.
-//! Criteria that need no training have a pass of their own (`probe`).
+//! step 3), over windows of the sample, and reads the trained values at the window's end. Criteria
+//! that need no training have a pass of their own (`probe`).
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -105,7 +105,7 @@ impl<'a> SampleStage<'a> {
         Ok((Importance { rows, tokens, micro_tokens, ..importance }, assignment))
     }
 
-    /// Scores the window that ends with this step, and the assignment that follows.
+    /// Scores the window that ends with this step; returns the importance and the assignment by it.
     fn score(&self, learner: &Learner) -> Result<(Importance, Assignment)> {
         let (settings, prepared, state) = (self.settings, self.prepared, &learner.state);
         let scores = self.criterion.scores(&evidence(learner, &HiddenStates::default(), settings));
@@ -116,7 +116,7 @@ impl<'a> SampleStage<'a> {
     }
 }
 
-/// The hooks that score.
+/// Hooks that score at the end of each window.
 struct Scoring<'a> {
     stage: &'a SampleStage<'a>,
     hooks: &'a mut dyn Hooks,
@@ -151,8 +151,8 @@ impl Hooks for Scoring<'_> {
     }
 }
 
-/// Runs the sample stage, or what the criterion needs instead, and takes over what was found into
-/// the learner's progress.
+/// Runs the sample stage, or what the criterion needs instead, and puts the importance into the
+/// learner's progress.
 ///
 /// # Errors
 /// Those of [`SampleStage`].
@@ -165,7 +165,7 @@ pub fn run(
     cancel: &Cancel,
 ) -> Result<(Importance, Assignment)> {
     let began = Instant::now();
-    // Of the run before it was stopped.
+    // Seconds of the stage before the run was stopped.
     let before = learner.state.seconds;
     let trains = criterion.basis() == Basis::Training;
     let (importance, assignment) = if trains {
@@ -203,11 +203,12 @@ pub fn run(
     Ok((importance, assignment))
 }
 
-/// The sample's rows, and optimiser steps that the stage makes at most; none where the layers are
-/// named. Where they are among the run's, `auto` takes a quarter of these at most.
+/// Returns the sample's rows, and the most optimiser steps of the stage; none for a fixed order or
+/// without a sample stage. If the steps count as the run's, `auto` takes at most a quarter of
+/// these.
 ///
 /// # Errors
-/// `Error::Usage` where the epochs that are given leave none.
+/// `Error::Usage` if the given epochs leave the run no further step.
 pub fn extent(prepared: &Prepared, settings: &TrainSettings) -> Result<(Vec<usize>, usize)> {
     if settings.selection.criterion.basis() == Basis::Order || !settings.samples() {
         return Ok((Vec::new(), 0));
@@ -233,7 +234,7 @@ pub fn extent(prepared: &Prepared, settings: &TrainSettings) -> Result<(Vec<usiz
             )));
         }
         SampleEpochs::Epochs(n) => n * per_epoch,
-        // Nothing is ranked that could settle.
+        // A SparseAdapter ranks no modules, so there is nothing to settle.
         SampleEpochs::Auto if settings.adapter.method == Method::SparseAdapter => {
             let window = window(per_epoch);
             (LEAST_STEPS.div_ceil(window) * window).min(whole.div_ceil(4))
@@ -247,7 +248,7 @@ pub fn extent(prepared: &Prepared, settings: &TrainSettings) -> Result<(Vec<usiz
     Ok((rows, steps))
 }
 
-/// The sample stage's training, and the real tokens of the sample.
+/// The sample stage's schedule, and the real tokens of the sample.
 pub(super) fn schedule<'a>(
     prepared: &Prepared,
     settings: &'a TrainSettings,
@@ -266,7 +267,7 @@ pub(super) fn stage_start(schedule: &Schedule, tokens: usize, done: usize) -> Ev
     Event::StageStart { stage: Stage::Sample, steps, rows, tokens }
 }
 
-/// What there is to score by.
+/// The evidence that a criterion scores by.
 pub(super) fn evidence<'a>(
     learner: &'a Learner,
     hidden_states: &'a HiddenStates,
@@ -277,7 +278,7 @@ pub(super) fn evidence<'a>(
     Evidence { bank, parameters, observations, hidden_states, seed: settings.optimisation.seed }
 }
 
-/// What is made of scores: shares, and the assignment by the settings' rule.
+/// Turns scores into shares, and into an assignment by the settings' rule.
 fn chosen(
     scores: &BTreeMap<ModuleId, f64>,
     prepared: &Prepared,
@@ -310,8 +311,8 @@ fn course(prepared: &Prepared, settings: &TrainSettings, most: usize) -> Course 
     match settings.optimisation.restart {
         // One course over both stages.
         Restart::Continue => Course::of_run(settings, prepared.data.train().len()),
-        // How long the stage lasts is not known, so the rate stays where the warm-up has brought
-        // it.
+        // The length of the stage is not known in advance, so the rate stays constant after the
+        // warm-up.
         Restart::Fresh => {
             let (shape, ratio) = (Shape::Constant, settings.optimisation.warmup_ratio);
             Course { steps: most, ..Course::new(shape, ratio, most.min(LEAST_STEPS)) }
@@ -449,7 +450,7 @@ pub fn score_adapter(
             adapter.display()
         )));
     }
-    // A scoring says what would be kept; the shared pairs would be as the others.
+    // A score only shows what would be kept, so shared pairs are taken to have the others' size.
     let sizes = |kind| {
         let pair = bank.pairs().iter().find(|pair| pair.kind == kind);
         pair.map_or(0, |pair| pair.parameters()).into()
@@ -471,9 +472,9 @@ pub(super) fn sample(prepared: &Prepared, settings: &TrainSettings) -> Result<Ve
 /// The importance of modules with these scores.
 ///
 /// # Errors
-/// `Error::NotFinite` for a score that is infinite or NaN; `Error::Input` with the message that
-/// `all_zero` makes for a module type, or with one ranking for all, whose scores are all zero, so
-/// that its modules have no order.
+/// `Error::NotFinite` for a score that is infinite or NaN; `Error::Input` if all scores of a module
+/// type, or with one ranking of all modules, are zero, so that they have no order. `all_zero` makes
+/// its message.
 fn ranked(
     scores: &BTreeMap<ModuleId, f64>,
     prepared: &Prepared,

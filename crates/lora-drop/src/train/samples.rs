@@ -1,4 +1,4 @@
-//! What a decoder writes for some of dev's prompts, for the report.
+//! Texts that a decoder writes for some of dev's prompts, for the report.
 
 use std::time::{Duration, Instant};
 
@@ -10,26 +10,26 @@ use crate::generate::{self, GenerateEvent, GenerateOptions};
 use crate::settings::TrainSettings;
 use crate::{Cancel, Error, Result};
 
-/// Prompts that are continued, and tokens that they may have: what is kept of a token adds to the
-/// run's memory.
+/// Number of prompts to continue, and the most tokens of one: what generation saves for a token
+/// adds to the run's memory.
 const SAMPLES: usize = 3;
 const PROMPT_TOKENS: usize = 128;
-/// New tokens of each, and the time for all of them together.
+/// New tokens for each prompt, and the time limit for all of them.
 const NEW_TOKENS: usize = 48;
 const TIME: Duration = Duration::from_secs(2);
-/// Tokens of a text without a prompt that stand for one.
+/// First tokens of a text without a prompt that serve as its prompt.
 const BEGINNING: usize = 16;
 
-/// A row of dev, the tokens before what is generated, and those that were.
+/// A row of dev, the number of its tokens before the generated ones, and the generated tokens.
 struct Continued {
     row: usize,
     prompt: usize,
     new: Vec<u32>,
 }
 
-/// Continues the first short prompts of dev greedily, as far as there is time. Nothing where the
-/// model has no text to write, and under `--memory-limit`, for what generation keeps is not in the
-/// plan of the memory.
+/// Continues the first short prompts of dev greedily, as far as time allows. Returns nothing if the
+/// model writes no text, and under `--memory-limit`, because the memory plan does not include
+/// generation.
 ///
 /// # Errors
 /// `Error::Interrupted` soon after `cancel` was raised, and those of generation.
@@ -88,7 +88,7 @@ pub fn write(
     }
     let sample = |Continued { row, prompt, new }: &Continued| -> Result<TextSample> {
         let example = &examples[*row];
-        // Of a conversation the answer alone, and not the turns after it.
+        // A conversation's answer alone, without the turns after it.
         let answer = example.learn[*prompt..].iter().take_while(|&&learn| learn).count();
         Ok(TextSample {
             place: data.dev.place(example).to_string(),

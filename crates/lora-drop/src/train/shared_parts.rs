@@ -1,10 +1,10 @@
-//! The parts of an optimiser step that the ranks of a job share.
+//! The parts of an optimiser step, divided among the ranks of a job.
 //!
-//! Each rank computes its parts with a gradient for each, gets its slice of the gradients of all
-//! parts, adds them up in the order of the parts, and gathers the other ranks' sums. So the sums
-//! are those of one process bit for bit, on any number of ranks. Where a part has no gradient of
-//! its own (`engine::apart`), a rank's parts have one together, and bits depend on the number of
-//! ranks.
+//! Each rank computes its parts, with a gradient for each. It then gets its slice of the gradients
+//! of all parts, adds them up in the order of the parts, and gathers the other ranks' sums. So the
+//! sums are bit-identical to those of one process, on any number of ranks. If parts have no
+//! gradients of their own (`engine::apart`), all parts of a rank add to one, and results depend on
+//! the number of ranks.
 
 use std::collections::BTreeSet;
 
@@ -23,7 +23,7 @@ const ROUND: usize = 64 << 20;
 /// The phase of a step in which ranks wait for each other and exchange values.
 const EXCHANGE: &str = "exchange between ranks";
 
-/// Who computes which part of a step.
+/// Which rank computes which part of a step.
 pub struct Shares<'a> {
     pub ranks: &'a Ranks,
     /// The rank of each part, over all groups.
@@ -31,7 +31,7 @@ pub struct Shares<'a> {
     pub cancel: &'a Cancel,
 }
 
-/// What the parts of a step are added to.
+/// The sums to which the parts of a step are added.
 pub struct StepSums<'a> {
     pub parameters: &'a mut Parameters,
     pub loss: &'a mut f64,
@@ -39,7 +39,7 @@ pub struct StepSums<'a> {
 }
 
 /// Bytes that a rank needs for the exchange of a step of at most `parts` parts: the gradients that
-/// it sends, and the slices of all gradients.
+/// it sends, and the slices that it receives.
 pub fn exchange_bytes(ranks: &Ranks, trained: usize, parts: usize) -> usize {
     if ranks.size() == 1 {
         return 0;
@@ -54,7 +54,7 @@ fn round_parts(ranks: &Ranks, trained: usize) -> usize {
 }
 
 impl WorkerArenas {
-    /// Does for all groups of a step what `run` does for one, with the other ranks.
+    /// Runs all groups of a step's parts together with the other ranks, as `run` does one group.
     ///
     /// # Errors
     /// Those of `train` on any rank, `Error::Interrupted` where one was asked to stop, and those of
@@ -73,7 +73,7 @@ impl WorkerArenas {
         let most = if apart(trained) { round_parts(ranks, trained) } else { owners.len() };
         for start in (0..owners.len()).step_by(most.max(1)) {
             let round = start..owners.len().min(start + most);
-            // Of each summand the rank that has it.
+            // The rank of each summand.
             let summands: Vec<usize> = match apart(trained) {
                 true => owners[round.clone()].to_vec(),
                 false => BTreeSet::from_iter(owners[round.clone()].iter().copied()).into_iter().collect(),
@@ -109,7 +109,8 @@ impl WorkerArenas {
         Ok(())
     }
 
-    /// Computes this rank's parts: gradients to be sent, and losses and observations as bytes.
+    /// Computes this rank's parts. Returns the gradients to send, and losses and observations as
+    /// bytes.
     fn make<P: Sync>(
         &mut self,
         groups: &[Vec<&P>],
@@ -149,7 +150,7 @@ impl WorkerArenas {
     }
 }
 
-/// Writes what a part has besides its gradient.
+/// Encodes a part's loss and observations.
 fn encode(loss: f64, observations: Option<&Observations>, out: &mut Vec<u8>) {
     let number = |out: &mut Vec<u8>, number: usize| out.extend((number as u64).to_le_bytes());
     out.extend(loss.to_le_bytes());
@@ -163,7 +164,7 @@ fn encode(loss: f64, observations: Option<&Observations>, out: &mut Vec<u8>) {
     }
 }
 
-/// Reads what `encode` has written; None where the bytes are others.
+/// Decodes what `encode` has written; None if the bytes are something else.
 fn decode(bytes: &mut &[u8]) -> Option<(f64, Observations)> {
     let mut word = || bytes.split_off(..8).and_then(|word| <[u8; 8]>::try_from(word).ok());
     let loss = f64::from_le_bytes(word()?);
@@ -194,7 +195,7 @@ mod tests {
 
     const MODULE: ModuleId = ModuleId { layer: 3, kind: ModuleKind::Gate };
 
-    /// The sums of seven parts in two groups, on this number of ranks.
+    /// The sums of seven parts in three groups, on this number of ranks.
     fn sums(trained: usize, size: usize, together: usize) -> Vec<(f64, Vec<f32>, Vec<f64>)> {
         on_ranks(size, |ranks| {
             let mut parameters = Parameters::new();
@@ -230,7 +231,7 @@ mod tests {
         for (size, together) in [(1, 2), (2, 1), (3, 2), (4, 1), (9, 1)] {
             assert!(sums(1001, size, together).iter().all(|all| *all == one), "{size}, {together}");
         }
-        // Values that are fewer than ranks.
+        // Fewer values than ranks.
         assert!(sums(2, 5, 1).iter().all(|all| all.1 == one.1[..2]));
     }
 

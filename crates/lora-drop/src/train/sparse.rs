@@ -1,9 +1,10 @@
 //! SparseAdapter on LoRA (He et al. 2022): a plain LoRA trains on the sample, then a mask keeps a
-//! part of the values of all A and B, and only these train on, the others being zero.
+//! part of the values of all A and B. Only these train on; the others are zero.
 //!
 //! The sample stage has to come first: B begins as zero, so before it no value of B is large, and
-//! none of A has a gradient. While the sample stage lasts, the state's observations of a module are
-//! the sums of its gradients, A's and then B's; in training they are 1 for each value that is kept.
+//! no value of A has a gradient. During the sample stage, the state's observations of a module are
+//! the sums of its gradients, A's and then B's; in fine-tuning they are 1 for each value that is
+//! kept.
 
 use std::time::Instant;
 
@@ -21,10 +22,10 @@ use crate::events::{Event, Stage};
 use crate::settings::{SparseBy, TrainSettings};
 use crate::{Cancel, Error, Result};
 
-/// Trains on the sample, chooses the values that are kept, and has the learner begin with them.
+/// Trains on the sample, chooses the values to keep, and begins fine-tuning with them.
 ///
 /// # Errors
-/// Those of the loop; scores that are no numbers.
+/// Those of the loop; scores that are not finite.
 pub fn run(
     prepared: &Prepared,
     settings: &TrainSettings,
@@ -53,7 +54,7 @@ pub fn run(
     for (id, tensor, at) in tensors(bank) {
         let kept = &state.observations.get(id).unwrap_or_default()[at..];
         let range = state.parameters.info(tensor).range.clone();
-        // A moment that stays would move its value.
+        // A moment that is not cleared would move its value.
         clear(&mut state.optimiser.first[range.clone()], kept);
         clear(&mut state.optimiser.second[range], kept);
         clear(state.parameters.value_mut(tensor), kept);
@@ -66,14 +67,14 @@ pub fn count(all: usize, settings: &TrainSettings) -> usize {
     ((settings.selection.density() * all as f64) as usize).max(1)
 }
 
-/// Those that training has kept.
+/// Number of values that the mask keeps.
 pub fn kept(bank: &LoraBank, observations: &Observations) -> usize {
     let of_module =
         |id: &ModuleId| observations.get(*id).map_or(0, |kept| kept.iter().filter(|x| **x != 0.0).count());
     bank.modules().keys().map(of_module).sum()
 }
 
-/// A and B of each module, and where their values begin among the module's.
+/// A and B of each module, each with the offset of its values among the module's.
 fn tensors(bank: &LoraBank) -> impl Iterator<Item = (ModuleId, ParamId, usize)> {
     bank.adapted()
         .flat_map(|(id, pair)| [(id, pair.lora.a, 0), (id, pair.lora.b, pair.lora.rank * pair.input)])
@@ -83,8 +84,8 @@ fn clear(values: &mut [f32], kept: &[f64]) {
     values.iter_mut().zip(kept).filter(|(_, kept)| **kept == 0.0).for_each(|(value, _)| *value = 0.0);
 }
 
-/// Which values are kept: those with the largest scores over all modules, and of equal ones the
-/// first. `gradients` are sums.
+/// Marks the values to keep with 1: those with the largest scores over all modules, the first of
+/// them in a tie. `gradients` are sums over steps.
 fn chosen(
     bank: &LoraBank,
     parameters: &Parameters,
@@ -124,10 +125,10 @@ fn chosen(
     Ok(kept)
 }
 
-/// Folded into the seed's key for the choice by chance.
+/// Folded into the seed's key for the random choice.
 const RANDOM: u64 = 0x73_7061_7273_6500;
 
-/// The hooks of the sample stage: from a step on they add up the gradients.
+/// Hooks of the sample stage: they add up the gradients of all steps after the first `from`.
 struct WarmUp<'a> {
     from: usize,
     hooks: &'a mut dyn Hooks,
@@ -157,7 +158,7 @@ impl Hooks for WarmUp<'_> {
     }
 }
 
-/// The hooks of training: values that are not kept have no gradient, so that they stay zero.
+/// Hooks of fine-tuning: values that are not kept have no gradient, so they stay zero.
 pub struct Masked;
 
 impl Hooks for Masked {
@@ -181,8 +182,7 @@ mod tests {
     use crate::adapter::init::Counter;
     use crate::settings::{Budget, Method};
 
-    /// Two layers' query and value with values and gradients that are often equal, of B's mostly
-    /// zero.
+    /// Query and value of two layers, with values and gradients many of which are equal.
     fn pairs() -> (LoraBank, Parameters, Observations) {
         let ids = (0..2)
             .flat_map(|layer| [ModuleKind::Query, ModuleKind::Value].map(|kind| ModuleId { layer, kind }));
@@ -214,7 +214,7 @@ mod tests {
             (settings.adapter.method, settings.adapter.sparse_by) = (Method::SparseAdapter, sparse_by);
             settings.selection.budget = budget;
             let kept = chosen(&bank, &parameters, &gradients, &settings).unwrap();
-            // Module by module A, and then B.
+            // Module by module, A's values and then B's.
             let mut all: Vec<(f64, ModuleId, usize)> = Vec::new();
             for (id, pair) in bank.adapted() {
                 let values = parameters.value(pair.lora.a).iter().chain(parameters.value(pair.lora.b));

@@ -88,7 +88,7 @@ impl Learner {
             let (loss, tokens) = match self.gradients(schedule, rows, batch, cancel) {
                 Ok(found) => found,
                 Err(error) => {
-                    // Without what a part of a step has added: the step will be made again.
+                    // Discards what the incomplete step has added: the step will be made again.
                     if let Some(seen) = seen {
                         self.state.observations = seen;
                     }

@@ -89,7 +89,7 @@ impl TrainState {
         }
     }
 
-    /// Begins training with other parameters; returns those before, and their optimiser.
+    /// Begins fine-tuning with other parameters; returns the previous ones and their optimiser.
     pub(super) fn begin_training(
         &mut self,
         parameters: Parameters,

@@ -2,9 +2,11 @@
 //!
 //! | tensor | what |
 //! |---|---|
-//! | `parameters.NAME` | a trained tensor, F32, under its name in [`Parameters`](lora_drop_transformer::Parameters) |
+//! | `parameters.NAME` | a trained tensor, F32, under its name in [`Parameters`] |
 //! | `exp_avg.NAME`, `exp_avg_sq.NAME` | AdamW's moments of it, F32, under PyTorch's names |
 //! | `observations.LAYER.MODULE` | the sums of a module since the sample stage's window began, F64 |
+//!
+//! [`Parameters`]: lora_drop_transformer::Parameters
 
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
@@ -30,9 +32,9 @@ use crate::{Error, Result};
 
 /// The metadata's only key.
 const KEY: &str = "lora_drop.train_state";
-/// Of the form; a state of another one is not read.
+/// Version of the format; states of other versions are not read.
 const VERSION: u64 = 4;
-/// What stands before the names of the trained tensors.
+/// Prefixes of the trained tensors' names.
 const GROUPS: [&str; 3] = ["parameters", "exp_avg", "exp_avg_sq"];
 
 /// What the metadata has under the key, as JSON.
@@ -42,7 +44,7 @@ struct Header<'a> {
     version: u64,
     stage: Stage,
     steps: usize,
-    /// The steps before each trained tensor's first, in the order of `Parameters`.
+    /// The number of steps before each trained tensor's first one, in the order of `Parameters`.
     begun: Cow<'a, [usize]>,
     tokens: usize,
     seconds: f64,
@@ -50,12 +52,12 @@ struct Header<'a> {
     observed: Vec<ModuleId>,
     settling: Cow<'a, Settling>,
     progress: Cow<'a, Progress>,
-    /// Of a run on files.
+    /// Facts of a run on files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     run: Option<Cow<'a, RunFacts>>,
 }
 
-/// A tensor to be written.
+/// Values of a tensor to write.
 enum Values<'a> {
     F32(&'a [f32]),
     F64(&'a [f64]),
@@ -91,7 +93,7 @@ impl TrainState {
         let fault = |problem: String| Error::Input(format!("{}: {problem}", path.display()));
         let header = serde_json::to_string(&header).map_err(|e| fault(e.to_string()))?;
 
-        // F64 first, so that all are aligned.
+        // F64 tensors first, so that all are aligned.
         let mut tensors: Vec<(String, Vec<usize>, Values)> = Vec::new();
         for (module, sums) in self.observations.iter() {
             tensors.push((observed_name(module), vec![sums.len()], Values::F64(sums)));
@@ -237,7 +239,7 @@ impl Learner {
 }
 
 impl Values<'_> {
-    /// The type, and how many bytes.
+    /// Returns the type and the number of bytes.
     fn size(&self) -> (Dtype, usize) {
         match self {
             Values::F32(values) => (Dtype::F32, size_of_val(*values)),

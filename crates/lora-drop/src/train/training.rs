@@ -51,7 +51,8 @@ impl<'a> Training<'a> {
 
     /// Scores modules by this criterion instead of the one in the settings.
     pub fn criterion(mut self, criterion: &'a dyn Criterion) -> Self {
-        // What the sample stage is like follows from the basis.
+        // The criterion's basis decides how the sample stage runs, so any setting of this basis
+        // will do.
         self.settings.selection.criterion = match criterion.basis() {
             Basis::Training => CriterionName::Output,
             Basis::Gradients => CriterionName::Page,
@@ -81,7 +82,7 @@ impl<'a> Training<'a> {
         settings.validate()?;
         if let Some(assignment) = &assignment {
             check_assignment(prepared, assignment)?;
-            // No stage chooses modules; what is left of the choice is how the shared pairs are.
+            // No stage chooses modules; only the settings of shared pairs still apply.
             let SelectionSettings { unselected, shared_rank, .. } = settings.selection;
             settings.selection =
                 SelectionSettings { unselected, shared_rank, ..SelectionSettings::default() };
@@ -135,11 +136,11 @@ fn check_assignment(prepared: &Prepared, assignment: &Assignment) -> Result<()> 
     }
 }
 
-/// Writes no files: keeps the best epoch's values, or nothing on the ranks of a job behind the
-/// first, which have the state.
+/// Keeps the best epoch's values in memory and writes no files. On the ranks of a job after the
+/// first it keeps nothing.
 pub(super) struct InMemory {
     values: Option<Vec<f32>>,
-    /// Where activations are kept that no step changes.
+    /// Folder for activations that no step changes.
     scratch: tempfile::TempDir,
 }
 

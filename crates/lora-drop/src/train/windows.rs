@@ -1,6 +1,6 @@
 //! The windows of the sample stage: the optimiser steps that a scoring covers.
 
-/// Steps between two scorings, at least: whole epochs of the sample where it is small.
+/// Fewest steps between two scorings; if the sample is small, they are whole epochs.
 const WINDOW: usize = 12;
 /// With `auto`: the least and the most optimiser steps, see docs/method.md for the measurements.
 pub const LEAST_STEPS: usize = 48;
@@ -19,7 +19,7 @@ pub fn window(per_epoch: usize) -> usize {
 /// is no whole number of windows, its first steps are in none, so that every score covers a full
 /// window.
 pub struct Windows {
-    /// In steps.
+    /// Steps of a window.
     pub length: usize,
     /// Steps before the first window.
     ahead: usize,

@@ -23,7 +23,7 @@ pub struct Adapter {
     title: &'static str,
     path: PathBuf,
     base_model: String,
-    /// Those of all pairs: one value each, unless another program made them differ.
+    /// Ranks and alphas of all pairs: one value each, unless another program made them differ.
     ranks: BTreeSet<usize>,
     alphas: Vec<f64>,
     modules: Vec<ModuleType>,
@@ -35,7 +35,7 @@ pub struct Adapter {
     /// null in an adapter of another program.
     labels: Option<serde_json::Value>,
     metadata: BTreeMap<String, String>,
-    /// What else the file has.
+    /// A note on what else the file has.
     #[serde(skip_serializing_if = "Option::is_none")]
     note: Option<String>,
 }

@@ -16,7 +16,7 @@ use crate::report::terminal::Style;
 /// The settings by which rows are read.
 pub struct Rows;
 
-/// Those that concern tokens alone.
+/// The settings that concern tokens alone.
 const TOKENS: [&str; 6] =
     ["max-length", "over-length", "prompt-template", "chat", "template-var", "token-cache"];
 

@@ -1,4 +1,5 @@
-//! A model's folder or GGUF file, or the GGUF files of a hub's repository: architecture, sizes, linear layers that can carry a LoRA, labels.
+//! A model's folder or GGUF file, or the GGUF files of a hub's repository: architecture, sizes,
+//! linear layers that can carry a LoRA, labels.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -150,7 +150,7 @@ fn a_budget_that_was_found_is_explained() {
     assert!(
         page.contains("<th scope=\"row\">0.5</th><td class=\"n\">36,864</td><td class=\"n\">0.4400</td>")
     );
-    // Nothing to be missed, nothing to be decided.
+    // The loss does not rise without any LoRA, so no budget is decided.
     record.importance.as_mut().unwrap().curve =
         Some(BudgetCurve { without: 0.41, points: Vec::new(), kept: 1.0, ..curve });
     assert!(checked(&record).contains("does not rise even without any LoRA"));

@@ -265,7 +265,7 @@ fn record(method: Method, name: &str, layers: usize) -> RunRecord {
     }
 }
 
-/// Answers with these labels and predicted classes, the later the surer.
+/// Answers with these labels and predicted classes; later rows have higher confidence.
 pub fn answers(rows: impl IntoIterator<Item = (u32, u32)>) -> Answers {
     let rows: Vec<_> = rows.into_iter().collect();
     let sure = |n: usize| 0.5 + 0.5 * n as f32 / rows.len() as f32;

@@ -69,7 +69,7 @@ fn tensors_fail(change: impl FnOnce(&mut Tensors), words: &[&str]) {
 
 const QUERY_A: &str = "base_model.model.bert.encoder.layer.1.attention.self.query.lora_A.weight";
 
-/// The others fail for the change that they make, and for nothing else.
+/// The other tests fail for the change that they make, and for nothing else.
 #[test]
 fn the_unchanged_adapter_is_sound() {
     let outcome = evaluate(&fixture(&config().to_string(), &tensors())).ok();

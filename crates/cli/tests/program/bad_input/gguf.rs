@@ -3,7 +3,7 @@
 use crate::common::Fixture;
 use serde_json::json;
 
-/// A header: version 3, so many tensors and keys, and what follows.
+/// A header: version 3, these numbers of tensors and keys, and what follows.
 fn header(tensors: u64, keys: u64, rest: &[&[u8]]) -> Vec<u8> {
     let start = [&b"GGUF"[..], &3u32.to_le_bytes(), &tensors.to_le_bytes(), &keys.to_le_bytes()].concat();
     [start, rest.concat()].concat()

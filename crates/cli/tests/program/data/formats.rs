@@ -120,13 +120,13 @@ fn prediction_reads_from_any_reader_and_keeps_the_fields() {
     assert!(rows.next().is_none());
 }
 
-/// Claims in the header of a page, which the Parquet library would make room for: gigabytes, of a
-/// file of some hundred bytes.
+/// Page headers that claim gigabytes in a file of some hundred bytes, for which the Parquet library
+/// would make room.
 #[test]
 fn parquet_pages_that_claim_too_much_are_refused() {
     let bytes = parquet(&[("text", Column::Text(vec![Some("a"), Some("b")]))]);
-    // A dictionary page: its type, bytes unpacked and as they are, and in a structure the number of
-    // values.
+    // A dictionary page: its type, its size in bytes uncompressed and compressed, and in a
+    // structure the number of values.
     assert!(matches!(bytes[4..13], [0x15, 0x04, 0x15, _, 0x15, _, 0x4c, 0x15, 0x04]), "{:x?}", &bytes[4..13]);
     let largest = [0xfe, 0xff, 0xff, 0xff, 0x0f];
     let folder = Folder::new();
@@ -144,7 +144,7 @@ fn parquet_pages_that_claim_too_much_are_refused() {
     }
 }
 
-/// Found by fuzzing: a list of two thousand million booleans, which take no byte.
+/// Found by fuzzing: a list of two billion booleans, which take no byte.
 #[test]
 fn lists_in_a_parquet_footer_are_not_longer_than_it() {
     let folder = Folder::new();

@@ -1,4 +1,4 @@
-//! The data room from outside: every format, every odd row, splits, labels and tokens.
+//! The data module from outside: every format, every odd row, splits, labels and tokens.
 
 mod errors;
 mod fixture;

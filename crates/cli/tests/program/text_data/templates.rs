@@ -203,8 +203,7 @@ fn lists_within_lists_do_not_overflow_the_stack() {
             "{{% set n = namespace(x=[1], y=[1]) %}}{{% for a in range({count}) %}}\
              {{% set n.x = {open}n.x{close} %}}{{% set n.y = {open}n.y{close} %}}{{% endfor %}}{use_it}"
         );
-        // That it comes back at all is what is tested; whether within its limits is the engine's
-        // affair.
+        // The test is that it returns at all; whether within its limits is up to the engine.
         let template = ChatTemplate::parse(&source, SpecialTokens::default()).unwrap();
         let _ = template.render(&user(&"long text ".repeat(100_000)), None, false);
     }

@@ -1,4 +1,4 @@
-//! Packing by AVX-512: strips turned in registers, into f32 and into pairs of bf16.
+//! Packing with AVX-512: strips are transposed in registers, as f32 or as pairs of bf16.
 
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -10,26 +10,26 @@ use crate::blocks::layout::{Layout, RUN, with_layout};
 use crate::lanes::Avx512;
 
 impl Strip {
-    /// Asks for what lies `next` after this address, for any address may be asked for.
+    /// Prefetches the value `next` bytes after `at`; neither address need be valid.
     #[inline(always)]
     fn fetch_ahead<const HINT: i32>(&self, at: *const impl Sized) {
         if self.next > 0 {
-            // SAFETY: a hint.
+            // SAFETY: any address may be prefetched.
             unsafe { _mm_prefetch::<HINT>(at.wrapping_byte_add(self.next).cast()) };
         }
     }
 }
 
-/// The most rows of a strip.
+/// Maximum number of rows of a strip.
 const MAX_HEIGHT: usize = if MAX_MR > MAX_NR { MAX_MR } else { MAX_NR };
 
-/// The first `count` lanes of 16; all where there are more.
+/// Returns the mask of the first `count` of 16 lanes; all if `count` is larger.
 fn lanes(count: usize) -> u16 {
     ((1u32 << count.min(16)) - 1) as u16
 }
 
 /// # Safety
-/// AVX-512F; the strip lies in `data`, and `out` has `depth` · height words.
+/// The processor has AVX-512F; the strip is inside `data`; `out` has `depth` · height words.
 #[target_feature(enable = "avx512f")]
 pub unsafe fn rows(strip: &Strip, data: &[f32], stride: usize, depth: usize, out: &mut [f32]) {
     let scale = _mm512_set1_ps(strip.scale);
@@ -37,20 +37,20 @@ pub unsafe fn rows(strip: &Strip, data: &[f32], stride: usize, depth: usize, out
         let mask = lanes(depth - j);
         let load = |row: usize| {
             let at = data.as_ptr().wrapping_add(row * stride + j);
-            // SAFETY: masked to the row's values.
+            // SAFETY: the loads are masked to the row's values.
             let x = unsafe {
                 strip.fetch_ahead::<_MM_HINT_T1>(at);
                 _mm512_maskz_loadu_ps(mask, at)
             };
             _mm512_mul_ps(x, scale)
         };
-        // SAFETY: the words of k from j on are there.
+        // SAFETY: `out` has the words of all k from j on; the caller promises AVX-512F.
         unsafe { turn(strip, load, (depth - j).min(16), &mut out[j * strip.height..]) };
     }
 }
 
 /// # Safety
-/// As of `rows`, with BF16 and half as many words.
+/// As for `rows`, with BF16 and half as many words.
 #[target_feature(enable = "avx512f,avx512bf16")]
 pub unsafe fn pair_rows(strip: &Strip, data: &[f32], stride: usize, depth: usize, out: &mut [f32]) {
     let scale = _mm512_set1_ps(strip.scale);
@@ -58,32 +58,32 @@ pub unsafe fn pair_rows(strip: &Strip, data: &[f32], stride: usize, depth: usize
         let (mask, upper_mask) = (lanes(depth - j), lanes((depth - j).saturating_sub(16)));
         let load = |row: usize| {
             let at = data.as_ptr().wrapping_add(row * stride + j);
-            // SAFETY: masked to the row's values.
+            // SAFETY: the loads are masked to the row's values.
             let (x, upper) = unsafe {
                 strip.fetch_ahead::<_MM_HINT_T1>(at);
                 strip.fetch_ahead::<_MM_HINT_T1>(at.wrapping_add(16));
                 (_mm512_maskz_loadu_ps(mask, at), _mm512_maskz_loadu_ps(upper_mask, at.wrapping_add(16)))
             };
             let pairs = _mm512_cvtne2ps_pbh(_mm512_mul_ps(upper, scale), _mm512_mul_ps(x, scale));
-            // SAFETY: the same 64 bytes.
+            // SAFETY: the types have the same 64 bytes.
             unsafe { std::mem::transmute::<__m512bh, __m512>(pairs) }
         };
         let words = (depth - j).min(32).div_ceil(2);
-        // SAFETY: the words of k from j on are there.
+        // SAFETY: `out` has the words of all k from j on; the caller promises AVX-512F.
         unsafe { turn(strip, load, words, &mut out[j / 2 * strip.height..]) };
     }
 }
 
 /// # Safety
-/// AVX-512F and BF16; `out` has a word for two values.
+/// The processor has AVX-512F and BF16; `out` has a word for each two values.
 #[target_feature(enable = "avx512f,avx512bf16")]
 pub unsafe fn pairs(x: &[f32], out: &mut [f32]) {
     for j in (0..x.len()).step_by(32) {
         let left = x.len() - j;
         let (mask, upper_mask) = (lanes(left), lanes(left.saturating_sub(16)));
         let at = x.as_ptr().wrapping_add(j);
-        // SAFETY: masked to the values, and to the words that they have; the types are the same 64
-        // bytes.
+        // SAFETY: the loads are masked to the values, the store to their words; the types have the
+        // same 64 bytes.
         unsafe {
             let lower = _mm512_maskz_loadu_ps(mask, at);
             let upper = _mm512_maskz_loadu_ps(upper_mask, at.wrapping_add(16));
@@ -94,11 +94,11 @@ pub unsafe fn pairs(x: &[f32], out: &mut [f32]) {
     }
 }
 
-/// Of bf16 as they are stored. Packing f32 makes zeros of denormal numbers, this does not; the
-/// kernel takes them for zeros.
+/// Packs rows of bf16 as they are stored. Unlike packing of f32, this keeps denormals; the kernel
+/// treats them as zeros.
 ///
 /// # Safety
-/// AVX-512 (F and BW); `out` has a word for two values.
+/// The processor has AVX-512 F and BW; `out` has a word for each two values.
 #[target_feature(enable = "avx512f,avx512bw")]
 pub unsafe fn halves_by_rows(
     strip: &Strip,
@@ -114,19 +114,20 @@ pub unsafe fn halves_by_rows(
         let load = |row: usize| {
             let at = values.as_ptr().wrapping_add(row * stride + j);
             strip.fetch_ahead::<_MM_HINT_T1>(at);
-            // SAFETY: masked to the row's values, by the assertion inside the slice.
+            // SAFETY: the load is masked to the row's values, which are inside the slice by the
+            // assertion.
             _mm512_castsi512_ps(unsafe { _mm512_maskz_loadu_epi16(mask, at.cast()) })
         };
-        // SAFETY: the words of k from j on are there.
+        // SAFETY: `out` has the words of all k from j on; the caller promises AVX-512F.
         unsafe { turn(strip, load, left.div_ceil(2), &mut out[j / 2 * strip.height..]) };
     }
 }
 
-/// The rows of the strip from row `first` of the matrix on, columns `k`, which start and end where
-/// blocks of 32 do. The strip's scale is 1.
+/// Packs the strip of rows from row `first` of the matrix on, columns `k`. `k` starts and ends at
+/// multiples of 32; the strip's scale is 1.
 ///
 /// # Safety
-/// AVX-512 (F, BW, DQ and VL) and BF16; `out` has a word for two values.
+/// The processor has AVX-512 F, BW, DQ and VL, and BF16; `out` has a word for each two values.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")]
 pub unsafe fn pair_blocks(
     strip: &Strip,
@@ -136,12 +137,12 @@ pub unsafe fn pair_blocks(
     out: &mut [f32],
 ) {
     assert!(matrix.kind().values() > 1, "types without blocks are widened before");
-    // SAFETY: the caller's promise.
+    // SAFETY: this function's contract is the callee's, and `L` is the layout of the matrix.
     unsafe { with_layout!(matrix.kind(), L => pair_layout::<L>(strip, matrix, first, k, out)) }
 }
 
 /// # Safety
-/// As of `pair_blocks`, of a matrix with this layout.
+/// As for `pair_blocks`, for a matrix with this layout.
 #[inline(always)]
 unsafe fn pair_layout<L: Layout>(
     strip: &Strip,
@@ -153,7 +154,7 @@ unsafe fn pair_layout<L: Layout>(
     assert!(k.start.is_multiple_of(BLOCK) && k.end.is_multiple_of(BLOCK), "blocks stay whole");
     assert!(strip.scale == 1.0 && (1..=MAX_HEIGHT).contains(&strip.rows));
     let (bytes, row_bytes) = (matrix.bytes(), matrix.row_bytes());
-    // SAFETY: the caller's promise of AVX-512; out has 16 words a row for every 32 values.
+    // SAFETY: the caller promises AVX-512; `out` has 16 words per row for every 32 values.
     unsafe {
         let s = Avx512::new();
         for in_block in k.start / L::VALUES..k.end.div_ceil(L::VALUES) {
@@ -169,7 +170,7 @@ unsafe fn pair_layout<L: Layout>(
                 );
                 continue;
             }
-            // The scales of a large block are for several parts of it.
+            // The scales of a large block are widened once for all its parts of 32 values.
             let mut scales = [L::scales(s, block(0)); MAX_HEIGHT];
             for (row, scales) in scales.iter_mut().enumerate().take(strip.rows).skip(1) {
                 *scales = L::scales(s, block(row));
@@ -188,34 +189,34 @@ unsafe fn pair_layout<L: Layout>(
     }
 }
 
-/// The pairs of a run and the next one.
+/// Returns the pairs of run `run` and the next one, 16 words.
 ///
 /// # Safety
-/// AVX-512F and BF16.
+/// The processor has AVX-512F and BF16.
 #[inline(always)]
 unsafe fn pair_runs<L: Layout>(s: Avx512, block: &[u8], scales: &L::Scales<Avx512>, run: usize) -> __m512 {
     let (x, upper) = (L::run(s, block, scales, run), L::run(s, block, scales, run + 1));
-    // SAFETY: the caller's promise; the types are the same 64 bytes.
+    // SAFETY: the caller promises the instructions; the types have the same 64 bytes.
     unsafe { std::mem::transmute::<__m512bh, __m512>(_mm512_cvtne2ps_pbh(upper, x)) }
 }
 
-/// The columns of neighbouring panels, rows `k`. Panels are whole and as wide as `BLOCK`; their scale
-/// is 1.
+/// Packs rows `k` of the matrix into panels of adjacent columns. Panels are full and `BLOCK`
+/// columns wide; their scale is 1.
 ///
 /// # Safety
-/// As of `pair_blocks`, for each panel.
+/// As for `pair_blocks`, for each panel.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")]
 pub unsafe fn pair_block_columns(
     panels: &mut [(Strip, Range<usize>, &mut [f32])],
     matrix: &BlockMatrix,
     k: Range<usize>,
 ) {
-    // SAFETY: the caller's promise.
+    // SAFETY: this function's contract is the callee's, and `L` is the layout of the matrix.
     unsafe { with_layout!(matrix.kind(), L => pair_layout_columns::<L>(panels, matrix, k)) }
 }
 
 /// # Safety
-/// As of `pair_block_columns`, of a matrix with this layout.
+/// As for `pair_block_columns`, for a matrix with this layout.
 #[inline(always)]
 unsafe fn pair_layout_columns<L: Layout>(
     panels: &mut [(Strip, Range<usize>, &mut [f32])],
@@ -227,7 +228,7 @@ unsafe fn pair_layout_columns<L: Layout>(
         whole && strip.scale == 1.0 && columns.start.is_multiple_of(BLOCK)
     }));
     let (bytes, row_bytes) = (matrix.bytes(), matrix.row_bytes());
-    // Some rows of the matrix stay in the first-level cache while the panels take their columns.
+    // A few rows of the matrix stay in the L1 cache while all panels take their columns.
     for from in k.clone().step_by(BLOCK) {
         let rows = from..(from + BLOCK).min(k.end);
         for panels in panels.chunk_by_mut(|a, b| a.1.start / L::VALUES == b.1.start / L::VALUES) {
@@ -236,11 +237,11 @@ unsafe fn pair_layout_columns<L: Layout>(
             let block = |row: usize| &bytes[row * row_bytes + at..][..L::BYTES];
             let columns = first / L::VALUES * L::VALUES..(first / L::VALUES + 1) * L::VALUES;
             matrix.prefetch(rows.end..rows.end + BLOCK, columns);
-            // SAFETY: the caller's promise of AVX-512.
+            // SAFETY: the caller promises AVX-512; stores are to slices of `RUN` words.
             unsafe {
                 let (s, order) = (Avx512::new(), pair_order());
                 for row in rows.clone().step_by(2) {
-                    // After the last row are zeros.
+                    // The last row is paired with zeros if the number of rows is odd.
                     let upper = (row + 1 < k.end).then(|| (block(row + 1), L::scales(s, block(row + 1))));
                     let scales = L::scales(s, block(row));
                     for (number, (_, _, out)) in panels.iter_mut().enumerate() {
@@ -264,17 +265,17 @@ unsafe fn pair_layout_columns<L: Layout>(
     }
 }
 
-/// Turns at most 16 words of each row of the strip, as `load` gives them; where rows are to stay
-/// rows, stores them as they are.
+/// Transposes at most 16 words of each row of the strip, which `load` returns, into `out`. For
+/// `Format::Rows`, stores the rows as they are.
 ///
 /// # Safety
-/// AVX-512F; `out` has `words` · height words, or 16 · height for rows.
+/// The processor has AVX-512F; `out` has `words` · height words, or 16 · height for `Format::Rows`.
 #[inline(always)]
 unsafe fn turn(strip: &Strip, load: impl Fn(usize) -> __m512, words: usize, out: &mut [f32]) {
     if strip.format == Format::Rows {
         assert!(16 * strip.height <= out.len());
         for i in 0..strip.height {
-            // SAFETY: AVX-512F; 16 words for each row.
+            // SAFETY: the caller promises AVX-512F; `out` has 16 words for each row.
             unsafe {
                 let row = if i < strip.rows { load(i) } else { _mm512_setzero_ps() };
                 _mm512_storeu_ps(out.as_mut_ptr().add(16 * i), row);
@@ -284,14 +285,15 @@ unsafe fn turn(strip: &Strip, load: impl Fn(usize) -> __m512, words: usize, out:
     }
     assert!(words * strip.height <= out.len());
     for first in (0..strip.height).step_by(16) {
-        // SAFETY: AVX-512F.
+        // SAFETY: the caller promises AVX-512F.
         let mut block = [unsafe { _mm512_setzero_ps() }; 16];
         let there = strip.rows.saturating_sub(first);
         for (i, row) in block.iter_mut().enumerate().take(there) {
             *row = load(first + i);
         }
         let mask = lanes(strip.height - first);
-        // SAFETY: AVX-512F; word · height + first and the lanes of the mask are inside out.
+        // SAFETY: the caller promises AVX-512F; the lanes of the mask from word · height + first on
+        // are inside `out`.
         unsafe {
             for (word, column) in transpose_16(block).iter().enumerate().take(words) {
                 _mm512_mask_storeu_ps(out.as_mut_ptr().add(word * strip.height + first), mask, *column);
@@ -301,7 +303,7 @@ unsafe fn turn(strip: &Strip, load: impl Fn(usize) -> __m512, words: usize, out:
 }
 
 /// # Safety
-/// AVX-512F; the strip lies in `data`, and `out` has `depth` · height words.
+/// The processor has AVX-512F; the strip is inside `data`; `out` has `depth` · height words.
 #[target_feature(enable = "avx512f")]
 pub unsafe fn columns(strip: &Strip, data: &[f32], stride: usize, depth: usize, out: &mut [f32]) {
     assert!(depth * strip.height <= out.len());
@@ -310,7 +312,7 @@ pub unsafe fn columns(strip: &Strip, data: &[f32], stride: usize, depth: usize, 
         for first in (0..strip.height).step_by(16) {
             let (mask, all) = (lanes(strip.rows.saturating_sub(first)), lanes(strip.height - first));
             let at = data.as_ptr().wrapping_add(j * stride + first);
-            // SAFETY: masked to the strip's rows, and to the panel's.
+            // SAFETY: the load is masked to the strip's rows, the store to the panel's.
             unsafe {
                 strip.fetch_ahead::<_MM_HINT_T0>(at);
                 let x = _mm512_maskz_loadu_ps(mask, at);
@@ -322,14 +324,14 @@ pub unsafe fn columns(strip: &Strip, data: &[f32], stride: usize, depth: usize, 
 }
 
 /// # Safety
-/// As of `columns`, with BF16 and half as many words; as many as for whole 32 values of k where the
-/// format is rows.
+/// As for `columns`, with BF16 and half as many words; for `Format::Rows`, as many as for `depth`
+/// rounded up to a multiple of 32.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 pub unsafe fn pair_columns(strip: &Strip, data: &[f32], stride: usize, depth: usize, out: &mut [f32]) {
     let scale = _mm512_set1_ps(strip.scale);
     let load = |at: usize, mask: u16, upper_mask: u16| {
         let at = data.as_ptr().wrapping_add(at);
-        // SAFETY: masked to the strip's values; the types are the same 64 bytes.
+        // SAFETY: the loads are masked to the strip's values; the types have the same 64 bytes.
         unsafe {
             strip.fetch_ahead::<_MM_HINT_T0>(at);
             strip.fetch_ahead::<_MM_HINT_T0>(at.wrapping_add(stride));
@@ -339,14 +341,14 @@ pub unsafe fn pair_columns(strip: &Strip, data: &[f32], stride: usize, depth: us
             std::mem::transmute::<__m512bh, __m512i>(both)
         }
     };
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller promises the instructions that `interleave` requires.
     unsafe { interleave(strip, load, stride, depth, out) }
 }
 
-/// As `halves_by_rows`, of `depth` columns.
+/// Packs `depth` columns of bf16, as `halves_by_rows` packs rows.
 ///
 /// # Safety
-/// As of `halves_by_rows`, and AVX-512 VL.
+/// As for `halves_by_rows`; the processor has AVX-512 VL.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 pub unsafe fn halves_by_columns(
     strip: &Strip,
@@ -358,7 +360,8 @@ pub unsafe fn halves_by_columns(
     assert!(depth == 0 || (depth - 1) * stride + strip.rows <= values.len());
     let load = |at: usize, mask: u16, upper_mask: u16| {
         let at = values.as_ptr().wrapping_add(at);
-        // SAFETY: masked to the strip's values, by the assertion inside the slice.
+        // SAFETY: the loads are masked to the strip's values, which are inside the slice by the
+        // assertion.
         unsafe {
             strip.fetch_ahead::<_MM_HINT_T0>(at);
             strip.fetch_ahead::<_MM_HINT_T0>(at.wrapping_add(stride));
@@ -367,25 +370,25 @@ pub unsafe fn halves_by_columns(
             _mm512_inserti64x4::<1>(_mm512_castsi256_si512(lower), upper)
         }
     };
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller promises the instructions that `interleave` requires.
     unsafe { interleave(strip, load, stride, depth, out) }
 }
 
-/// Where the halves of 16 pairs come from: that of the lower k is lane i of the first 16 bf16, that
-/// of the upper one lane i of the last.
+/// Returns the permutation of 32 bf16 that makes 16 pairs: pair i gets its lower half from lane i,
+/// its upper half from lane 16 + i.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn pair_order() -> __m512i {
     let order: [u16; 32] = std::array::from_fn(|i| (i / 2 + 16 * (i % 2)) as u16);
-    // SAFETY: 64 bytes.
+    // SAFETY: `order` has 64 bytes.
     unsafe { _mm512_loadu_si512(order.as_ptr().cast()) }
 }
 
-/// Pairs of two neighbouring columns. `load` gives 16 bf16 of the lower one and after them as many
-/// of the upper one, from a place in the lower one on, with masks of those that are there.
+/// Packs pairs of two adjacent columns. `load(at, mask, upper_mask)` returns 16 bf16 of the lower
+/// column from index `at` on, then 16 of the upper column; the masks say which of them exist.
 ///
 /// # Safety
-/// AVX-512 (F and BW).
+/// The processor has AVX-512 F and BW.
 #[inline(always)]
 unsafe fn interleave(
     strip: &Strip,
@@ -394,29 +397,29 @@ unsafe fn interleave(
     depth: usize,
     out: &mut [f32],
 ) {
-    // SAFETY: AVX-512F.
+    // SAFETY: the caller promises AVX-512F.
     let order = unsafe { pair_order() };
-    // Columns j and j + 1 of 16 rows.
+    // Pairs of columns j and j + 1, for 16 rows from `first` on.
     let pair = |j: usize, first: usize| {
         let mask = lanes(strip.rows.saturating_sub(first));
         let upper_mask = if j + 1 < depth { mask } else { 0 };
         let both = load(j * stride + first, mask, upper_mask);
-        // SAFETY: AVX-512 BW.
+        // SAFETY: the caller promises AVX-512 BW.
         unsafe { _mm512_castsi512_ps(_mm512_permutexvar_epi16(order, both)) }
     };
     if strip.format == Format::Rows {
         for (number, j) in (0..depth).step_by(32).enumerate() {
             let out = &mut out[16 * number * strip.height..][..16 * strip.height];
             for (first, out) in (0..strip.height).step_by(16).zip(out.chunks_exact_mut(16 * 16)) {
-                // SAFETY: AVX-512F.
+                // SAFETY: the caller promises AVX-512F.
                 let mut block = [unsafe { _mm512_setzero_ps() }; 16];
                 for (word, j) in block.iter_mut().zip((j..depth).step_by(2)) {
                     *word = pair(j, first);
                 }
-                // SAFETY: AVX-512F.
+                // SAFETY: the caller promises AVX-512F.
                 let rows = unsafe { transpose_16(block) };
                 for (row, out) in rows.iter().zip(out.chunks_exact_mut(16)) {
-                    // SAFETY: 16 words.
+                    // SAFETY: `out` has 16 words.
                     unsafe { _mm512_storeu_ps(out.as_mut_ptr(), *row) };
                 }
             }
@@ -426,7 +429,8 @@ unsafe fn interleave(
     assert!(depth.div_ceil(2) * strip.height <= out.len());
     for j in (0..depth).step_by(2) {
         for first in (0..strip.height).step_by(16) {
-            // SAFETY: masked to the panel's rows.
+            // SAFETY: the store is masked to the panel's rows, which the assertion found inside
+            // `out`.
             unsafe {
                 let to = out.as_mut_ptr().add(j / 2 * strip.height + first);
                 _mm512_mask_storeu_ps(to, lanes(strip.height - first), pair(j, first));
@@ -435,8 +439,8 @@ unsafe fn interleave(
     }
 }
 
-/// The transpose of a 16 × 16 block held in registers: pairs, quads, then 128-bit lanes change
-/// places.
+/// Transposes a 16 × 16 block in registers: exchanges single words, then pairs of words, then
+/// 128-bit lanes.
 #[target_feature(enable = "avx512f")]
 fn transpose_16(r: [__m512; 16]) -> [__m512; 16] {
     let mut t = r;

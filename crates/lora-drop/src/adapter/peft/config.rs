@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use crate::adapter::{Peft, form};
 use crate::{Error, Result};
 
-/// More than a configuration with a pattern for every module of a large model has.
+/// Largest file that is read; a pattern for every module of a large model needs less.
 const MOST_BYTES: u64 = 16 << 20;
 
 /// Options that do not change what the saved tensors mean: they say how the training went, or which
@@ -39,13 +39,13 @@ const HARMLESS: [&str; 22] = [
     "auto_map",
 ];
 
-/// Modules of a head.
+/// Names of head modules in `modules_to_save`.
 const HEADS: [&str; 3] = ["classifier", "score", "pooler"];
 
-/// Initialisations that do not change the base's weights, as PiSSA, OLoRA and LoftQ do.
+/// Initialisations that leave the base's weights unchanged, unlike PiSSA, OLoRA and LoftQ.
 const PLAIN_INITIALISATIONS: [&str; 3] = ["gaussian", "orthogonal", "eva"];
 
-/// What a reader needs of adapter_config.json.
+/// Contents of adapter_config.json that a reader needs.
 pub(super) struct Config {
     path: PathBuf,
     rank: usize,
@@ -60,15 +60,15 @@ pub(super) struct Config {
     pub of_tokens: bool,
 }
 
-/// The task_type of models that label tokens.
+/// The task_type of token classification.
 pub(super) const TOKEN_CLS: &str = "TOKEN_CLS";
 
 impl Config {
     /// Reads and checks the file.
     ///
     /// # Errors
-    /// An option would change the arithmetic and is not supported, or has an unknown name, and is
-    /// not switched off; a value is wrong; the file cannot be read.
+    /// An unsupported or unknown option is not switched off; a value is wrong; the file cannot be
+    /// read.
     pub fn read(path: &Path) -> Result<Self> {
         let size = std::fs::metadata(path).map_err(|e| Error::io(path, e))?.len();
         if size > MOST_BYTES {
@@ -156,8 +156,8 @@ impl Config {
         }
     }
 
-    /// The rank that the module of this full name (`bert.encoder.layer.0.attention.self.query`)
-    /// should have.
+    /// Returns the rank that the configuration gives the module of this full name
+    /// (`bert.encoder.layer.0.attention.self.query`).
     ///
     /// # Errors
     /// A pattern takes too long to match.
@@ -165,7 +165,7 @@ impl Config {
         Ok(self.first_match(&self.rank_pattern, module)?.unwrap_or(self.rank))
     }
 
-    /// The module's alpha.
+    /// Returns the module's alpha.
     ///
     /// # Errors
     /// Those of [`Self::rank_of`].
@@ -200,14 +200,14 @@ fn is_off(value: &Value) -> bool {
     }
 }
 
-/// The file's keys that were not read yet, for messages that name the file and the key.
+/// The file's keys that have not been read yet, and its path for error messages.
 struct Keys<'a> {
     map: Map<String, Value>,
     path: &'a Path,
 }
 
 impl Keys<'_> {
-    /// Takes a value out; null counts as absent, as PEFT writes it.
+    /// Removes and returns a value; null, which PEFT writes for unset options, counts as absent.
     fn take(&mut self, key: &str) -> Option<Value> {
         self.map.shift_remove(key).filter(|value| !value.is_null())
     }
@@ -235,8 +235,8 @@ impl Keys<'_> {
         read(&value).ok_or_else(wrong).map(Some)
     }
 
-    /// A map from regular expressions, in Python's syntax, to values. As in PEFT, an expression matches a whole name or
-    /// its end after a dot, and the first match counts.
+    /// Reads a map from regular expressions, in Python's syntax, to values. As in PEFT, an
+    /// expression matches a whole name or its end after a dot, and the first match counts.
     fn patterns<T>(
         &mut self,
         key: &str,
@@ -256,7 +256,7 @@ impl Keys<'_> {
     }
 }
 
-/// A value for a message: a hostile one may be megabytes long.
+/// Shortens a value for an error message, as a hostile one may be megabytes long.
 fn shortened(value: &Value) -> String {
     let text = value.to_string();
     if text.chars().count() <= 80 { text } else { text.chars().take(77).chain("...".chars()).collect() }

@@ -2,7 +2,7 @@
 //!
 //! A shared pair is written once for every layer that uses it, because other readers do not know
 //! sharing; on reading, pairs that are equal bit for bit become one again. Vectors that scale B are
-//! multiplied into it, except those of VeRA, for which PEFT has a form.
+//! multiplied into B, except those of VeRA, for which PEFT has a format.
 
 mod config;
 mod saved;
@@ -30,12 +30,12 @@ use crate::{Error, Result};
 pub(crate) const CONFIG_FILE: &str = "adapter_config.json";
 /// The file with the tensors, in an adapter's folder.
 pub(crate) const WEIGHTS_FILE: &str = "adapter_model.safetensors";
-/// After a module's path, in the names of its A and B.
+/// Suffixes of a module's path in the names of its A and B.
 const LORA_A: &str = "lora_A";
 const LORA_B: &str = "lora_B";
-/// PEFT's older form, a pickle.
+/// PEFT's older format, a pickle.
 const PICKLE_FILE: &str = "adapter_model.bin";
-/// Before every tensor's name: the model inside PEFT's two wrappers.
+/// Prefix of every tensor's name: the model inside PEFT's two wrappers.
 const WRAPPER: &str = "base_model.model.";
 
 impl AdapterFile {
@@ -43,7 +43,7 @@ impl AdapterFile {
     /// model's blocks.
     ///
     /// # Errors
-    /// No module has a LoRA; those of the disk.
+    /// No module has a LoRA; a file cannot be written.
     pub fn write_peft(&self, folder: &Path, layers: usize) -> Result<()> {
         let error = |problem: &str| Error::file(folder, problem);
         if form(self.method).peft == Peft::Lora(None) && !form(self.method).vectors.is_empty() {
@@ -86,7 +86,8 @@ impl AdapterFile {
         write_json(&folder.join(CONFIG_FILE), &self.config(architecture, layers, first))
     }
 
-    /// As few keys as PEFT needs: an unknown one makes other versions warn.
+    /// Returns the configuration with as few keys as PEFT needs: versions that do not know a key
+    /// warn.
     fn config(&self, architecture: Architecture, layers: usize, pair: &StoredPair) -> Map<String, Value> {
         let modules: BTreeSet<ModuleId> = self.modules.keys().copied().collect();
         // PEFT reads a whole alpha as an integer.
@@ -94,7 +95,7 @@ impl AdapterFile {
             whole if whole.fract() == 0.0 && whole.abs() < 2f64.powi(53) => json!(whole as i64),
             other => json!(other),
         };
-        // By full names, which are regular expressions there.
+        // PEFT's patterns are regular expressions; these match full names.
         let pattern = |differs: &dyn Fn(&StoredPair) -> Option<Value>| -> Map<String, Value> {
             let other = |(id, &number): (&ModuleId, &usize)| {
                 Some((regex::escape(&architecture.module_path(*id)), differs(&self.pairs[number])?))
@@ -117,7 +118,8 @@ impl AdapterFile {
         set("base_model_name_or_path", self.base.as_str().into());
         set("r", pair.rank.into());
         if vera {
-            // The projections are in the file; PEFT draws others first, by the key.
+            // PEFT first draws projections from this key, then replaces them with those of the
+            // file.
             set("projection_prng_key", 0.into());
             set("save_projection", true.into());
         } else {
@@ -145,7 +147,7 @@ impl AdapterFile {
         config
     }
 
-    /// The head's modules as PEFT names them: `classifier`, and `pooler` if it was trained.
+    /// Returns the head's modules as PEFT names them: `classifier`, and `pooler` if it was trained.
     fn modules_to_save(&self, architecture: Architecture) -> BTreeSet<&str> {
         let prefix = format!("{}.", architecture.prefix());
         self.head
@@ -155,7 +157,7 @@ impl AdapterFile {
     }
 }
 
-/// Reads a folder in PEFT's form; for `base` and the note see [`AdapterFile::open_for`].
+/// Reads a folder in PEFT's format; for `base` and the note see [`AdapterFile::open_for`].
 pub(super) fn read(folder: &Path, base: Option<&dyn Source>) -> Result<(AdapterFile, Option<String>)> {
     let (config_path, path) = (folder.join(CONFIG_FILE), folder.join(WEIGHTS_FILE));
     if !config_path.exists() {
@@ -218,7 +220,7 @@ pub(super) fn read(folder: &Path, base: Option<&dyn Source>) -> Result<(AdapterF
     Ok((adapter, note))
 }
 
-/// The names of a weights file's tensors, sorted by what they are.
+/// Tensor names of a weights file, by role.
 struct Tensors {
     architectures: Vec<Architecture>,
     modules: BTreeMap<ModuleId, ModuleTensors>,
@@ -228,7 +230,7 @@ struct Tensors {
     saved: BTreeMap<String, String>,
 }
 
-/// A module's tensors.
+/// Tensor names of a module.
 #[derive(Default)]
 struct ModuleTensors {
     /// The module's full name.
@@ -238,7 +240,8 @@ struct ModuleTensors {
 }
 
 impl ModuleTensors {
-    /// The vectors of the configuration's method, and their names; an error where others are there.
+    /// Returns the vectors of the configuration's method with their tensor names; an error if one
+    /// is missing or belongs to another method.
     fn own(&self, path: &Path, config: &Config) -> Result<Vec<(&'static Vector, &str)>> {
         let says = |name: &str| match method_of(name).map(|method| form(method).peft) {
             Some(Peft::Lora(key)) => format!("{}: true", key.unwrap_or_default()),
@@ -335,7 +338,7 @@ impl Tensors {
         Ok(Tensors { architectures: candidates, modules, head, saved })
     }
 
-    /// Unique pairs and the pair of each module.
+    /// Returns the unique pairs, and the index of each module's pair.
     fn pairs(
         &self,
         file: &Checkpoint,
@@ -380,15 +383,15 @@ impl Tensors {
     }
 }
 
-/// The method that has a vector of this name in PEFT's files; None for A and B.
+/// Returns the method that has a vector of this name in PEFT's files; `None` for A and B.
 fn method_of(name: &str) -> Option<AdapterMethod> {
     let has =
         |method: &AdapterMethod| form(*method).vectors.iter().any(|vector| vector.in_peft == Some(name));
     AdapterMethod::ALL.into_iter().find(has)
 }
 
-/// `x.lora_A.weight` or `x.lora_A.default.weight` → x and `lora_A`. A method's vector may lack
-/// `.weight`, as some versions of PEFT write it.
+/// Splits `x.lora_A.weight` or `x.lora_A.default.weight` into x and `lora_A`. A method's vector may
+/// lack `.weight`, as some versions of PEFT write it.
 fn split_lora(name: &str) -> Option<(&str, &'static str)> {
     let weight = name.strip_suffix(".weight");
     let stem = weight.unwrap_or(name);
@@ -401,21 +404,21 @@ fn split_lora(name: &str) -> Option<(&str, &'static str)> {
     halves.find_map(|half| Some((stem.strip_suffix(half)?.strip_suffix('.')?, half)))
 }
 
-/// The module of this name, also if it is of a bare encoder and has no prefix.
+/// Finds the module of this name; the names of a bare encoder lack the prefix.
 fn module_at(architecture: Architecture, path: &str) -> Option<ModuleId> {
     architecture
         .module_at(path)
         .or_else(|| architecture.module_at(&format!("{}.{path}", architecture.prefix())))
 }
 
-/// A tensor's name without the wrappers that PEFT puts around a module in memory.
+/// Removes the infixes of PEFT's in-memory wrappers from a tensor's name.
 fn without_infix(name: &str) -> String {
     [".modules_to_save.default.", ".modules_to_save.", ".base_layer."]
         .into_iter()
         .fold(name.to_string(), |name, infix| name.replace(infix, "."))
 }
 
-/// Whether two modules' pairs are the same: equal bit for bit, and of the same alpha.
+/// Whether two modules' pairs are the same: equal bit for bit, and with the same alpha.
 fn same_pair(x: &StoredPair, y: &StoredPair) -> bool {
     let facts = |p: &StoredPair| (p.kind, p.rank, p.input, p.output, p.alpha.to_bits());
     facts(x) == facts(y) && same_bits(&x.a, &y.a) && same_bits(&x.b, &y.b)

@@ -1,6 +1,6 @@
-//! Whole weights of the embeddings and the output layer, which PEFT saves with an adapter unasked if
-//! a module of that name is targeted or the vocabulary may have been resized. Those of the base are
-//! left out; others would be lost, so they are refused.
+//! Whole weights of the embeddings and the output layer, which PEFT saves with an adapter unasked
+//! if a module of that name is targeted or the vocabulary may have been resized. Weights that equal
+//! the base's are left out; others would be lost, so they are refused.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,15 +11,15 @@ use lora_drop_transformer::{Checkpoint, Source, Stored};
 
 use crate::{Error, Result};
 
-/// The modules that PEFT may save as a whole, by the names that its configuration has.
+/// Modules that PEFT may save whole, by their names in its configuration.
 const MODULES: [&str; 2] = ["embed_tokens", "lm_head"];
 
-/// Whether a module of `modules_to_save` is one of them.
+/// Whether an entry of `modules_to_save` is one of `MODULES`.
 pub(super) fn is_known(module: &str) -> bool {
     MODULES.iter().any(|known| module == *known || module.ends_with(&format!(".{known}")))
 }
 
-/// Whether a tensor of this name in the model is a weight of one of them.
+/// Whether a tensor of this name in the model is a weight of one of `MODULES`.
 pub(super) fn is_saved(name: &str) -> bool {
     name.strip_suffix(".weight").is_some_and(is_known)
 }
@@ -81,7 +81,7 @@ pub(super) fn compare(
     Ok(Some(format!("{place} has whole weights of {names}, which are the base's and are left out")))
 }
 
-/// The base's name of a weight; an output layer may be the table of embeddings.
+/// Returns the base's name of a weight; an output layer may be tied to the embeddings.
 fn base_name(base: &dyn Source, name: &str) -> Option<String> {
     let bare = name.strip_prefix("model.").unwrap_or(name);
     let words = ["model.embed_tokens.weight", "embed_tokens.weight"];
@@ -89,8 +89,8 @@ fn base_name(base: &dyn Source, name: &str) -> Option<String> {
     [name, bare].into_iter().chain(tied).find(|name| base.contains(name)).map(str::to_string)
 }
 
-/// The first row in which two matrices (rows, cols) differ in the coarser of their types. Rows are
-/// read one by one, because embeddings are large.
+/// Returns the first row in which two (rows, cols) matrices differ after rounding to the coarser of
+/// their types. Rows are read one by one, because embeddings are large.
 fn first_difference(x: &Stored, y: &Stored, shape: &[usize], types: [Option<BlockType>; 2]) -> Option<usize> {
     let &[rows, cols] = shape else { return Some(0) };
     let round = rounding(types);
@@ -106,7 +106,7 @@ fn first_difference(x: &Stored, y: &Stored, shape: &[usize], types: [Option<Bloc
     })
 }
 
-/// Rounds to the coarser of two types; None is f32.
+/// Returns the function that rounds to the coarser of two types; `None` is f32.
 fn rounding(types: [Option<BlockType>; 2]) -> fn(f32) -> f32 {
     match types {
         _ if types.contains(&Some(BlockType::Bf16)) => |x| bf16::from_f32(x).to_f32(),

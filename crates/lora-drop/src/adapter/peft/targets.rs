@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use lora_drop_transformer::{Architecture, ModuleId, ModuleKind};
 use serde_json::Value;
 
-/// A list of short names if PEFT's suffix rule finds exactly `modules` by it in the whole model;
-/// otherwise a regular expression, which PEFT matches with full names. `layers` is the number of
-/// the model's blocks.
+/// Returns a list of short names if PEFT's suffix rule matches exactly `modules` with it; otherwise
+/// a regular expression, which PEFT matches against full names. `layers` is the number of the
+/// model's blocks.
 pub(super) fn target_modules(
     architecture: Architecture,
     layers: usize,
@@ -24,6 +24,7 @@ pub(super) fn target_modules(
     if hit == adapted { names.into() } else { expression(architecture, modules).into() }
 }
 
+/// Returns a regular expression that matches exactly `modules`:
 /// `bert\.encoder\.layer\.((1|3)\.attention\.self\.query|(2)\.attention\.self\.value)`
 fn expression(architecture: Architecture, modules: &BTreeSet<ModuleId>) -> String {
     let mut layers: BTreeMap<ModuleKind, Vec<String>> = BTreeMap::new();

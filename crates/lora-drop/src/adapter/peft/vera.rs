@@ -1,5 +1,5 @@
 //! VeRA in PEFT's files: each module's two vectors, and one A and one B for all modules. A module
-//! has the first columns of A and the first rows of B.
+//! uses the first columns of A and the first rows of B.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -13,11 +13,11 @@ use crate::adapter::form;
 use crate::adapter::tensors::Tensor;
 use crate::{Error, Result};
 
-/// A (rank, in) and B (out, rank), as wide as the widest module.
+/// Names of A (rank, in) and B (out, rank), which are as wide as the widest module.
 pub(super) const PROJECTIONS: [&str; 2] = ["base_model.vera_A", "base_model.vera_B"];
 
 impl AdapterFile {
-    /// A and B of the widest types, of which all types' A and B are slices.
+    /// Returns A and B of the widest types; those of all types are slices of them.
     pub(super) fn projections(&self) -> Vec<Tensor<'_>> {
         let a = self.pairs.iter().max_by_key(|pair| pair.input);
         let a = a.map(|pair| (PROJECTIONS[0].to_string(), vec![pair.rank, pair.input], &pair.a[..]));
@@ -27,8 +27,8 @@ impl AdapterFile {
     }
 }
 
-/// The pair of each type, and the pair of each module. A module has as many outputs as its last
-/// vector has values.
+/// Returns a pair for each module type, and the index of each module's pair. A module's output
+/// width is the length of its last vector.
 pub(super) fn shared_constants(
     file: &Checkpoint,
     path: &Path,
@@ -61,8 +61,8 @@ pub(super) fn shared_constants(
     let (mut pairs, mut modules) = (Vec::new(), BTreeMap::new());
     for kind in kinds {
         let of_kind = || outputs.iter().filter(|(id, _)| id.kind == kind);
-        // As many rows as the modules' vectors have values; the number of columns follows from the
-        // model.
+        // B gets as many rows as the modules' vectors have values; A is cut later, when the model's
+        // widths are known.
         let rows = of_kind().map(|(_, rows)| *rows).min().unwrap_or(output);
         if rows > output {
             return Err(error(format!("{} is {shape_b:?}, expected at least {rows} rows", PROJECTIONS[1])));

@@ -26,7 +26,7 @@ pub fn write_tokenizer(file: &Gguf, folder: &Path) -> Result<()> {
     let text = text.map_err(|e| Error::file(&path, e))?;
     write_bytes_atomically(&path, text.as_bytes())?;
 
-    // The class that takes everything from tokenizer.json; the architectures' own classes would add
+    // This class takes everything from tokenizer.json; the architectures' own classes would add
     // rules.
     let mut config = Map::from_iter([
         ("tokenizer_class".to_string(), json!("PreTrainedTokenizerFast")),

@@ -1,8 +1,8 @@
-//! A tokenizer.json as the metadata of a GGUF file: the reverse of what this module reads.
+//! Converts a tokenizer.json to the metadata of a GGUF file, the reverse of this module's reader.
 //!
-//! The two forms differ in two things: how byte-level text is split into words (a GGUF file has a
-//! name for it) and the merges of SentencePiece's BPE (a GGUF file has scores). Both are tried on
-//! texts before they are written.
+//! The two formats differ in two things: how byte-level text is split into words (a GGUF file only
+//! names the rule) and the merges of SentencePiece's BPE (a GGUF file has scores instead). Both are
+//! checked on sample texts before they are written.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -19,8 +19,8 @@ use super::split::KINDS;
 use super::{Error, sentence_piece, text, token_type};
 use crate::data::text::{ChatTemplate, SpecialTokens};
 
-/// Texts on which the kinds of splitting differ: contractions, digits, capitals, marks, signs,
-/// white space.
+/// Texts on which the split rules differ: contractions, digits, capitals, marks, signs, white
+/// space.
 const PROBES: [&str; 8] = [
     "Hello world, it's 12345 o'clock. WE'LL see 3.14 and IT'S",
     "camelCase HTTPServer parseJSON2 a.//b x/y/z ////\n///",
@@ -32,7 +32,7 @@ const PROBES: [&str; 8] = [
     "don't DON'T \u{2019}s 'tis 1,000,000 50% #tag @name a_b-c",
 ];
 
-/// The part of tokenizer.json's `model` that BPE has.
+/// The fields of tokenizer.json's `model` that are needed of BPE.
 #[derive(Deserialize)]
 struct Bpe {
     merges: Vec<(String, String)>,
@@ -40,11 +40,11 @@ struct Bpe {
     ignore_merges: bool,
 }
 
-/// The keys `tokenizer.*` for a model's folder: tokens, merges or scores, special tokens, chat
-/// template.
+/// Returns the keys `tokenizer.*` for a model's folder: tokens, merges or scores, special tokens,
+/// chat template.
 ///
-/// `config` is its config.json, `vocabulary` the number of the embedding's rows; a row without a
-/// token gets one that no text has.
+/// `config` is the folder's config.json, `vocabulary` the number of the embedding's rows; a row
+/// without a token gets a placeholder that occurs in no text.
 ///
 /// # Errors
 /// The kind of tokenizer cannot be written as GGUF, a file of the folder is not valid, or the
@@ -63,7 +63,7 @@ pub fn tokenizer_metadata(
     for (name, gguf) in [("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")] {
         let token = special.get(&format!("{name}_token")).and_then(|token| tokenizer.token_to_id(token));
         let id = config.get(&format!("{name}_token_id"));
-        // config.json may have a list, whose first token ends a text.
+        // config.json may have a list of ids; the first one counts.
         let id = id.and_then(|id| id.get(0).unwrap_or(id).as_u64()).and_then(|id| u32::try_from(id).ok());
         let id = token.or(id).filter(|id| (*id as usize) < vocabulary);
         named.push(id);
@@ -123,7 +123,8 @@ fn tokens_and_model(tokenizer: &Tokenizer, vocabulary: usize) -> Result<Vec<(Str
     Ok(metadata)
 }
 
-/// Byte-level BPE under the name of the splitting that cuts the probes as the tokenizer does.
+/// Returns the keys of byte-level BPE, with the first known split rule that cuts the probes as the
+/// tokenizer does.
 fn byte_level(tokenizer: &Tokenizer, bpe: &Bpe) -> Result<Vec<(String, Value)>, String> {
     let expected = words(tokenizer.get_normalizer(), tokenizer.get_pre_tokenizer())?;
     let mut found = None;
@@ -150,7 +151,7 @@ fn byte_level(tokenizer: &Tokenizer, bpe: &Bpe) -> Result<Vec<(String, Value)>, 
     ])
 }
 
-/// The probes, normalised and split into words.
+/// Normalises the probes and splits them into words.
 fn words(
     normalizer: Option<&impl Normalizer>,
     pre_tokenizer: Option<&impl PreTokenizer>,
@@ -166,8 +167,8 @@ fn words(
     PROBES.iter().map(|probe| split(probe)).collect::<Result<_, _>>().map_err(text)
 }
 
-/// SentencePiece's BPE with scores that lead to the same merges: a token's score is minus the rank
-/// of the first merge that makes it.
+/// Returns the keys of SentencePiece's BPE, with scores that imply the same merges: a token's score
+/// is minus the rank of the first merge that makes it.
 fn scored(
     tokenizer: &Tokenizer,
     tokens: &[String],

@@ -1,9 +1,9 @@
 //! The tokenizer that a GGUF file carries in its metadata: byte-level BPE (`gpt2`) and
 //! SentencePiece's BPE (`llama`).
 //!
-//! The one rule that is not obvious: the file only names the way in which text is split before BPE
-//! (`tokenizer.ggml.pre`), so the kinds are listed here (`split`), and an unknown one is an error
-//! rather than wrong tokens.
+//! The file only names the rule that splits text before BPE (`tokenizer.ggml.pre`). So the known
+//! rules are listed in `split`, and an unknown name is an error rather than a source of wrong
+//! tokens.
 
 mod files;
 mod metadata;
@@ -32,17 +32,17 @@ pub struct GgufTokenizer {
     pub tokenizer: Tokenizer,
     /// `tokenizer.chat_template`, a Jinja template.
     pub chat_template: Option<String>,
-    /// Number of the token that begins a text.
+    /// Id of the token that begins a text.
     pub bos: Option<u32>,
-    /// Number of the token that ends a text.
+    /// Id of the token that ends a text.
     pub eos: Option<u32>,
-    /// Number of the token for text that the vocabulary does not cover.
+    /// Id of the token for text that the vocabulary does not cover.
     pub unknown: Option<u32>,
-    /// Number of the padding token.
+    /// Id of the padding token.
     pub padding: Option<u32>,
 }
 
-/// The types of tokens as `tokenizer.ggml.token_type` numbers them.
+/// Token types as numbered by `tokenizer.ggml.token_type`.
 mod token_type {
     pub const NORMAL: i64 = 1;
     pub const UNKNOWN: i64 = 2;
@@ -63,7 +63,7 @@ impl GgufTokenizer {
     }
 }
 
-/// The tokenizer's keys. Errors are texts; the file's name is put before them once.
+/// Reader of the tokenizer's keys. Errors are plain texts, to which `read` adds the file's name.
 struct Metadata<'a> {
     file: &'a Gguf,
 }
@@ -121,7 +121,8 @@ impl Metadata<'_> {
         Ok(GgufTokenizer { tokenizer, chat_template, bos, eos, unknown, padding })
     }
 
-    /// Byte-level BPE, and whether texts start with a bos token if the file does not say.
+    /// Builds byte-level BPE; returns also whether texts start with a bos token if the file does
+    /// not say.
     fn byte_level(&self, tokens: &[String], kinds: &[i64]) -> Result<(Tokenizer, bool), String> {
         const PRE: &str = "tokenizer.ggml.pre";
         if self.file.value(PRE).is_none() {
@@ -138,7 +139,7 @@ impl Metadata<'_> {
         let alphabet = tokenizers::pre_tokenizers::byte_level::ByteLevel::alphabet();
         let mut vocabulary = Vocab::default();
         for (id, (token, kind)) in tokens.iter().zip(kinds).enumerate() {
-            // Some converters write ordinary tokens as plain text; only special ones are meant to
+            // Some converters write ordinary tokens as plain text, which only special ones should
             // be.
             let plain = !token.chars().all(|c| alphabet.contains(&c));
             let spelled = match *kind {
@@ -183,8 +184,8 @@ impl Metadata<'_> {
         sentence_piece::tokenizer(vocabulary, merges, unknown, prefix)
     }
 
-    /// `tokenizer.ggml.merges`, all parts and results of which are tokens; `None` if the file
-    /// has none.
+    /// Reads `tokenizer.ggml.merges`, whose parts and results must all be tokens; `None` if the
+    /// file has no merges.
     fn merges(&self, vocabulary: &Vocab) -> Result<Option<Merges>, String> {
         let key = "tokenizer.ggml.merges";
         if self.file.value(key).is_none() {
@@ -193,7 +194,7 @@ impl Metadata<'_> {
         let pair = |(number, line): (usize, &String)| {
             let wrong = |problem| format!("{key}: merge {number}, {line:?}, {problem}");
             let (left, right) = line.split_once(' ').ok_or_else(|| wrong("is no pair"))?;
-            // The library's builder takes this for granted.
+            // The library's builder does not check this.
             if ![left, right, &format!("{left}{right}")].iter().all(|token| vocabulary.contains_key(*token)) {
                 return Err(wrong("has a part or a result that is not in tokenizer.ggml.tokens"));
             }
@@ -217,8 +218,8 @@ impl Metadata<'_> {
         self.file.value(key).map(flag).transpose()
     }
 
-    /// `tokenizer.ggml.{name}_token_id`; None if it is no token of the list, which the model's
-    /// configuration warns of.
+    /// Reads `tokenizer.ggml.{name}_token_id`; `None` if it is not in the list of tokens, about
+    /// which the model's configuration warns.
     fn token_id(&self, name: &str, tokens: &[String]) -> Option<u32> {
         let key = format!("tokenizer.ggml.{name}_token_id");
         let id = self.file.value(&key)?.as_u64().and_then(|id| u32::try_from(id).ok());
@@ -256,8 +257,8 @@ fn add_tokens(
     Ok(())
 }
 
-/// The tokens before and after each text, also of a pair. Built as in tokenizer.json: the library's
-/// builder would read a token such as `$b` or `x:1` as syntax.
+/// Builds the processor that puts tokens before and after each text, also each of a pair. It is
+/// built as JSON because the library's builder would parse a token such as `$b` or `x:1` as syntax.
 fn frame_with(
     start: Option<(String, u32)>,
     end: Option<(String, u32)>,

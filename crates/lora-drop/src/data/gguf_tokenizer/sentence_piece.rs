@@ -16,17 +16,18 @@ use super::text;
 /// SentencePiece's spelling of a space.
 const SPACE: char = '▁';
 
-/// The merges that the scores imply, best first: every way to make a token from two others has the
-/// token's rank. Within a rank, longer left parts come first, then longer right parts, then lower
-/// numbers, as in transformers.
+/// Returns the merges that the scores imply, best first: every pair of tokens that concatenate to a
+/// token, with that token's score. Among equal scores, longer left parts come first, then longer
+/// right parts, then lower ids, as in transformers.
 pub(super) fn merges(tokens: &[String], scores: &[f32], vocabulary: &Vocab) -> Merges {
     struct Candidate<'a> {
         score: f32,
         left: (&'a str, usize),
         right: (&'a str, usize),
     }
-    // Only parts as long as a token are looked up. Trying all places of a token of a million bytes
-    // would be quadratic, while the lengths of tokens are together no longer than the vocabulary.
+    // Only parts as long as some token are looked up. Trying every split of a token of a million
+    // bytes would be quadratic, while the distinct lengths add up to no more than the vocabulary's
+    // bytes.
     let mut lengths: Vec<usize> = tokens.iter().map(String::len).filter(|&length| length > 0).collect();
     lengths.sort_unstable();
     lengths.dedup();
@@ -47,14 +48,14 @@ pub(super) fn merges(tokens: &[String], scores: &[f32], vocabulary: &Vocab) -> M
         of_token.sort_by_key(|(numbers, _)| *numbers);
         candidates.extend(of_token.into_iter().map(|(_, candidate)| candidate));
     }
-    // Stable: equal candidates stay in the order of the tokens.
+    // Stable sort: ties keep the order of the tokens.
     candidates.sort_by(|a, b| {
         b.score.total_cmp(&a.score).then(b.left.1.cmp(&a.left.1)).then(b.right.1.cmp(&a.right.1))
     });
     candidates.iter().map(|c| (c.left.0.to_string(), c.right.0.to_string())).collect()
 }
 
-/// The tokenizer. With `prefix`, a text is read as if it began with a space.
+/// Builds the tokenizer. With `prefix`, a text is read as if it began with a space.
 pub(super) fn tokenizer(
     vocabulary: Vocab,
     merges: Merges,

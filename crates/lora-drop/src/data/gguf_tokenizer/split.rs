@@ -1,5 +1,5 @@
-//! How text is split into words before byte-level BPE merges, by the names that GGUF files give the
-//! kinds of splitting.
+//! Rules that split text into words before byte-level BPE merges, under the names that GGUF files
+//! give them.
 
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -11,10 +11,10 @@ use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer
 
 use super::text;
 
-/// Endings of English verbs and pronouns, and words with one sign before them.
+/// English contractions, and runs of letters with at most one sign or space before them.
 const WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+";
-/// Capitals and then small letters, or capitals alone with small letters after them if there are
-/// any.
+/// Any capitals followed by small letters, or capitals followed by any small letters, so a new word
+/// starts at a capital after a small letter.
 const CASED_WORDS: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*";
 /// Line ends with the white space before them; white space without its last character, which joins
 /// the next word.
@@ -22,12 +22,12 @@ const SPACES: &str = r"\s*[\r\n]+|\s+(?!\S)|\s+";
 
 const SIGNS: &str = r" ?[^\s\p{L}\p{N}]+[\r\n]*";
 
-/// A kind of splitting.
+/// A rule that splits text into words.
 pub(super) struct SplitKind {
-    /// The names of `tokenizer.ggml.pre`; the first one is written.
+    /// Its names in `tokenizer.ggml.pre`; the first one is written.
     pub names: &'static [&'static str],
     words: Words,
-    /// Whether a word that is a token is taken whole, even where the merges do not lead to it.
+    /// Whether a word that is a token is taken whole, even if the merges do not produce it.
     pub ignores_merges: bool,
     /// Whether text is composed (NFC) first.
     pub composes: bool,
@@ -35,17 +35,17 @@ pub(super) struct SplitKind {
     pub adds_bos: bool,
 }
 
-/// What a word is.
+/// Definition of a word.
 enum Words {
-    /// As in GPT-2: words, numbers and signs, each with a space before it.
+    /// As in GPT-2: words, numbers and signs, each with the space before it.
     Gpt2,
     /// As in GPT-2, but single digits.
     SingleDigits,
-    /// What one of these patterns matches.
+    /// A match of one of these patterns.
     Patterns([&'static str; 4]),
 }
 
-/// All kinds, in the order in which a tokenizer is compared with them.
+/// All rules, in the order in which a tokenizer is compared with them.
 pub(super) static KINDS: [SplitKind; 5] = [
     SplitKind {
         names: &["smollm"],
@@ -54,7 +54,7 @@ pub(super) static KINDS: [SplitKind; 5] = [
         composes: false,
         adds_bos: false,
     },
-    // Up to three digits.
+    // Llama 3: up to three digits.
     SplitKind {
         names: &["llama-bpe", "llama3", "llama-v3"],
         words: Words::Patterns([WORDS, r"\p{N}{1,3}", SIGNS, SPACES]),
@@ -70,7 +70,7 @@ pub(super) static KINDS: [SplitKind; 5] = [
         composes: true,
         adds_bos: false,
     },
-    // Mistral's: words are also split where capitals start; single digits.
+    // Mistral: words are also split where capitals start; single digits.
     SplitKind {
         names: &["tekken"],
         words: Words::Patterns([CASED_WORDS, r"\p{N}", r" ?[^\s\p{L}\p{N}]+[\r\n/]*", SPACES]),
@@ -106,7 +106,7 @@ fn sequence(first: PreTokenizerWrapper, then: ByteLevel) -> PreTokenizerWrapper 
     Sequence::new(vec![first, then.into()]).into()
 }
 
-/// The text as byte-level BPE spells it, a character for each byte.
+/// Spells a text as byte-level BPE does, with one character for each byte.
 pub(super) fn in_byte_alphabet(text: &str) -> Result<String, String> {
     let mut spelled = PreTokenizedString::from(NormalizedString::from(text));
     ByteLevel::new(false, true, false).pre_tokenize(&mut spelled).map_err(super::text)?;

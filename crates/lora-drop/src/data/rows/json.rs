@@ -39,8 +39,8 @@ impl<'de> Deserialize<'de> for Fields {
     }
 }
 
-/// The parser's message without the place, and with help for what Python writes and JSON does not
-/// have, and for files that end early.
+/// Returns the parser's message without the place, with a hint for NaN and Infinity, which Python
+/// writes and JSON does not have, and for files that end early.
 fn message(error: &serde_json::Error, line: &str) -> String {
     let text = error.to_string();
     let place = format!(" at line {} column {}", error.line(), error.column());
@@ -52,21 +52,21 @@ fn message(error: &serde_json::Error, line: &str) -> String {
     if error.is_eof() { format!("{text} (was it cut off?)") } else { text.to_string() }
 }
 
-/// Parses a row's object. The error is the line of the text, from 0, and what is wrong there.
+/// Parses a row's object. The error has the line within the text, from 0, and the problem there.
 fn fields(text: &str) -> Result<Map<String, Value>, (usize, Problem)> {
-    // A value that would take far more memory than its text is refused.
+    // Refuses a value that would take far more memory than its text.
     json::check(text.as_bytes()).map_err(|message| (0, Problem::Json { column: 1, message }))?;
     serde_json::from_str::<Fields>(text).map(|Fields(fields)| fields).map_err(|e| problem(&e, text))
 }
 
-/// The line of the text, from 0, that an error names, and what is wrong there.
+/// Returns the line within the text, from 0, that an error names, and the problem there.
 fn problem(e: &serde_json::Error, text: &str) -> (usize, Problem) {
     let line = e.line().saturating_sub(1);
     let message = message(e, text.lines().nth(line).unwrap_or(""));
     (line, Problem::Json { column: e.column(), message })
 }
 
-/// One object a line; blank lines are skipped.
+/// Reads one object a line; blank lines are skipped.
 pub(super) fn lines(lines: Lines) -> impl Iterator<Item = Result<Row, Error>> + Send {
     let file = lines.file.clone();
     lines.filter(|line| !matches!(line, Ok((_, text)) if text.trim().is_empty())).map(move |line| {
@@ -79,8 +79,8 @@ pub(super) fn lines(lines: Lines) -> impl Iterator<Item = Result<Row, Error>> + 
 const LAYOUT: &str = "a .json file holds an array of objects, or an object with such an array under \"data\" \
                       (one object a line is .jsonl)";
 
-/// The rows of a JSON file, `[{...}, ...]` or `{"data": [{...}, ...]}`, each with the line that it
-/// begins on.
+/// Reads the rows of a JSON file, `[{...}, ...]` or `{"data": [{...}, ...]}`, each with the line
+/// where it begins.
 pub(super) fn array(
     bytes: Vec<u8>,
     path: &Path,
@@ -108,7 +108,7 @@ pub(super) fn array(
         let (line, problem) = problem(&e, &text);
         Error::row(path, 1 + line, problem)
     })?;
-    // Rows are parts of the text, so their places are differences of addresses.
+    // Rows are slices of the text, so their offsets are differences of addresses.
     let place = |row: &&RawValue| (row.get().as_ptr().addr() - text.as_ptr().addr(), row.get().len());
     let places: Vec<(usize, usize)> = rows.iter().map(place).collect();
     let (mut line, mut counted) = (1, 0);

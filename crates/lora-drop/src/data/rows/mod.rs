@@ -17,7 +17,7 @@ use super::files::{self, Format};
 /// One row with all its columns.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row {
-    /// The line it begins on, from 1; the row's number for Parquet.
+    /// The line where it begins, from 1; the row's number for Parquet.
     pub line: usize,
     /// Values by column, in the file's order. All values of a CSV or TSV file are text.
     pub fields: Map<String, Value>,
@@ -26,11 +26,11 @@ pub struct Row {
 /// Names of classes in index order, by column.
 pub type ClassNames = BTreeMap<String, Vec<String>>;
 
-/// A file's rows, read one after the other. An iterator: a wrong row is an error with its line.
+/// Iterator over a file's rows; a wrong row is an error with its line.
 pub struct Rows {
     /// The file's name in errors.
     pub file: PathBuf,
-    /// The names that the file gives the class numbers in its columns.
+    /// Class names by column, if the file has any.
     pub class_names: ClassNames,
     rows: Box<dyn Iterator<Item = Result<Row, Error>> + Send>,
 }
@@ -63,7 +63,7 @@ impl Rows {
         Ok(Rows { file: path.to_path_buf(), class_names, rows })
     }
 
-    /// Whether a file's ending says its format.
+    /// Whether a file's name ends as a known format's does.
     pub fn is_known(path: &Path) -> bool {
         Format::of(path).is_some()
     }
@@ -84,8 +84,8 @@ impl Iterator for Rows {
     }
 }
 
-/// Most bytes of a row's text. A file without ends of line, or of another format, would fill the
-/// memory instead.
+/// Largest number of bytes of a row's text. Without a limit, a file without line ends, or of
+/// another format, would fill the memory.
 const MOST_BYTES: usize = 64 << 20;
 
 const BOM: &str = "\u{feff}";
@@ -94,7 +94,7 @@ fn too_long() -> Problem {
     Problem::TooLong { most: MOST_BYTES >> 20 }
 }
 
-/// The text of some bytes that begin on this line.
+/// Converts bytes, which begin on this line, to text.
 ///
 /// # Errors
 /// They are not UTF-8.
@@ -108,13 +108,13 @@ fn utf8(bytes: Vec<u8>, file: &Path, line: usize) -> Result<String, Error> {
     })
 }
 
-/// A text's lines with their numbers, checked to be UTF-8. Ends of line (LF, CRLF) and a byte order
-/// mark are removed.
+/// Iterator over a text's lines with their numbers, checked to be UTF-8. Line ends (LF, CRLF) and a
+/// byte order mark are removed.
 struct Lines {
     file: PathBuf,
     reader: Box<dyn BufRead + Send>,
     line: usize,
-    /// After a line that was too long to be read to its end.
+    /// Set after a line that was too long to be read to its end.
     ended: bool,
 }
 

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use super::{Error, Lines, MOST_BYTES, Problem, Row, too_long};
 
-/// The rows after a TSV file's header; blank lines are skipped.
+/// Reads the rows after a TSV file's header; blank lines are skipped.
 pub(super) fn tsv(lines: Lines) -> Result<impl Iterator<Item = Result<Row, Error>> + Send, Error> {
     let file = lines.file.clone();
     let split = |text: &str| text.split('\t').map(String::from).collect::<Vec<String>>();
@@ -16,12 +16,12 @@ pub(super) fn tsv(lines: Lines) -> Result<impl Iterator<Item = Result<Row, Error
     table(file, filled.map(move |line| line.map(|(line, text)| (line, split(&text)))))
 }
 
-/// The rows after a CSV file's header; blank lines are skipped.
+/// Reads the rows after a CSV file's header; blank lines are skipped.
 pub(super) fn csv(lines: Lines) -> Result<impl Iterator<Item = Result<Row, Error>> + Send, Error> {
     table(lines.file.clone(), Records { lines })
 }
 
-/// Makes rows of records: the first names the columns.
+/// Turns records into rows; the first record names the columns.
 fn table(
     file: PathBuf,
     mut records: impl Iterator<Item = Result<(usize, Vec<String>), Error>> + Send,
@@ -45,9 +45,9 @@ fn table(
     }))
 }
 
-/// CSV records with the line that each begins on. Lines are joined until their quotes are paired,
-/// which is where a record of RFC 4180 ends. So lines are exact, and a quote that is never closed
-/// is found.
+/// Iterator over CSV records, each with the line where it begins. Lines are joined until their
+/// quotes are paired, which is where a record of RFC 4180 ends. So line numbers are exact, and a
+/// quote that is never closed is found.
 struct Records {
     lines: Lines,
 }
@@ -84,9 +84,9 @@ impl Iterator for Records {
     }
 }
 
-/// The fields of one record's text. None if a line ends outside of quotes, the last quote is not
-/// closed, or text follows a closing quote: then the quotes were not around a field, but a part of
-/// its text.
+/// Splits one record's text into fields. `None` if a line ends outside of quotes, the last quote is
+/// not closed, or text follows a closing quote, which means that the quotes do not enclose a field
+/// but belong to its text.
 fn fields(text: &str) -> Option<Vec<String>> {
     let (mut fields, mut field) = (Vec::new(), String::new());
     let (mut starts, mut quoted) = (true, false);
@@ -131,7 +131,7 @@ mod tests {
         assert_eq!(read("a\",\"b"), None);
     }
 
-    /// The fields by the csv crate, which closes an open quote at the end; None if it sees more
+    /// Splits with the csv crate, which closes an open quote at the end; `None` if it sees more
     /// than one record.
     fn reference(text: &str) -> Option<Vec<String>> {
         let mut reader =
@@ -143,7 +143,7 @@ mod tests {
         }
     }
 
-    /// Whether a quote that closes a field is followed by more of it.
+    /// Whether text follows a closing quote within its field.
     fn text_after_quote(text: &str) -> bool {
         let mut rest = text;
         loop {
@@ -164,7 +164,7 @@ mod tests {
     }
 
     proptest! {
-        /// Blank lines, which the reference passes over, come to no record's text.
+        /// Blank lines, which the reference skips, never reach `fields`.
         #[test]
         fn any_record_reads_as_the_reference_reads_it(text in "[a,\"b]([a,\"\r\nb]{0,10}[a,\"b])?\r?") {
             let (expected, closed) = (reference(&text), reference(&format!("{text}\"")));

@@ -1,11 +1,11 @@
-//! Texts end to end, as the decoder takes them.
+//! Texts packed end to end, as the decoder takes them.
 
 use super::TextExample;
 
 /// Packed texts.
 #[derive(Clone, Debug)]
 pub struct PackedTexts {
-    /// Token numbers, (tokens).
+    /// Token ids, (tokens).
     pub ids: Vec<u32>,
     /// The starts of texts, and the end of the last, (texts + 1).
     pub offsets: Vec<usize>,

@@ -1,4 +1,4 @@
-//! A data set for generation, tokenised: what training and evaluation read.
+//! Tokenised data sets for generation, as training and evaluation read them.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -23,18 +23,18 @@ use crate::summary::{DataFacts, SourceFacts, SplitFacts};
 pub struct TextSplit {
     pub name: SplitName,
     pub files: Vec<PathBuf>,
-    /// What the rows are: conversations also where prompts and completions are turns.
+    /// Kind of the rows; prompts and completions in the form of turns count as conversations.
     pub kind: TextKind,
     pub columns: TextColumns,
     /// The sequences to learn from or measure. A row without anything to learn has none, a long
     /// text several.
     pub examples: Vec<TextExample>,
-    /// Every row, to generate for; empty in the train split of a data set to train on.
+    /// All rows, to generate for; empty in the train split of a data set to train on.
     pub rows: Vec<TextRow>,
     pub facts: SplitFacts,
-    /// Rows that nothing is learned from: they have no target, or truncation left none.
+    /// Rows without anything to learn: they have no target, or truncation left none.
     pub unlearned: Vec<Place>,
-    /// The special tokens that end what is learned, the most frequent first.
+    /// The special tokens that end the targets, the most frequent first.
     pub ends: Vec<u32>,
 }
 
@@ -57,8 +57,8 @@ pub struct TextDataset {
 
 impl TextDataset {
     /// Reads a folder's train, dev and test, or one file as train. Without dev a tenth of train is
-    /// held out, the same for every seed, and a warning says so. Train decides what the rows are.
-    /// Rows of test may lack what is learned.
+    /// held out, the same for every seed, and a warning says so. Train determines the kind of rows.
+    /// Rows of test may lack targets.
     ///
     /// # Errors
     /// See [`Error`]: whatever is wrong with a file or a row, with its place; train or dev without
@@ -91,7 +91,7 @@ impl TextDataset {
         TextDataset::encode(RawTexts::of_sources(rows)?, tokens, template, options)
     }
 
-    /// Tokenises rows.
+    /// Tokenises all splits.
     ///
     /// # Errors
     /// The options do not fit the tokenizer or the template; the first row that cannot be
@@ -111,7 +111,7 @@ impl TextDataset {
             Ok(split)
         };
         let (mut train, dev) = (encode(train)?, encode(dev)?);
-        // Nothing is generated for them.
+        // Nothing is generated for the rows of train.
         train.rows = Vec::new();
         let test = test.map(encode).transpose()?;
         warnings.extend(options.cache.as_ref().and_then(TokenCache::stopped));
@@ -148,25 +148,26 @@ impl TextDataset {
     }
 }
 
-/// A data set for generation before tokenising: the rows of each split, with what stands in for dev
-/// held out of train.
+/// A data set for generation before tokenisation: the rows of each split. If the data has no dev
+/// split, its rows are held out of train.
 #[derive(Clone, Debug)]
 pub struct RawTexts {
     pub train: RawText,
     pub dev: RawText,
     pub test: Option<RawText>,
-    /// Where the rows of train come from; empty for one source.
+    /// The sources of train's rows; empty for one source.
     pub sources: Vec<SourceFacts>,
     /// Warnings for the user.
     pub warnings: Vec<String>,
 }
 
 impl RawTexts {
-    /// Reads each source's train, dev and test, as [`TextDataset::load`] does. Train is mixed by the
-    /// weights (`data::sources`); dev and test are those of all sources.
+    /// Reads each source's train, dev and test, as [`TextDataset::load`] does. Train is mixed by
+    /// the sources' weights; dev and test contain those of all sources.
     ///
     /// # Errors
-    /// See [`Error`]: whatever is wrong with a file or a row, with its place; sources of other kinds.
+    /// See [`Error`]: whatever is wrong with a file or a row, with its place; sources whose rows
+    /// are of different kinds.
     pub fn read(sources: &[DataSource], options: &TextOptions) -> Result<Self, Error> {
         let read = |source: &DataSource| {
             let found = SplitFiles::find(source.place())?;
@@ -211,13 +212,13 @@ impl RawTexts {
     }
 }
 
-/// What happens to plain texts of too many tokens.
+/// Treatment of plain texts of too many tokens, as reported in the facts.
 const SPLIT: &str = "split";
 
 impl TextSplit {
     /// Reads one split, as evaluation and generation do; `SplitFiles::part` says which rows it has.
-    /// Rows may lack what is learned, except those of data that was trained on. Returns the split
-    /// and warnings for the user.
+    /// Rows may lack targets, except those of data that was trained on. Returns the split and
+    /// warnings for the user.
     ///
     /// # Errors
     /// See [`Error`]: whatever is wrong with a file or a row, with its place.
@@ -249,7 +250,7 @@ impl TextSplit {
         Ok((split, warnings))
     }
 
-    /// Tokenises rows, in parallel and in order, and treats the over-long ones as the options say.
+    /// Tokenises rows, in parallel and in order, and treats over-long ones as the options say.
     /// Returns the split and warnings for the user.
     ///
     /// # Errors
@@ -263,7 +264,7 @@ impl TextSplit {
         let (name, limit) = (raw.name, options.max_length);
         let place = |row: &TextRow| Place::new(&raw.files[row.file], row.line);
         let kind = raw.kind();
-        // Rows of one split are written in one way.
+        // All rows of a split must be formatted in one way.
         let turns = raw.rows.iter().find(|row| matches!(row.content, TextContent::Messages(_)));
         if raw.columns.kind == TextKind::Completion
             && let Some(row) = turns
@@ -345,12 +346,12 @@ impl TextSplit {
         Ok((TextSplit { name, files, kind, columns, examples, rows, facts, unlearned, ends }, warnings))
     }
 
-    /// The file and line of an example.
+    /// Returns the file and line of an example.
     pub fn place(&self, example: &TextExample) -> Place {
         Place::new(&self.files[example.file], example.line)
     }
 
-    /// Every example's number of tokens.
+    /// Returns every example's number of tokens.
     pub fn lengths(&self) -> Vec<usize> {
         self.examples.iter().map(|example| example.ids.len()).collect()
     }
@@ -367,9 +368,9 @@ impl TextSplit {
     }
 }
 
-/// Takes the rows out of train that stand in for dev, with a warning.
+/// Holds rows out of train as dev, with a warning.
 fn hold_out(train: &mut RawText, warnings: &mut Vec<String>) -> Result<RawText, Error> {
-    // Rows of one class: the draw is the same as for labelled rows.
+    // All rows count as one class, so the draw works as for labelled rows.
     let Some(dev) = train.hold_out(&vec![Label::Class(0); train.rows.len()]) else {
         let message = format!("{} rows are too few to hold any out as dev; add a dev file", train.rows.len());
         return Err(Error::file(&train.files[0], message));
@@ -382,7 +383,7 @@ fn hold_out(train: &mut RawText, warnings: &mut Vec<String>) -> Result<RawText, 
     Ok(dev)
 }
 
-/// The warning of rows that nothing is learned from, with the first of their places.
+/// Returns the warning about rows without anything to learn, with the first of their places.
 fn nothing_learned(name: SplitName, places: &[Place], max_length: usize) -> String {
     const SHOWN: usize = 5;
     let shown: Vec<String> = places.iter().take(SHOWN).map(Place::to_string).collect();

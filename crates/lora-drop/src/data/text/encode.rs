@@ -1,4 +1,4 @@
-//! Rows → token numbers, and which of them are learned.
+//! Tokenises rows and marks the tokens that are learned.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -21,7 +21,7 @@ use crate::summary::SplitFacts;
 /// One sequence to learn from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TextExample {
-    /// Token numbers, (tokens), at least two.
+    /// Token ids, (tokens), at least two.
     pub ids: Vec<u32>,
     /// Whether a token is a target, (tokens): the loss counts how it is predicted from the tokens
     /// before it. The first token is never a target, and at least one is.
@@ -47,11 +47,11 @@ impl TextExample {
 /// A row's sequences, and what is reported about it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(in crate::data) struct EncodedRow {
-    /// Tokens and which of them are learned, as in a `TextExample`. Empty where nothing would be
-    /// learned; several where a long text is cut into pieces.
+    /// Token ids and which of them are learned, as in a `TextExample`. Empty if nothing would be
+    /// learned; several if a long text is cut into pieces.
     pub sequences: Vec<(Vec<u32>, Vec<bool>)>,
-    /// Tokens before the row was cut. For a row that is far over the limit, the number of tokens
-    /// that were made, which is over the limit too.
+    /// Number of tokens before the row was cut. For a row that is far over the limit, the number of
+    /// tokens that were made, which is over the limit too.
     pub length: usize,
     /// Whether `length` counts the whole row.
     pub counted: bool,
@@ -60,25 +60,25 @@ pub(in crate::data) struct EncodedRow {
     pub joined: bool,
     /// Whether an answer ends without a special token, so that the model does not learn to stop.
     pub endless: bool,
-    /// Whether generation would start with more than what is before an answer, such as the start of
+    /// Whether generation would start with more text than precedes an answer, such as the start of
     /// thoughts.
     pub unprompted: bool,
     /// Whether the template leaves out an answer's thoughts.
     pub thoughtless: bool,
-    /// The special tokens that end its answers, each once.
+    /// The special tokens that end the row's answers, each once.
     pub ends: Vec<u32>,
 }
 
 /// A row's tokens before they are cut.
 #[derive(Default)]
 struct Whole {
-    /// All tokens, or those made of a row that is far over the limit, which are more than fit.
+    /// All tokens; of a row that is far over the limit, only some, which are more than fit.
     ids: Vec<u32>,
     learn: Vec<bool>,
-    /// Whether some tokens were not made.
+    /// Whether tokenisation stopped early.
     partial: bool,
-    /// Tokens at the start that stay where the start is cut off: those that the tokenizer puts
-    /// before a text.
+    /// Number of tokens that stay when the start is cut off: those that the tokenizer puts before a
+    /// text.
     fixed: usize,
     joined: bool,
     endless: bool,
@@ -92,7 +92,7 @@ pub struct TextEncoder<'a> {
     tokens: &'a Tokens,
     template: Option<&'a ChatTemplate>,
     options: &'a TextOptions,
-    /// The special tokens that the tokenizer puts before a text.
+    /// Ids of the special tokens that the tokenizer puts before a text.
     prefix: Vec<u32>,
     special: HashSet<u32>,
     /// The text before and after the prompt.
@@ -100,7 +100,7 @@ pub struct TextEncoder<'a> {
 }
 
 impl<'a> TextEncoder<'a> {
-    /// An encoder for a model's tokenizer and chat template.
+    /// Creates an encoder for a model's tokenizer and chat template.
     ///
     /// # Errors
     /// The options do not fit: `prompt_template` does not have `{prompt}` exactly once, `chat` is
@@ -126,7 +126,7 @@ impl<'a> TextEncoder<'a> {
             let message = "prompts are to be turns of a conversation, but the model has no chat template";
             return Err(file(message));
         }
-        // The post-processor puts the same tokens around any text.
+        // The post-processor puts the same tokens around any text, so an empty token shows them.
         let token = Encoding::from_tokens(vec![Token::new(0, String::new(), (0, 0))], 0);
         let around_token = tokens.ask(|tokenizer| tokenizer.post_process(token, None, true));
         let around_token = around_token.map_err(|problem| file(&problem.to_string()))?;
@@ -141,12 +141,12 @@ impl<'a> TextEncoder<'a> {
         Ok(TextEncoder { tokens, template, options, prefix, special: special.collect(), around })
     }
 
-    /// The tokens that generation starts from: the prompt with what the tokenizer puts before it,
-    /// or the conversation up to where the assistant's last turn begins, with the template's
-    /// generation prompt.
+    /// Returns the tokens that generation starts from: the prompt with the tokens that the
+    /// tokenizer puts before it, or the conversation up to the assistant's last turn, with the
+    /// template's generation prompt.
     ///
-    /// `context` is the number of tokens that the model takes. Whether a prompt that is a little
-    /// longer fits is checked by the caller.
+    /// `context` is the model's context length in tokens. A prompt that is only a little longer is
+    /// left for the caller to check.
     ///
     /// # Errors
     /// The template or the tokenizer fails; the prompt has no token, one that the model does not
@@ -179,7 +179,7 @@ impl<'a> TextEncoder<'a> {
         Ok(ids)
     }
 
-    /// A row's sequences under the options. A row without anything to learn has none.
+    /// Encodes a row under the options. A row without anything to learn has no sequences.
     pub(super) fn encode(&self, row: &TextRow) -> Result<EncodedRow, Problem> {
         let limit = self.options.max_length;
         let whole = match &row.content {
@@ -198,7 +198,7 @@ impl<'a> TextEncoder<'a> {
             TextContent::Text(text) => {
                 let mut whole = self.with_prefix(text, usize::MAX)?;
                 if let Some(end) = self.options.end.filter(|_| self.options.text_eos) {
-                    // A text may have it already.
+                    // A text may end with it already.
                     if whole.ids.last() != Some(&end) {
                         whole.ids.push(end);
                     }
@@ -219,11 +219,11 @@ impl<'a> TextEncoder<'a> {
                 return Err(Problem::OverLong { tokens: length, counted, max_length: limit });
             }
         };
-        // The model need not know the tokens that were cut off.
+        // Tokens that were cut off may be unknown to the model.
         let vocabulary = self.options.vocabulary;
         pieces.iter().try_for_each(|(ids, _)| self.tokens.check_vocabulary(ids, vocabulary))?;
         let sequence = |(ids, mut learn): (Vec<u32>, Vec<bool>)| {
-            // There is nothing to predict the first token from.
+            // No token precedes the first one, so it cannot be predicted.
             learn.iter_mut().take(1).for_each(|first| *first = false);
             learn.contains(&true).then_some((ids, learn))
         };
@@ -231,7 +231,7 @@ impl<'a> TextEncoder<'a> {
         Ok(EncodedRow { sequences, length, counted, joined, endless, unprompted, thoughtless, ends })
     }
 
-    /// The fingerprint of rows and of everything that `encode` makes their tokens from. None where
+    /// Returns the fingerprint of rows and of everything else that decides their tokens; `None` if
     /// a template writes the date, so that tokens differ from day to day.
     pub(super) fn fingerprint(&self, rows: &[TextRow]) -> Option<Fingerprint> {
         let options = self.options;
@@ -288,9 +288,8 @@ impl<'a> TextEncoder<'a> {
         })
     }
 
-    /// A conversation's tokens, of which the assistant's turns are learned. For a conversation that
-    /// is far longer than a sequence these are the tokens at its start; turns after them are
-    /// ignored.
+    /// Encodes a conversation, in which the assistant's turns are learned. If it is far longer than
+    /// a sequence, only the tokens at its start are made, and turns after them are ignored.
     fn turns(&self, conversation: &Conversation) -> Result<Whole, Problem> {
         let template = self.template()?;
         let Conversation { turns, tools } = conversation;
@@ -304,7 +303,7 @@ impl<'a> TextEncoder<'a> {
         let answers: Vec<Answer> = if by_turn {
             find(true)?
         } else {
-            // Blocks do not say whose turn they are in.
+            // Blocks do not say which turn they are in.
             let unlearned = find(false)?;
             let is_learned = |block: &Range<usize>| {
                 !unlearned
@@ -333,7 +332,7 @@ impl<'a> TextEncoder<'a> {
             let count = spans[first..].iter().take_while(|span| inside(span)).count();
             let mut learned = first..first + count;
             let mut place = place;
-            // A special token that is only partly inside belongs to what follows.
+            // A special token that is only partly inside belongs to the text that follows.
             if spans[learned.end - 1].end > place.end && self.special.contains(&ids[learned.end - 1]) {
                 learned.end -= 1;
                 place.end = spans[learned.end].start;
@@ -346,8 +345,8 @@ impl<'a> TextEncoder<'a> {
                 |from: usize| text.get(from..place.end).is_some_and(|rest| rest.trim().is_empty());
             let ending = last_special.filter(|&last| only_blank(spans[last].end));
             if let Some(last) = ending {
-                // What a template writes between two turns is never generated. A block says itself
-                // what is learned.
+                // Text that a template writes between two turns is never generated, so it is not
+                // learned. A block marks exactly the text to learn.
                 if by_turn {
                     learned.end = last + 1;
                 }
@@ -387,7 +386,7 @@ impl<'a> TextEncoder<'a> {
         self.tokens.unknown_warning(facts)
     }
 
-    /// Whether this row is left out if it has more tokens than fit.
+    /// Whether this row is dropped if it has more tokens than fit.
     pub(super) fn drops(&self, row: &TextRow) -> bool {
         self.options.over_length == OverLength::Drop && !matches!(row.content, TextContent::Text(_))
     }
@@ -400,7 +399,7 @@ impl<'a> TextEncoder<'a> {
         self.template.ok_or_else(|| TextProblem::NoTemplate.into())
     }
 
-    /// Adds a text's tokens, of which at most `most` are used.
+    /// Appends a text's tokens; at most `most` of them are used.
     fn add(&self, to: &mut Whole, text: &str, most: usize) -> Result<(), Problem> {
         let made = self.tokens.part(text, most)?;
         to.ids.extend(made.encoding.get_ids());
@@ -408,9 +407,9 @@ impl<'a> TextEncoder<'a> {
         Ok(())
     }
 
-    /// A prompt's and its completion's tokens, of which at most `most` are used, and the number of
-    /// the prompt's. They are tokenised one after the other, or as one text if the tokenizer would
-    /// put a space between them.
+    /// Encodes a prompt and its completion; at most `most` tokens are used. Returns also the number
+    /// of the prompt's tokens. The two are tokenised separately, or as one text if the tokenizer
+    /// would put a space between them.
     fn completed(&self, prompt: &str, completion: &str, most: usize) -> Result<(Whole, usize), Problem> {
         if !self.tokens.adds_space() {
             let mut whole = self.with_prefix(prompt, most)?;
@@ -430,7 +429,7 @@ impl<'a> TextEncoder<'a> {
         Ok((whole, self.prefix.len() + asked))
     }
 
-    /// A text's tokens after those that the tokenizer puts before a text; at most `most` are used.
+    /// Encodes a text after the tokens that the tokenizer puts before it; at most `most` are used.
     fn with_prefix(&self, text: &str, most: usize) -> Result<Whole, Problem> {
         let mut whole = Whole { ids: self.prefix.clone(), fixed: self.prefix.len(), ..Default::default() };
         self.add(&mut whole, text, most)?;
@@ -438,9 +437,9 @@ impl<'a> TextEncoder<'a> {
     }
 }
 
-/// The bytes that each token stands for. Some tokenizers leave white space out of a token's
-/// offsets, so a token begins where the one before it ended, or earlier where several tokens make
-/// up one character.
+/// Returns the bytes that each token stands for. Some tokenizers leave white space out of a token's
+/// offsets, so a token begins where the one before it ended, or earlier if several tokens make up
+/// one character.
 fn spans(offsets: &[(usize, usize)]) -> Vec<Range<usize>> {
     let mut before = 0;
     let span = |&(start, end): &(usize, usize)| {
@@ -451,8 +450,8 @@ fn spans(offsets: &[(usize, usize)]) -> Vec<Range<usize>> {
     offsets.iter().map(span).collect()
 }
 
-/// A long text's tokens in sequences of at most `limit`. Each sequence begins with the last token
-/// of the one before, so that every token except the text's first is predicted once.
+/// Cuts a long text's tokens into sequences of at most `limit`. Each sequence begins with the last
+/// token of the one before, so that every token except the text's first is predicted once.
 fn chunks(whole: &Whole, limit: usize) -> Vec<(Vec<u32>, Vec<bool>)> {
     let starts = (0..whole.ids.len() - 1).step_by(limit - 1);
     let chunk = |start: usize| {

@@ -1,7 +1,7 @@
-//! A compiled chat template, which writes one conversation within limits of work and output.
+//! A compiled chat template, which renders one conversation within limits of work and output.
 //!
-//! The one rule that is not obvious: these limits do not include the cost of a single operation, so
-//! `renderer` adds limits of time and memory.
+//! The limits do not bound the cost of a single operation, so `renderer` adds limits of time and
+//! memory.
 
 use std::io;
 
@@ -15,17 +15,17 @@ use super::python;
 use super::renderer::{Rendering, Source};
 use super::template::MARKS;
 
-/// The name of the one template.
+/// Name of the only template in the environment.
 const NAME: &str = "chat";
-/// Instructions that a template may execute, and those added for each byte of the conversation. The
-/// engine counts 64 bytes that a template creates as one instruction.
+/// Instructions that a template may execute: a base, an addition for each byte of the conversation,
+/// and an upper limit. The engine counts 64 bytes that a template creates as one instruction.
 const FUEL: u64 = 200_000;
 const FUEL_PER_BYTE: u64 = 4;
 const MOST_FUEL: u64 = 600_000;
-/// Bytes that a template may write, and those added for each byte of the conversation.
+/// Bytes that a template may write: a base, and an addition for each byte of the conversation.
 const OUTPUT: usize = 1 << 20;
 const OUTPUT_PER_BYTE: usize = 8;
-/// Most nested calls of macros.
+/// Largest depth of nested macro calls.
 const RECURSION: usize = 50;
 
 /// A compiled template.
@@ -36,6 +36,8 @@ pub(super) struct Engine {
 }
 
 impl Engine {
+    /// Compiles a template.
+    ///
     /// # Errors
     /// It is not valid Jinja; the message has the line.
     pub fn compile(source: Source) -> Result<Self, TemplateError> {
@@ -53,6 +55,8 @@ impl Engine {
         Ok(Engine { environment, special: source.special, variables: source.variables })
     }
 
+    /// Renders a conversation.
+    ///
     /// # Errors
     /// The template fails or refuses the conversation, or needs more time or memory than a
     /// conversation can need.
@@ -67,7 +71,7 @@ impl Engine {
         context.insert("add_generation_prompt".into(), add_generation_prompt.into());
         let fuel = FUEL_PER_BYTE.saturating_mul(length as u64).saturating_add(FUEL).min(MOST_FUEL);
         let most = OUTPUT.saturating_add(OUTPUT_PER_BYTE.saturating_mul(length));
-        // A copy shares the compiled template; the limits are this conversation's.
+        // The clone shares the compiled template and gets the limits of this conversation.
         let mut environment = self.environment.clone();
         environment.set_fuel(Some(fuel));
         let mut output = Limited { bytes: Vec::new(), most };
@@ -78,7 +82,7 @@ impl Engine {
     }
 }
 
-/// A buffer of a fixed number of bytes.
+/// A buffer of at most `most` bytes.
 struct Limited {
     bytes: Vec<u8>,
     most: usize,
@@ -100,7 +104,7 @@ impl io::Write for Limited {
     }
 }
 
-/// The engine's error in plain words, with the innermost line, where it happened.
+/// Describes the engine's error in plain words, with the innermost line, where it happened.
 fn template_error(error: &minijinja::Error) -> TemplateError {
     let mut innermost = error;
     let mut source = std::error::Error::source(error);
@@ -117,7 +121,7 @@ fn template_error(error: &minijinja::Error) -> TemplateError {
             "it takes more work or memory than a conversation of this length can need; does it loop?".into()
         }
         (ErrorKind::WriteFailure, _) if from_writer.is_some() => from_writer.unwrap_or_default(),
-        // The message of raise_exception is the template's own.
+        // The message of raise_exception is the template's own text.
         (ErrorKind::InvalidOperation, Some(detail)) => detail.to_string(),
         (kind, Some(detail)) => format!("{kind}: {detail}"),
         (kind, None) => kind.to_string(),

@@ -1,10 +1,10 @@
-//! What can be wrong with a row for text generation, and with a chat template.
+//! Errors in rows for text generation and in chat templates.
 
 use std::path::PathBuf;
 
 use super::rows::TextKind;
 
-/// What is wrong with a row; turns count from 1.
+/// A problem with a row; turns count from 1.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TextProblem {
@@ -51,7 +51,7 @@ pub enum TextProblem {
     NoTemplate,
     #[error("the chat template fails: {0}")]
     Template(#[from] TemplateError),
-    /// Rows of a known data set that are no examples by themselves.
+    /// Rows of a known data set that are not examples by themselves.
     #[error("{advice}")]
     Parts { advice: &'static str },
     #[error("no completion; the row has only a prompt")]

@@ -1,5 +1,5 @@
-//! Conversations as rows hold them: turns with role and content, or ShareGPT's with from and value;
-//! turns before them, and tools.
+//! Conversations in rows: turns with `role` and `content`, or with ShareGPT's `from` and `value`;
+//! the history before them, and tools.
 
 use lora_drop_transformer::json;
 use serde_json::{Map, Value, json};
@@ -20,7 +20,7 @@ choices! {
 }
 
 impl Role {
-    /// A speaker as ShareGPT's files name them.
+    /// Parses a speaker's name in ShareGPT's files.
     fn of_speaker(name: &str) -> Option<Self> {
         match name {
             "human" => Some(Role::User),
@@ -30,13 +30,13 @@ impl Role {
         }
     }
 
-    /// The role of this name; tools had the role `function` once.
+    /// Parses a role's name; tools once had the role `function`.
     fn of_name(name: &str) -> Option<Self> {
         if name == "function" { Some(Role::Tool) } else { Role::from_name(name) }
     }
 }
 
-/// The speaker of a turn that is a call of a tool, in ShareGPT's files.
+/// Speaker of a tool call in ShareGPT's files.
 const FUNCTION_CALL: &str = "function_call";
 
 /// One turn of a conversation.
@@ -44,16 +44,16 @@ const FUNCTION_CALL: &str = "function_call";
 pub struct Message {
     /// Who speaks.
     pub role: Role,
-    /// What is said; None if nothing is, as beside a call of a tool.
+    /// The text; `None` if there is none, as beside a tool call.
     pub content: Option<String>,
     /// The turn's other keys, which templates may read (`name`, `reasoning_content`, `tool_calls`,
-    /// ...), and a `content` that is null.
+    /// ...), and `content` if it is null.
     pub others: Map<String, Value>,
     /// Whether an assistant's turn is learned.
     pub learned: bool,
 }
 
-/// The turns of a conversation and what goes with them.
+/// The turns of a conversation and its tools.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Conversation {
     pub turns: Vec<Message>,
@@ -68,7 +68,8 @@ impl From<Vec<Message>> for Conversation {
 }
 
 impl Conversation {
-    /// The turns up to the assistant's last one, if that ends the conversation.
+    /// Returns the turns before the assistant's last one, if that ends the conversation, or else
+    /// all turns.
     pub fn asked(&self) -> &[Message] {
         match self.turns.split_last() {
             Some((last, before)) if last.role == Role::Assistant => before,
@@ -77,22 +78,22 @@ impl Conversation {
     }
 }
 
-/// The names under which templates and data have an assistant's thoughts.
+/// Keys under which templates and data have an assistant's thoughts.
 const THOUGHTS: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
 impl Message {
-    /// A turn without other keys.
+    /// Creates a turn without other keys.
     pub fn new(role: Role, content: impl Into<String>) -> Self {
         Message { role, content: Some(content.into()), others: Map::new(), learned: true }
     }
 
-    /// What is said; empty if nothing is.
+    /// Returns the text; empty if there is none.
     pub fn text(&self) -> &str {
         self.content.as_deref().unwrap_or_default()
     }
 
-    /// The assistant's thoughts, if the turn has any: those of a key of their own, else what the
-    /// content has before `</think>`. None if they are blank.
+    /// Returns the assistant's thoughts, if the turn has any: those under a key of their own, or
+    /// else the content before `</think>`. `None` if they are blank.
     pub(super) fn thoughts(&self) -> Option<&str> {
         let own = THOUGHTS.into_iter().find_map(|key| self.others.get(key)?.as_str());
         let thoughts = own.or_else(|| {
@@ -102,7 +103,7 @@ impl Message {
         thoughts.map(str::trim).filter(|thoughts| !thoughts.is_empty())
     }
 
-    /// Checks that turn number `turn` (from 1) has something to learn, if it is learned.
+    /// Checks that turn number `turn` (from 1) has something to learn, if it is to be learned.
     fn check(&self, turn: usize) -> Result<(), TextProblem> {
         let has = |key: &str| self.others.get(key).is_some_and(|value| !value.is_null());
         let more = has("tool_calls") || has("function_call") || self.thoughts().is_some();
@@ -125,7 +126,7 @@ impl Message {
         };
         let mut others = object.clone();
         remove_nulls(&mut others);
-        // ShareGPT's names count only where the turn has neither of the others.
+        // ShareGPT's keys count only if the turn has neither `role` nor `content`.
         let shared =
             !others.contains_key("role") && !others.contains_key("content") && others.contains_key("from");
         let (role_key, content_key) = if shared { ("from", "value") } else { ("role", "content") };
@@ -162,8 +163,8 @@ impl Message {
         Ok(Message { role, content, others, learned })
     }
 
-    /// The turn as chat templates see it. As in transformers, reasoning has all the names under
-    /// which templates read it.
+    /// Returns the turn as chat templates see it. As in transformers, thoughts appear under all the
+    /// names by which templates read them.
     pub(crate) fn to_json(&self) -> Value {
         let mut object = Map::new();
         let reasoning = THOUGHTS.into_iter().find_map(|key| self.others.get(key));
@@ -182,8 +183,8 @@ impl Message {
     }
 }
 
-/// Removes the keys that are null, at any depth: Parquet and Arrow give every turn the keys of all,
-/// and a template may ask whether a key is there.
+/// Removes null keys at any depth: Parquet and Arrow give every turn the keys of all turns, and a
+/// template may test whether a key is present.
 fn remove_nulls(object: &mut Map<String, Value>) {
     fn inside(value: &mut Value) {
         match value {
@@ -196,7 +197,7 @@ fn remove_nulls(object: &mut Map<String, Value>) {
     object.values_mut().for_each(inside);
 }
 
-/// The text of a content that is a list of parts.
+/// Joins the text parts of a content list.
 fn joined(parts: &[Value], turn: usize) -> Result<String, TextProblem> {
     let text = |(part, number): (&Value, usize)| {
         let kind = part.get("type").and_then(Value::as_str);
@@ -211,8 +212,8 @@ fn joined(parts: &[Value], turn: usize) -> Result<String, TextProblem> {
     parts.iter().zip(1..).map(text).collect()
 }
 
-/// The calls that ShareGPT's `function_call` has as JSON: one, or a list of them, each with `name`
-/// and `arguments`.
+/// Parses ShareGPT's `function_call`: JSON with one call, or a list of calls, each with `name` and
+/// `arguments`.
 fn tool_calls(text: String, turn: usize) -> Result<Value, TextProblem> {
     let calls = match json::from_str::<Value>(&text) {
         Ok(Value::Array(calls)) => calls,
@@ -241,15 +242,15 @@ pub(super) fn turns(value: &Value, column: &str) -> Result<Vec<Message>, TextPro
     turns.iter().zip(1..).map(|(turn, number)| Message::of(turn, number)).collect()
 }
 
-/// What begins a turn of a transcript, and whose it is.
+/// Marks that begin a turn of a transcript, and their speakers.
 const SPEAKERS: [(&str, Role); 2] = [("\n\nHuman:", Role::User), ("\n\nAssistant:", Role::Assistant)];
 
-/// Whether a text begins as a transcript of a conversation, as in hh-rlhf.
+/// Whether a text begins like a transcript of a conversation, as in hh-rlhf.
 fn is_transcript(text: &str) -> bool {
     SPEAKERS.iter().any(|(mark, _)| text.trim_start().starts_with(mark.trim_start()))
 }
 
-/// The turns of a transcript, in which each begins with a blank line and its speaker.
+/// Splits a transcript into turns, each of which begins with a blank line and its speaker.
 fn transcript(text: &str) -> Vec<Message> {
     let text = format!("\n\n{}", text.trim_start());
     let mut marks: Vec<(usize, &str, Role)> = SPEAKERS
@@ -297,7 +298,7 @@ pub(super) fn tools(value: &Value, column: &str) -> Result<Option<Value>, TextPr
     Ok(object.remove("tools"))
 }
 
-/// Checks that a conversation has turns, and that none that is learned is blank.
+/// Checks that a conversation has turns, and that no learned turn is blank.
 pub(super) fn check_turns(turns: &[Message]) -> Result<(), TextProblem> {
     if turns.is_empty() {
         return Err(TextProblem::Empty { column: "messages".into(), expected: EXPECTED });
@@ -305,7 +306,7 @@ pub(super) fn check_turns(turns: &[Message]) -> Result<(), TextProblem> {
     turns.iter().zip(1..).try_for_each(|(turn, number)| turn.check(number))
 }
 
-/// A list, from JSON or, where the file's format has no lists, from text that holds JSON.
+/// Reads a list, from JSON or, if the file's format has no lists, from text that holds JSON.
 pub(super) fn json_list<'a>(
     value: &'a Value,
     column: &str,

@@ -2,8 +2,8 @@
 //! tokens are learned.
 //!
 //! [`TextDataset`] reads and tokenises rows, by these steps: [`TextColumns`] gives columns their
-//! meaning, [`TextRow`] is a row, [`ChatTemplate`] writes a conversation in the form that the model
-//! was trained on (in a separate process), and [`TextEncoder`] makes tokens and targets.
+//! meaning, [`TextRow`] is a row, [`ChatTemplate`] renders a conversation in the format that the
+//! model was trained on (in a separate process), and [`TextEncoder`] makes tokens and targets.
 
 pub(crate) mod batch;
 pub(crate) mod dataset;
@@ -33,38 +33,38 @@ use std::path::PathBuf;
 use super::TokenCache;
 use crate::settings::{BadRows, MAX_LENGTH, OverLength};
 
-/// How data for generation is read.
+/// Options for reading data for generation.
 #[derive(Clone, Debug)]
 pub struct TextOptions {
     /// The columns that the user named; the others are found by their usual names.
     pub columns: TextColumnNames,
-    /// The text that a prompt is written into, `{prompt}` in its place: `"{prompt}\n"`. None: the
+    /// Text around the prompt, with `{prompt}` in its place: `"{prompt}\n"`; `None` leaves the
     /// prompt as it is.
     pub prompt_template: Option<String>,
-    /// Prompts and completions are turns of user and assistant, written by the model's chat
-    /// template.
+    /// Whether prompts and completions become turns of user and assistant, rendered by the model's
+    /// chat template.
     pub chat: bool,
-    /// Most tokens of a sequence, special tokens included.
+    /// Largest number of tokens of a sequence, special tokens included.
     pub max_length: usize,
-    /// What happens to rows that are wrong.
+    /// Treatment of rows that are wrong.
     pub bad_rows: BadRows,
-    /// What happens to longer prompts with completions and conversations. Longer texts become
-    /// several sequences.
+    /// Treatment of longer prompts with completions and of longer conversations. Longer plain texts
+    /// become several sequences.
     pub over_length: OverLength,
     /// The end-of-sequence token, which follows every completion. Chat templates write their own.
     pub end: Option<u32>,
-    /// Whether it also follows every plain text.
+    /// Whether the end-of-sequence token also follows every plain text.
     pub text_eos: bool,
-    /// Tokens that the model has an embedding for.
+    /// Number of tokens that the model has an embedding for.
     pub vocabulary: usize,
     /// The data sets that the model was trained on; see `SplitFiles::part`.
     pub trained_on: Vec<PathBuf>,
-    /// Where earlier runs kept their tokens.
+    /// Cache of tokenised rows, if it is on.
     pub cache: Option<TokenCache>,
 }
 
 impl TextOptions {
-    /// The defaults, for a model with this vocabulary and end-of-sequence token.
+    /// Returns the defaults, for a model with this vocabulary and end-of-sequence token.
     pub fn new(vocabulary: usize, end: Option<u32>) -> Self {
         TextOptions {
             columns: TextColumnNames::default(),

@@ -3,7 +3,7 @@
 use super::error::TemplateError;
 use super::renderer::{Rendering, Source};
 
-/// There is none.
+/// Uninhabited: this build has no engine.
 pub(super) enum Engine {}
 
 impl Engine {

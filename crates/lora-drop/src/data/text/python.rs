@@ -6,7 +6,7 @@ use std::fmt::Write;
 use minijinja::value::{Kwargs, Rest, ValueKind, from_args};
 use minijinja::{Environment, Error, ErrorKind, State, Value};
 
-/// Most nested lists and dictionaries in `tojson`.
+/// Deepest nesting of lists and dictionaries in `tojson`.
 const DEPTH: usize = 128;
 
 pub(super) fn add_to(environment: &mut Environment<'static>) {
@@ -19,7 +19,7 @@ pub(super) fn add_to(environment: &mut Environment<'static>) {
         .add_function("strftime_now", |format: &str| strftime(chrono::Local::now().naive_local(), format));
 }
 
-/// A method that the engine does not have: those below, and the others of the engine's companion.
+/// Calls a method that the engine lacks: one of those below, or one of `pycompat`.
 fn method(state: &mut State, value: &Value, name: &str, arguments: &[Value]) -> Result<Value, Error> {
     let found = match (value.as_str(), value.kind()) {
         (Some(text), _) => string_method(text, name, arguments)?,
@@ -40,7 +40,7 @@ fn not_found(method: &str) -> Error {
     Error::new(ErrorKind::InvalidOperation, format!("{method}: it is not there"))
 }
 
-/// A method of Python's strings; None if it is not one of these.
+/// Calls a method of Python's strings; `None` if it is not one of these.
 fn string_method(text: &str, name: &str, arguments: &[Value]) -> Result<Option<Value>, Error> {
     Ok(Some(match name {
         "rsplit" => {
@@ -48,7 +48,7 @@ fn string_method(text: &str, name: &str, arguments: &[Value]) -> Result<Option<V
             let separator = separator.or(named.get("sep")?);
             let most: Option<i64> = most.or(named.get("maxsplit")?);
             named.assert_all_used()?;
-            // A negative number is any.
+            // A negative number means no limit.
             let most = most.and_then(|most| usize::try_from(most).ok()).unwrap_or(usize::MAX);
             let mut parts = match separator {
                 Some("") => return Err(Error::new(ErrorKind::InvalidOperation, "rsplit: empty separator")),
@@ -98,7 +98,7 @@ fn string_method(text: &str, name: &str, arguments: &[Value]) -> Result<Option<V
             let (width, fill): (usize, Option<char>) = from_args(arguments)?;
             let padding = padding(text, width, fill.unwrap_or(' '))?;
             let count = padding.chars().count();
-            // Python has the odd one on the left where the width is odd.
+            // Like Python, puts the odd character on the left if the width is odd.
             let before = match name {
                 "ljust" => 0,
                 "rjust" => count,
@@ -111,7 +111,7 @@ fn string_method(text: &str, name: &str, arguments: &[Value]) -> Result<Option<V
     }))
 }
 
-/// The words of a text from its end, at most `most` of them, and then the text before them.
+/// Returns the last `most` words of a text, from its end, and then the text before them.
 fn words_from_the_end(text: &str, most: usize) -> Vec<&str> {
     let mut words = Vec::new();
     let mut rest = text.trim_end();
@@ -124,7 +124,7 @@ fn words_from_the_end(text: &str, most: usize) -> Vec<&str> {
     words
 }
 
-/// What fills a text up to a width in characters.
+/// Returns the padding that fills a text up to a width in characters.
 fn padding(text: &str, width: usize, fill: char) -> Result<String, Error> {
     const WIDEST: usize = 1 << 16;
     if width > WIDEST {
@@ -220,7 +220,7 @@ impl Dump {
                 self.container(['{', '}'], keys, depth, |dump, key| {
                     match key.as_str() {
                         Some(text) => dump.string(text),
-                        // Python writes other keys like values, in quotes.
+                        // Python writes keys that are not text like values, in quotes.
                         None => {
                             dump.text.push('"');
                             dump.value(&key, depth + 1)?;
@@ -290,8 +290,8 @@ impl Dump {
     }
 }
 
-/// A float as Python's `repr` writes it: the shortest digits that read back, with an exponent below
-/// 1e-4 and from 1e16.
+/// Formats a float as Python's `repr` does: the shortest digits that round-trip, with an exponent
+/// below 1e-4 and from 1e16.
 fn float(x: f64) -> String {
     if x.is_nan() {
         return "NaN".into();

@@ -1,11 +1,11 @@
-//! Where chat templates run: in worker processes with limits of time and memory if the program has
-//! named one (`set_template_worker`), else on threads of this process.
+//! Runs chat templates: in worker processes with limits of time and memory if the program has named
+//! one (`set_template_worker`), otherwise on threads of this process.
 //!
-//! A template is foreign code, and a single operation of it (a list that is doubled, a number
-//! padded to gigabytes, a comparison of nested lists) may take any time and memory, which nothing
-//! inside a process can limit. A worker renders one conversation after another over a pipe; the
-//! system ends it if one takes too much, and a new worker replaces it. On threads there are only
-//! the engine's limits of instructions, depth and output.
+//! A template is untrusted code. A single operation (doubling a list, padding a number to
+//! gigabytes, comparing nested lists) may take any amount of time and memory, which nothing inside
+//! a process can limit. A worker renders one conversation after another over a pipe; the system
+//! ends it if one takes too much, and a new worker replaces it. On threads, only the engine's
+//! limits of instructions, depth and output apply.
 
 use std::io::{self, BufReader, Read, Write};
 use std::path::PathBuf;
@@ -19,51 +19,51 @@ use super::engine::Engine;
 use super::error::TemplateError;
 use crate::panics::caught;
 
-/// Seconds that one conversation, or compiling the template, may take: a thousand times more than
-/// usual. Each MiB of the conversation adds one.
+/// Seconds that one conversation, or compiling the template, may take: a thousand times the usual
+/// time. Each MiB of the conversation adds one.
 const SECONDS: u64 = 5;
-/// Bytes that one conversation may take in addition to those that a worker starts with, and bytes
-/// for each of its own.
+/// Memory in bytes that one conversation may take on top of a worker's initial memory, and the
+/// addition for each byte of the conversation.
 const MEMORY: u64 = 256 << 20;
 const MEMORY_PER_BYTE: u64 = 32;
-/// Bytes of a worker's stack. Nested lists are freed by recursion, so one that is too deep ends the
-/// worker.
+/// Size of a worker's stack in bytes. Nested lists are freed by recursion, so one that is too deep
+/// ends the worker.
 const WORKER_STACK: usize = 16 << 20;
-/// Bytes of a thread's stack. Here a list that is too deep would end the whole process, so this is
-/// more than the deepest list that a template can build with its instructions. Only the part that
-/// is used takes memory.
+/// Size of a thread's stack in bytes. A list that is too deep would end the whole process here, so
+/// the stack has room for the deepest list that a template can build with its instructions. Only
+/// the part that is used takes memory.
 const THREAD_STACK: usize = 256 << 20;
-/// Most bytes of a message; a longer one is not from a worker.
+/// Longest message in bytes; a longer one is not from a worker.
 const LONGEST_MESSAGE: u64 = 8 << 30;
 
-/// The command that is a worker.
+/// Program and arguments of a worker.
 static WORKER: OnceLock<(PathBuf, Vec<String>)> = OnceLock::new();
 
 /// A template before it is compiled.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Source {
     pub text: String,
-    /// The special tokens by the names that templates know them by.
+    /// The special tokens, by their names in templates.
     pub special: Vec<(String, String)>,
     /// Values that the user gives the template, by name.
     pub variables: Map<String, Value>,
-    /// What `strftime_now` sees, in seconds since 1970 (UTC); None: the clock.
+    /// Time that `strftime_now` sees, in seconds since 1970 (UTC); `None` reads the clock.
     pub time: Option<i64>,
 }
 
-/// A conversation to write.
+/// A conversation to render.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Rendering {
     pub messages: Value,
     /// A list, or null.
     pub tools: Value,
     pub add_generation_prompt: bool,
-    /// Bytes of messages and tools as JSON.
+    /// Size of messages and tools as JSON, in bytes.
     pub length: usize,
 }
 
-/// Makes workers render all templates of this process: processes of this program with these
-/// arguments, which must only call `serve_templates`. The first call counts. Does nothing on
+/// Makes workers render all templates of this process. A worker is a process of `program` with
+/// `arguments`, which must only call `serve_templates`. The first call counts. Does nothing on
 /// systems other than Unix.
 pub fn set_template_worker(program: PathBuf, arguments: &[&str]) {
     if cfg!(unix) {
@@ -72,11 +72,11 @@ pub fn set_template_worker(program: PathBuf, arguments: &[&str]) {
     }
 }
 
-/// Runs a worker process: compiles the template and renders the conversations that arrive on
-/// standard input, until that ends.
+/// Runs a worker process: compiles the template, then renders the conversations that arrive on
+/// standard input until that ends.
 ///
 /// # Errors
-/// Those of the pipes.
+/// A pipe fails.
 pub fn serve_templates() -> io::Result<()> {
     let serve = || {
         let (mut input, mut output) = (BufReader::new(io::stdin()), io::stdout());
@@ -138,13 +138,15 @@ fn receive<T: serde::de::DeserializeOwned>(from: &mut impl Read) -> io::Result<O
     Ok(Some(serde_json::from_slice(&text)?))
 }
 
-/// One template's renderers, as many as were in use at the same time.
+/// Pool of one template's renderers, as many as were in use at the same time.
 pub(super) struct Renderers {
     source: Source,
     idle: Mutex<Vec<Renderer>>,
 }
 
 impl Renderers {
+    /// Compiles the template in a first renderer.
+    ///
     /// # Errors
     /// The template does not compile.
     pub fn start(source: Source) -> Result<Self, TemplateError> {
@@ -156,7 +158,7 @@ impl Renderers {
         &self.source
     }
 
-    /// Gives the template these values by name.
+    /// Sets the values that the template gets by name.
     pub fn set_variables(&mut self, variables: Map<String, Value>) {
         self.source.variables = variables;
         self.idle().clear();
@@ -168,6 +170,8 @@ impl Renderers {
         self.idle().clear();
     }
 
+    /// Renders a conversation with an idle renderer or a new one.
+    ///
     /// # Errors
     /// The template fails, refuses the conversation, or goes beyond a limit.
     pub fn render(&self, conversation: Rendering) -> Result<String, TemplateError> {
@@ -203,7 +207,7 @@ impl Renderer {
         }
     }
 
-    /// Writes a conversation, and says whether the renderer can write another.
+    /// Renders a conversation; returns also whether the renderer can render another.
     fn render(&mut self, conversation: Rendering) -> (Result<String, TemplateError>, bool) {
         match self {
             Renderer::Process(worker) => match worker.ask(&conversation, conversation.length) {
@@ -215,7 +219,7 @@ impl Renderer {
     }
 }
 
-/// Does some work on a thread with a large stack.
+/// Runs `work` on a thread with a large stack.
 fn on_thread<T: Send>(work: impl FnOnce() -> Result<T, TemplateError> + Send) -> Result<T, TemplateError> {
     std::thread::scope(|scope| {
         let builder = std::thread::Builder::new().name("template".into()).stack_size(THREAD_STACK);
@@ -237,9 +241,9 @@ impl Worker {
     fn start(program: &PathBuf, arguments: &[String], source: &Source) -> Result<Self, TemplateError> {
         let mut command = Command::new(program);
         command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        // Its last output is read for the cause of its end.
+        // stderr is read for the cause of the worker's end, so it has no backtrace.
         command.env("RUST_BACKTRACE", "0");
-        // Ctrl-C in a terminal is only for this process, which then ends its workers.
+        // In a process group of its own: Ctrl-C reaches only this process, which ends its workers.
         #[cfg(unix)]
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         let no_process = |e| TemplateError::new(format!("cannot start a process to render it: {e}"));
@@ -253,7 +257,7 @@ impl Worker {
     }
 
     /// Sends a message and waits for the answer; the limits depend on `length`, in bytes. The outer
-    /// error says that the worker has ended.
+    /// error means that the worker has ended.
     fn ask(
         &mut self,
         message: &impl Serialize,
@@ -265,7 +269,7 @@ impl Worker {
         }
     }
 
-    /// Why the worker has ended, by its status and its last output.
+    /// Ends the worker and explains its end by its status and its last output.
     fn death(&mut self, length: usize) -> TemplateError {
         let _ = self.child.kill();
         let status = self.child.wait();
@@ -312,9 +316,9 @@ fn out_of_time(_: &std::process::ExitStatus) -> bool {
     false
 }
 
-/// The limits that the system sets a worker.
+/// Limits that the system enforces on a worker.
 struct Bounds {
-    /// Bytes of address space that it has before it renders; None if the system does not say.
+    /// Address space in use before rendering, in bytes; `None` if the system does not say.
     #[cfg(unix)]
     base: Option<u64>,
 }
@@ -322,17 +326,17 @@ struct Bounds {
 #[cfg(unix)]
 impl Bounds {
     fn of_process() -> io::Result<Self> {
-        // The end of a worker needs no core dump.
+        // A worker that is ended needs no core dump.
         set_limit(libc::RLIMIT_CORE, 0)?;
         let pages = std::fs::read_to_string("/proc/self/statm").ok();
         let pages = pages.and_then(|text| text.split_whitespace().next()?.parse::<u64>().ok());
-        // SAFETY: a question to the system about a constant.
+        // SAFETY: sysconf takes no pointer and only reads a constant of the system.
         let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
         Ok(Bounds { base: pages.and_then(|pages| pages.checked_mul(u64::try_from(page).ok()?)) })
     }
 
-    /// From now on the process ends with SIGALRM after its time, or when an allocation exceeds its
-    /// memory.
+    /// Sets the limits: from now on the process ends with SIGALRM after its time, or when an
+    /// allocation exceeds its memory.
     fn set(&self, length: usize) -> io::Result<()> {
         if let Some(base) = self.base {
             set_limit(libc::RLIMIT_AS, base.saturating_add(memory(length)))?;
@@ -341,18 +345,18 @@ impl Bounds {
         Ok(())
     }
 
-    /// Removes the limits, as the next conversation may be longer.
+    /// Lifts the limits, because the next conversation may be longer.
     fn lift(&self) -> io::Result<()> {
         set_timer(0);
         self.base.map_or(Ok(()), |_| set_limit(libc::RLIMIT_AS, libc::rlim_t::MAX))
     }
 }
 
-/// Ends the process with SIGALRM after `seconds`; 0 cancels that.
+/// Ends the process with SIGALRM after `seconds`; 0 cancels the alarm.
 #[cfg(unix)]
 fn set_timer(seconds: u64) {
-    // SAFETY: no memory is involved; the default action of the signal ends the process, which is
-    // the purpose.
+    // SAFETY: alarm takes no pointer; the signal's default action ends the process, which is the
+    // purpose.
     unsafe { libc::alarm(u32::try_from(seconds).unwrap_or(u32::MAX)) };
 }
 
@@ -364,7 +368,7 @@ type Resource = libc::c_int;
 #[cfg(unix)]
 fn set_limit(resource: Resource, bytes: libc::rlim_t) -> io::Result<()> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: both calls read or write the structure that they are given.
+    // SAFETY: `limit` is initialised and outlives both calls, which only read or write it.
     let done = unsafe {
         if libc::getrlimit(resource, &mut limit) != 0 {
             -1

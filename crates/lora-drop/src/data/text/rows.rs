@@ -1,4 +1,4 @@
-//! Rows to learn generation from: their kind, and how they are read.
+//! Rows for generation: their kind, and how they are read.
 
 use std::path::{Path, PathBuf};
 
@@ -36,9 +36,9 @@ const OPTIONS: &str = "`prompt_column` and `completion_column`, or `text_column`
 /// Column names that the user gave. A column without a name here is found by its usual names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TextColumnNames {
-    /// What the model is given.
+    /// The prompt, which the model is given.
     pub prompt: Option<String>,
-    /// What the model should write.
+    /// The completion, which the model should write.
     pub completion: Option<String>,
     /// A conversation.
     pub messages: Option<String>,
@@ -54,19 +54,19 @@ pub struct TextColumns {
     pub text: String,
     /// The completion's column; None for other kinds and in rows to generate for.
     pub completion: Option<String>,
-    /// What follows the prompt on a new line where it has text, such as Alpaca's `input`.
+    /// Text that follows the prompt on a new line if there is any, such as Alpaca's `input`.
     pub input: Option<String>,
-    /// The text of a system turn before all others.
+    /// Text of a system turn before all others.
     pub system: Option<String>,
     /// Turns before the prompt or the conversation.
     pub history: Option<String>,
     /// The tools that the assistant may call.
     pub tools: Option<String>,
-    /// The texts that generated ones are compared with.
+    /// Reference texts, with which generated texts are compared.
     pub references: Option<String>,
 }
 
-/// Whether rows must have something to learn.
+/// Whether rows must have a target to learn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Targets {
     /// A row without anything to learn is an error.
@@ -128,7 +128,7 @@ impl TextColumns {
         Ok(columns)
     }
 
-    /// One column of rows of this kind.
+    /// Creates the columns of rows of this kind with one column.
     pub fn new(kind: TextKind, text: impl Into<String>) -> Self {
         let [completion, input, system, history, tools, references] = [const { None }; 6];
         TextColumns { kind, text: text.into(), completion, input, system, history, tools, references }
@@ -163,12 +163,12 @@ impl TextColumns {
         }
     }
 
-    /// What rows with these columns are called.
+    /// Name of the layout that these columns form.
     pub fn layout(&self) -> &'static str {
         Layout::name_of(RowKind::Texts(self.kind), &self.text, self.completion.as_deref())
     }
 
-    /// What each column that is read is for, in the order of reading.
+    /// Returns each column that is read with its role, in reading order.
     pub fn roles(&self) -> Vec<(&'static str, &str)> {
         let text = match self.kind {
             TextKind::Completion => "prompt",
@@ -180,7 +180,7 @@ impl TextColumns {
         columns.filter_map(|(role, column)| Some((role, column?))).collect()
     }
 
-    /// The columns that are read.
+    /// Returns the columns that are read.
     fn all(&self) -> [Option<&str>; 7] {
         let TextColumns { text, completion, input, system, history, tools, references, .. } = self;
         let [a, b, c, d, e, f] =
@@ -188,7 +188,7 @@ impl TextColumns {
         [Some(text), a, b, c, d, e, f]
     }
 
-    /// The names of these columns, to find them in another split's files.
+    /// Returns the names of these columns, to find them in another split's files.
     pub fn names(&self) -> TextColumnNames {
         let text = |kind| (self.kind == kind).then(|| self.text.clone());
         TextColumnNames {
@@ -200,10 +200,10 @@ impl TextColumns {
     }
 }
 
-/// Columns that make up rows of a kind: one, or a prompt and its completion.
+/// Candidate columns for a kind of rows: one column, or a prompt's and its completion's.
 type Found = Vec<(String, Option<String>)>;
 
-/// The columns that could be a text or a conversation.
+/// Finds the columns that could be a text or a conversation.
 fn whole(choice: &Choice, kind: TextKind, named: Option<&str>) -> Result<Found, Error> {
     match named {
         Some(name) => Ok(vec![(choice.named(name)?, None)]),
@@ -211,7 +211,7 @@ fn whole(choice: &Choice, kind: TextKind, named: Option<&str>) -> Result<Found, 
     }
 }
 
-/// The columns that could be prompt and completion.
+/// Finds the columns that could be prompt and completion.
 fn pairs(choice: &Choice, named: &TextColumnNames, targets: Targets) -> Result<Found, Error> {
     let find = |name: &str| choice.find(name).cloned();
     let kind = RowKind::Texts(TextKind::Completion);
@@ -256,10 +256,10 @@ fn pairs(choice: &Choice, named: &TextColumnNames, targets: Targets) -> Result<F
     })
 }
 
-/// What a row holds.
+/// Content of a row.
 #[derive(Clone, Debug, PartialEq)]
 pub enum TextContent {
-    /// A prompt and what follows it; None if only the prompt is known.
+    /// A prompt and its completion; `None` if only the prompt is known.
     Completion {
         prompt: String,
         completion: Option<String>,
@@ -272,8 +272,8 @@ pub enum TextContent {
 #[derive(Clone, Debug, PartialEq)]
 pub struct TextRow {
     pub content: TextContent,
-    /// The texts that a generated one is compared with: the row's references, else its completion
-    /// or last assistant turn; may be empty.
+    /// Reference texts for a generated one: the row's references, or else its completion or last
+    /// assistant turn; may be empty.
     pub references: Vec<String>,
     /// Index into the split's files.
     pub file: usize,
@@ -288,13 +288,13 @@ impl OfFile for TextRow {
 }
 
 impl TextRow {
-    /// A prompt that was not read from a file.
+    /// Creates a row from a prompt that was not read from a file.
     pub fn prompt(prompt: impl Into<String>) -> Self {
         let content = TextContent::Completion { prompt: prompt.into(), completion: None };
         TextRow { content, references: Vec::new(), file: 0, line: 0 }
     }
 
-    /// A conversation that was not read from a file.
+    /// Creates a row from a conversation that was not read from a file.
     pub fn conversation(turns: Vec<Message>) -> Self {
         let content = TextContent::Messages(turns.into());
         TextRow { content, references: Vec::new(), file: 0, line: 0 }
@@ -333,8 +333,8 @@ impl TextRow {
     }
 }
 
-/// A row's prompt and completion: texts, or a conversation where one of them is a list of turns, or
-/// turns go before them.
+/// Reads a row's prompt and completion: as texts, or as a conversation if one of them is a list of
+/// turns or the row has other turns or tools.
 fn completion(row: &Row, columns: &TextColumns, targets: Targets) -> Result<TextContent, Problem> {
     let value = field(row, &columns.text)?;
     let second = match &columns.completion {
@@ -350,7 +350,7 @@ fn completion(row: &Row, columns: &TextColumns, targets: Targets) -> Result<Text
     let has_turns = value.is_array() || second.is_some_and(|(value, _)| value.is_array());
     if has_turns {
         let mut all = turns(value, &columns.text, Role::User)?;
-        // Only the completion is learned.
+        // Only the completion's turns are learned.
         all.iter_mut().for_each(|turn| turn.learned = false);
         if let Some((value, column)) = second {
             all.extend(turns(value, column, Role::Assistant)?);
@@ -375,7 +375,7 @@ fn completion(row: &Row, columns: &TextColumns, targets: Targets) -> Result<Text
     }))
 }
 
-/// A completion: a text, or the first of the answers of SQuAD's form, `{"text": [...]}`.
+/// Reads a completion: a text, or the first answer in SQuAD's format, `{"text": [...]}`.
 fn answer<'a>(row: &'a Row, column: &str) -> Result<&'a str, Problem> {
     match answers(field(row, column)?) {
         Some(answers) => match answers.first().and_then(Value::as_str) {
@@ -386,12 +386,12 @@ fn answer<'a>(row: &'a Row, column: &str) -> Result<&'a str, Problem> {
     }
 }
 
-/// The answers of SQuAD's form.
+/// Returns the answers of a value in SQuAD's format.
 fn answers(value: &Value) -> Option<&Vec<Value>> {
     value.as_object()?.get("text")?.as_array()
 }
 
-/// Turns with the system's and those of the history before them, and the row's tools.
+/// Puts the system's turn and the history before `turns`, and adds the row's tools.
 fn conversation(row: &Row, columns: &TextColumns, turns: Vec<Message>) -> Result<Conversation, Problem> {
     let mut all = Vec::new();
     if let Some((_, column)) = filled(row, columns.system.as_ref())
@@ -408,7 +408,7 @@ fn conversation(row: &Row, columns: &TextColumns, turns: Vec<Message>) -> Result
     Ok(Conversation { turns: all, tools })
 }
 
-/// A value in a column that a row need not have, with the column; None if it is null, absent or a
+/// Returns the value and the name of an optional column; `None` if the value is null, absent or a
 /// blank text.
 fn filled<'a>(row: &'a Row, column: Option<&'a String>) -> Option<(&'a Value, &'a String)> {
     let value = optional(row, column).filter(|value| value.as_str().is_none_or(|text| blank(text).is_none()));
@@ -440,7 +440,7 @@ impl TextContent {
         Ok(())
     }
 
-    /// Checks that there is something to learn, or else something to generate for.
+    /// Checks that there is something to learn or, if targets are optional, to answer.
     fn check_targets(&self, targets: Targets) -> Result<(), TextProblem> {
         let required = targets == Targets::Required;
         match self {
@@ -457,7 +457,7 @@ impl TextContent {
         }
     }
 
-    /// The completion, or the assistant's turn that ends a conversation.
+    /// Returns the completion, or the assistant's turn that ends a conversation.
     fn target(&self) -> Option<&str> {
         match self {
             TextContent::Completion { completion, .. } => completion.as_deref(),
@@ -469,8 +469,8 @@ impl TextContent {
     }
 }
 
-/// A row's references: a list of texts, as a list or as JSON in a text column, or one text. Empty
-/// where the value is null.
+/// Reads a row's references: a list of texts, as a list or as JSON in a text column, or one text.
+/// Empty if the value is null.
 fn read_references(row: &Row, column: &str) -> Result<Vec<String>, Problem> {
     const EXPECTED: &str = "a list of texts";
     let value = row.fields.get(column).unwrap_or(&Value::Null);
@@ -496,20 +496,20 @@ fn read_references(row: &Row, column: &str) -> Result<Vec<String>, Problem> {
     list.iter().enumerate().map(read).collect()
 }
 
-/// A split's texts before tokenising.
+/// A split's texts before tokenisation.
 pub type RawText = RawRows<TextColumns, TextRow>;
 
 impl RawText {
-    /// What the rows are: conversations if all prompts and completions are turns.
+    /// Kind of the rows: conversations if all prompts and completions are turns.
     pub fn kind(&self) -> TextKind {
         let all = self.rows.iter().all(|row| row.content.kind() == TextKind::Messages);
         if all { TextKind::Messages } else { self.columns.kind }
     }
 
-    /// A split of rows in memory, numbered from 1.
+    /// Builds a split from rows in memory, numbered from 1.
     ///
     /// # Errors
-    /// There are none; one is blank, has nothing to learn, or is of another kind than the first.
+    /// There are no rows; one is blank, has nothing to learn, or is of another kind than the first.
     pub(crate) fn of_rows(name: SplitName, rows: Vec<TextContent>) -> Result<Self, Error> {
         let kind = rows.first().map_or(TextKind::Completion, TextContent::kind);
         let text = match kind {
@@ -542,7 +542,7 @@ impl RawText {
     }
 }
 
-/// Texts, with the columns that the user named.
+/// Reads texts, with the columns that the user named.
 struct Texts<'a> {
     named: &'a TextColumnNames,
     targets: Targets,

@@ -1,5 +1,5 @@
-//! Chat templates: a model's own Jinja text that writes a conversation in the form that the model
-//! was trained on, rendered as in transformers. Templates are foreign code: `renderer` runs them
+//! Chat templates: a model's own Jinja text, which renders a conversation in the format that the
+//! model was trained on, as in transformers. Templates are untrusted code: `renderer` runs them
 //! within limits of time and memory.
 
 use std::ops::Range;
@@ -15,8 +15,8 @@ use super::renderer::{Renderers, Rendering, Source};
 use crate::data::error::Error;
 use crate::files::{json_object, read_if_there};
 
-/// The marks of the ends of a `{% generation %}` block in the output: two code points that are
-/// never characters in Unicode, so no text has them.
+/// Marks of the start and the end of a `{% generation %}` block in the output: two Unicode
+/// noncharacters, which are refused in conversations.
 pub(super) const MARKS: [char; 2] = ['\u{10fffe}', '\u{10ffff}'];
 
 /// A template, ready to render.
@@ -60,7 +60,7 @@ impl SpecialTokens {
         Ok(tokens)
     }
 
-    /// The text of the token with this name.
+    /// Returns the text of the token with this name.
     pub fn get(&self, name: &str) -> Option<&str> {
         self.0.iter().find(|(known, _)| known == name).map(|(_, text)| text.as_str())
     }
@@ -79,7 +79,7 @@ impl ChatTemplate {
         Ok(Some(template.of_file(file)))
     }
 
-    /// The template's text in a model's folder, and its file: chat_template.jinja, or
+    /// Returns the template's text in a model's folder, and its file: chat_template.jinja, or
     /// `chat_template` in tokenizer_config.json, which is one template or a list of named ones with
     /// a `default`.
     ///
@@ -108,9 +108,9 @@ impl ChatTemplate {
     /// It is not valid Jinja (the message has the line), or takes more time or memory than any
     /// template can need.
     pub fn parse(source: &str, special: SpecialTokens) -> Result<Self, TemplateError> {
-        // Jinja reads every end of line as a line feed. The tag `generation` is an extension of
-        // transformers: the parser gets a filter in its place, on the same line, with a scope like
-        // that of Jinja's call blocks.
+        // Jinja reads every line end as a line feed. The tag `generation` is an extension of
+        // transformers; a filter replaces it, on the same line, with a scope like that of Jinja's
+        // call blocks.
         static LINE_ENDS: LazyLock<Regex> = LazyLock::new(|| Regex::new("\r\n?").expect("a sound pattern"));
         static TAG: LazyLock<Regex> = LazyLock::new(|| {
             Regex::new(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}").expect("a sound pattern")
@@ -171,20 +171,20 @@ impl ChatTemplate {
         self.writes_date
     }
 
-    /// What a rendering depends on beside the conversation: the template's text as the engine sees
-    /// it, and the values that the user gives.
+    /// Returns what a rendering depends on besides the conversation and the special tokens: the
+    /// template's text as the engine sees it, and the user's variables.
     pub(super) fn rendered_by(&self) -> [String; 2] {
         let Source { text, variables, .. } = self.renderers.source();
         [text.clone(), Value::from(variables.clone()).to_string()]
     }
 
-    /// The special tokens that the template sees.
+    /// Returns the special tokens that the template sees.
     pub fn special_tokens(&self) -> &SpecialTokens {
         &self.special
     }
 
-    /// Writes turns, with the tools that the assistant may call; with `ask` up to the start of the
-    /// assistant's answer.
+    /// Renders turns, with the tools that the assistant may call; with `ask`, the generation prompt
+    /// for the assistant's answer follows.
     ///
     /// # Errors
     /// The template fails or refuses the conversation, or needs more time or memory than a
@@ -198,8 +198,8 @@ impl ChatTemplate {
         Ok(self.render_marked(turns, tools, ask)?.0)
     }
 
-    /// Like [`ChatTemplate::render`], with the places of the `{% generation %}` blocks in the text,
-    /// in bytes.
+    /// Like [`ChatTemplate::render`], with the byte ranges of the `{% generation %}` blocks in the
+    /// text.
     ///
     /// # Errors
     /// As for [`ChatTemplate::render`].
@@ -216,8 +216,8 @@ impl ChatTemplate {
             turn.retain(|_, value| !value.is_null());
         }
         let rendered = self.render_values(messages.clone(), tools.clone(), ask);
-        // transformers 5 leaves out contents that are null, and earlier versions did not: some
-        // templates ask for one and fail without it.
+        // transformers 5 leaves out null contents and earlier versions did not: some templates read
+        // them and fail without.
         if rendered.is_err() && messages != with_nulls {
             return self.render_values(with_nulls, tools, ask).or(rendered);
         }
@@ -244,13 +244,13 @@ impl ChatTemplate {
         text.map_err(|e| TemplateError { file: self.file.clone(), ..e })
     }
 
-    /// The places of the assistant's turns that are `wanted` in the conversation's text `whole`: each
-    /// from where generation would begin to the end of what the template writes of the turn.
+    /// Finds the assistant's turns that are `wanted` in the rendered conversation `whole`: each
+    /// from where generation would begin to the end of the template's text of the turn.
     ///
-    /// A place is known where the text up to the turn, and with it, is a part of the whole. A
-    /// template may write a turn differently if others follow, such as without its thoughts, or
-    /// refuse a part of the conversation. There the turn is found by what changes in the whole text
-    /// if the turn says something else.
+    /// A turn's place is known if the text up to the turn, and the text including it, are prefixes
+    /// of `whole`. A template may write a turn differently if others follow, such as without its
+    /// thoughts, or refuse a part of the conversation. Then the turn is found by comparing
+    /// renderings of the whole conversation in which the turn says something else.
     ///
     /// # Errors
     /// As for [`ChatTemplate::render`].
@@ -272,19 +272,19 @@ impl ChatTemplate {
         Ok(answers)
     }
 
-    /// The end of a conversation's last turn at `place`, without what the template writes behind the
-    /// whole conversation: what is not there if another answer is asked for.
+    /// Returns the end of a conversation's last turn at `place`, without text that the template
+    /// writes after the whole conversation, which is missing if another answer is asked for.
     fn end_of_last(&self, of: &Conversation, whole: &str, place: &Range<usize>) -> usize {
         let asking = self.render(&of.turns, of.tools.as_ref(), true);
         let end = asking.map_or(place.end, |asking| common_start(&asking, whole).min(place.end));
         if end > place.start { end } else { place.end }
     }
 
-    /// The place of one turn; None if nothing of it is written.
+    /// Finds the place of one turn; `None` if nothing of it is written.
     fn answer(&self, of: &Conversation, whole: &str, turn: usize) -> Result<Option<Answer>, TemplateError> {
         let Conversation { turns, tools } = of;
         let render = |turns: &[Message], ask| self.render(turns, tools.as_ref(), ask);
-        // A part of a conversation may be refused that is sound as a whole.
+        // A template may refuse a part of a conversation that it accepts as a whole.
         let part = |turns: &[Message], ask| render(turns, ask).ok();
         let asked = part(&turns[..turn], true);
         let answered = part(&turns[..=turn], false);
@@ -300,7 +300,7 @@ impl ChatTemplate {
             turns[turn] = Message { others: others.clone(), ..Message::new(Role::Assistant, said) };
             turns
         };
-        // Beside a call of a tool, a template may not write what is said.
+        // Beside a tool call, a template may not write the content.
         let none = Map::new();
         let mut others = &turns[turn].others;
         let mut changed = ["x", "y"].map(|said| render(&other(said, turns, others), false));
@@ -314,14 +314,14 @@ impl ChatTemplate {
             return Ok(None);
         }
         let own = common_start(&x, &y).min(common_start(&x, whole)).min(common_start(&y, whole));
-        // What the template writes to ask for an answer, as far as it is before this one.
+        // The generation prompt, as far as it precedes this answer.
         let prompt = || {
             let before = if turn == 0 { &turns[..=turn] } else { &turns[..turn] };
             let (with, without) = (part(before, true)?, part(before, false)?);
             let prompt = with.strip_prefix(&without)?;
             if prompt.is_empty() {
-                // Generation begins where the text before the answer ends, which may be before a
-                // space that the template writes.
+                // Without a generation prompt, generation begins where the text before the answer
+                // ends, which may be before a space that the template writes.
                 let starts = whole[..own].char_indices().map(|(at, _)| at).rev().take(LONGEST_LEAD);
                 let same = |at: &usize| common_end(&whole[..*at], &with);
                 let start = starts.chain([own]).max_by_key(|at| (same(at), *at));
@@ -333,7 +333,7 @@ impl ChatTemplate {
         let (start, prompted) = start.map(|start| (start, true)).or_else(prompt).unwrap_or((own, false));
         let after = common_end(&x, &y).min(common_end(&x, whole)).min(common_end(&y, whole));
         let said = start.max(whole.len() - after);
-        // What ends the turn is known from the conversation that ends with it.
+        // Rendering the conversation up to the turn shows the text that ends the turn.
         let closing = answered.and_then(|answered| {
             let said = |said| part(&other(said, &turns[..=turn], others), false);
             let (x, y) = (said("x")?, said("y")?);
@@ -345,8 +345,8 @@ impl ChatTemplate {
     }
 }
 
-/// Reads values for a template, each as `NAME=VALUE`: JSON where the value is, Python's True, False
-/// and None, and text.
+/// Reads a template's variables, each as `NAME=VALUE`. A value is JSON if it parses, Python's True,
+/// False or None, or else text.
 ///
 /// # Errors
 /// `Error::Usage` for one that has no name, or a name that the conversation itself has.
@@ -378,32 +378,33 @@ pub(crate) fn template_variables(given: &[String]) -> crate::Result<Map<String, 
     Ok(variables)
 }
 
-/// Most characters that a template without a generation prompt writes before an answer.
+/// Largest number of characters that a template without a generation prompt writes before an
+/// answer.
 const LONGEST_LEAD: usize = 64;
 
-/// Where an assistant's turn is in a conversation's text.
+/// Place of an assistant's turn in a conversation's text.
 pub(super) struct Answer {
-    /// The turn's index; None for a block that the template marks.
+    /// The turn's index; `None` for a `{% generation %}` block.
     pub turn: Option<usize>,
-    /// Its bytes in the text.
+    /// Byte range in the text.
     pub place: Range<usize>,
-    /// Whether the whole generation prompt is before it.
+    /// Whether the whole generation prompt precedes it.
     pub prompted: bool,
 }
 
-/// The number of bytes of the longest common start of two texts, in whole characters.
+/// Returns the length in bytes of the longest common prefix of two texts, in whole characters.
 fn common_start(a: &str, b: &str) -> usize {
     let same = a.chars().zip(b.chars()).take_while(|(a, b)| a == b);
     same.map(|(c, _)| c.len_utf8()).sum()
 }
 
-/// The number of bytes of the longest common end of two texts, in whole characters.
+/// Returns the length in bytes of the longest common suffix of two texts, in whole characters.
 fn common_end(a: &str, b: &str) -> usize {
     let same = a.chars().rev().zip(b.chars().rev()).take_while(|(a, b)| a == b);
     same.map(|(c, _)| c.len_utf8()).sum()
 }
 
-/// The template in tokenizer_config.json's value.
+/// Chooses the template in the value of `chat_template` in tokenizer_config.json.
 fn choose(value: Value) -> Result<String, String> {
     #[derive(serde::Deserialize)]
     struct Named {
@@ -424,7 +425,7 @@ fn choose(value: Value) -> Result<String, String> {
         .ok_or(missing)
 }
 
-/// Removes the marks from a text and returns the places that they enclosed.
+/// Removes the marks from a text and returns the byte ranges that they enclosed.
 fn take_marks(marked: &str) -> Result<(String, Vec<Range<usize>>), TemplateError> {
     let broken = || {
         TemplateError::new(

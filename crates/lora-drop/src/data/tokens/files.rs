@@ -1,5 +1,5 @@
-//! A tokenizer from a model's files: tokenizer.json or a BERT model's vocab.txt, with what
-//! tokenizer_config.json and its kin add.
+//! A tokenizer from a model's files: tokenizer.json or a BERT model's vocab.txt, with the additions
+//! of tokenizer_config.json and its companions.
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -83,8 +83,8 @@ impl Tokens {
                 format!("{seen}, expected at most {MOST_SPECIAL_TOKENS}; {SAVE_IT}"),
             ));
         }
-        // The first text shows rules that contradict the vocabulary. Texts without tokens are
-        // checked row by row.
+        // Encoding a first text reveals rules that contradict the vocabulary. Texts without tokens
+        // are reported row by row.
         let first_text = || [tokenizer.encode_fast("a", true), tokenizer.encode_fast(("a", "a"), true)];
         caught(first_text).map(drop).map_err(|panic| broken(&file, panic))?;
         let side = match config.truncation_side.as_deref() {
@@ -97,7 +97,7 @@ impl Tokens {
         Ok(Tokens { unknown, adds_space, tokenizer, side, of_words, file, hash: source.finish(), note })
     }
 
-    /// A tokenizer that was built from these bytes of `file`, which is named in messages.
+    /// Wraps a tokenizer that was built from these bytes of `file`, which is named in messages.
     pub(crate) fn of_tokenizer(tokenizer: Tokenizer, file: PathBuf, built_from: &[u8]) -> Self {
         let mut source = Fingerprint::new("tokenizer");
         source.bytes(built_from);
@@ -107,8 +107,8 @@ impl Tokens {
     }
 }
 
-/// The token that a tokenizer has for unknown text, by its usual names; the tokenizers crate does
-/// not say which one it is.
+/// Returns the token for unknown text, by its usual names; the tokenizers crate does not say which
+/// one it is.
 fn unknown_token(tokenizer: &Tokenizer) -> Option<u32> {
     ["[UNK]", "<unk>", "<|unk|>", "<UNK>"].into_iter().find_map(|token| tokenizer.token_to_id(token))
 }
@@ -133,8 +133,8 @@ fn adds_space(tokenizer: &Tokenizer) -> bool {
     rules.iter().flatten().any(puts_one)
 }
 
-/// What is said of `add_bos_token` and `add_eos_token` where tokenizer.json does not put a token
-/// there: transformers 5 reads only tokenizer.json.
+/// Returns a note if `add_bos_token` or `add_eos_token` is set but tokenizer.json does not put the
+/// token there: transformers 5 reads only tokenizer.json.
 fn unread_note(tokenizer: &Tokenizer, [begin, end]: [bool; 2]) -> Option<String> {
     let mask = tokenizer.encode_fast("a", true).ok()?.get_special_tokens_mask().to_vec();
     let puts = [mask.first(), mask.last()].map(|mask| mask == Some(&1));
@@ -150,13 +150,13 @@ fn unread_note(tokenizer: &Tokenizer, [begin, end]: [bool; 2]) -> Option<String>
     })
 }
 
-/// More special tokens than any model's template adds.
+/// Largest number of special tokens; any model's template adds fewer.
 const MOST_SPECIAL_TOKENS: usize = 1024;
 
 const SAVE_IT: &str =
     "save the tokenizer with transformers: AutoTokenizer.from_pretrained(MODEL).save_pretrained(DIR)";
 
-/// The error for a tokenizer on which the tokenizers crate panics.
+/// Returns the error for a tokenizer on which the tokenizers crate panics.
 fn broken(path: &Path, panic: String) -> Error {
     Error::file(
         path,
@@ -164,7 +164,7 @@ fn broken(path: &Path, panic: String) -> Error {
     )
 }
 
-/// BERT's tokenizer from its list of word pieces, one a line.
+/// Builds BERT's tokenizer from its list of word pieces, one a line.
 fn word_piece(bytes: &[u8], config: &TokenizerConfig) -> Result<Tokenizer, String> {
     let text = |e: tokenizers::Error| e.to_string();
     let vocabulary = WordPiece::read_bytes(bytes).map_err(text)?;

@@ -5,7 +5,7 @@ use super::ngrams::{Corpus, Counts};
 use super::{check, tokens};
 use crate::Result;
 
-/// The longest n-gram.
+/// Longest n-gram.
 const ORDER: usize = 4;
 
 /// BLEU over all rows, and its parts.
@@ -24,7 +24,7 @@ pub struct Bleu {
     pub reference_length: usize,
 }
 
-/// Corpus BLEU as sacrebleu's `corpus_bleu`.
+/// Computes corpus BLEU as sacrebleu's `corpus_bleu`.
 ///
 /// # Errors
 /// See [`evaluate`](super::evaluate).
@@ -39,7 +39,7 @@ pub fn bleu(hypotheses: &[String], references: &[Vec<String>]) -> Result<Bleu> {
         hypothesis_length += length;
         let lengths = references.iter().map(|reference| reference.words().len());
         reference_length += lengths.min_by_key(|&of| (of.abs_diff(length), of)).unwrap_or(0);
-        // the most that one reference has of each n-gram
+        // largest count of each n-gram in one reference
         most.clear();
         for reference in references {
             counts.fill(reference);
@@ -66,7 +66,7 @@ pub fn bleu(hypotheses: &[String], references: &[Vec<String>]) -> Result<Bleu> {
     if correct.iter().any(|&c| c > 0) {
         let mut smoothing = 1.0;
         for ((precision, &correct), &total) in precisions.iter_mut().zip(&correct).zip(&totals) {
-            // texts too short for an n-gram of this order: precision 0, and so the score
+            // no text is long enough for an n-gram of this order: precision and score are 0
             if total == 0 {
                 break;
             }

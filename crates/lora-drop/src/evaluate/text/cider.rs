@@ -1,19 +1,19 @@
 //! CIDEr (Vedantam et al. 2015) as the COCO captions package computes it.
 //!
-//! What that package calls CIDEr is CIDEr-D: counts clipped to the reference's, and a penalty for
-//! another length. Its lengths count pairs of words, not words, which is kept.
+//! That package's CIDEr is CIDEr-D: counts are clipped to the reference's, and a different length
+//! is penalised. It measures length in pairs of words, not in words, which is kept here.
 
 use super::ngrams::{Corpus, Counts, Text};
 use super::{check, tokens};
 use crate::Result;
 
-/// The longest n-gram.
+/// Longest n-gram.
 const ORDER: usize = 4;
 /// Standard deviation of the penalty for a difference in length.
 const SIGMA: f64 = 6.0;
 
-/// The mean over rows of pycocoevalcap's `Cider`, from 0 to 10, with document frequencies from
-/// these references.
+/// Computes the mean over rows of pycocoevalcap's `Cider`, from 0 to 10, with document frequencies
+/// from these references.
 ///
 /// Words are those of 13a in lower case without the punctuation of sentences. A single row gets 0,
 /// as in the package: with one document, no n-gram tells it from others.
@@ -40,7 +40,8 @@ pub fn cider(hypotheses: &[String], references: &[Vec<String>]) -> Result<f64> {
     Ok(sum / corpus.rows.len() as f64)
 }
 
-/// By id, the logarithm of how many rows there are for one in whose references the n-gram occurs.
+/// Returns, by id, the inverse document frequency: the logarithm of all rows over the rows in whose
+/// references the n-gram occurs.
 fn rarity(corpus: &Corpus) -> Vec<f64> {
     let mut rows = vec![0u32; corpus.ngrams.len()];
     let mut of_row = Counts::new(corpus);
@@ -50,16 +51,16 @@ fn rarity(corpus: &Corpus) -> Vec<f64> {
         of_row.iter().for_each(|(id, _)| rows[id as usize] += 1);
     }
     let documents = (corpus.rows.len() as f64).ln();
-    // an n-gram of hypotheses alone is as rare as one of a single row
+    // an n-gram that is only in hypotheses counts as one of a single row
     rows.into_iter().map(|rows| documents - f64::from(rows.max(1)).ln()).collect()
 }
 
-/// A text's n-grams, each weighted by how often it occurs there and how rare it is elsewhere.
+/// A text's n-grams, each weighted by its count and its inverse document frequency (tf-idf).
 struct Weights<'a> {
     corpus: &'a Corpus,
     rarity: &'a [f64],
     counts: Counts,
-    /// By order.
+    /// Norms of the weights by order.
     norms: [f64; ORDER],
     pairs: usize,
 }
@@ -84,7 +85,7 @@ impl<'a> Weights<'a> {
         f64::from(self.counts.get(id)) * self.rarity[id as usize]
     }
 
-    /// By order, the clipped cosine with the reference, less the penalty for its length.
+    /// Returns, by order, the clipped cosine with the reference, times the penalty for its length.
     fn similarity(&self, reference: &Weights) -> [f64; ORDER] {
         let mut products = [0.0; ORDER];
         for (id, _) in self.counts.iter() {
@@ -95,7 +96,7 @@ impl<'a> Weights<'a> {
         let penalty = (-(difference * difference) / (2.0 * SIGMA * SIGMA)).exp();
         std::array::from_fn(|n| {
             let norms = self.norms[n] * reference.norms[n];
-            // where a norm is 0 so is the product
+            // if a norm is 0, so is the product
             if norms == 0.0 { 0.0 } else { products[n] / norms * penalty }
         })
     }

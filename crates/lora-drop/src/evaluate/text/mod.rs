@@ -1,8 +1,8 @@
-//! Metrics of generated text against references. Each gives the number of the Python package that
-//! defines it in practice.
+//! Metrics of generated text against references. Each reproduces the number of the Python package
+//! that defines it in practice.
 //!
-//! Rows come as one hypothesis and its references, at least one a row. A hypothesis or a reference
-//! may be empty text.
+//! A row has one hypothesis and at least one reference. A hypothesis or a reference may be empty
+//! text.
 
 mod bleu;
 mod cider;
@@ -45,7 +45,7 @@ choices! {
 }
 
 impl Metric {
-    /// The metrics that compare wording: all but [`Metric::ExactMatch`], which wants numbers in the
+    /// The metrics that compare wording: all but [`Metric::ExactMatch`], which needs numbers in the
     /// references.
     pub const WORDING: [Metric; 7] = [
         Metric::Bleu,
@@ -66,7 +66,7 @@ pub struct Score {
     pub value: f64,
 }
 
-/// The values of `metrics`, in their order, over rows of one hypothesis and its references.
+/// Computes `metrics`, in their order, over rows of one hypothesis and its references.
 ///
 /// # Errors
 /// The counts differ, there is no row, or a row has no reference; with [`Metric::ExactMatch`] also
@@ -83,7 +83,7 @@ pub struct Score {
 /// ```
 pub fn evaluate(metrics: &[Metric], hypotheses: &[String], references: &[Vec<String>]) -> Result<Vec<Score>> {
     check(hypotheses, references)?;
-    // one pass over the rows has all four
+    // one pass over the rows gives all four
     let is_rouge =
         |m: &Metric| matches!(m, Metric::Rouge1 | Metric::Rouge2 | Metric::RougeL | Metric::RougeLsum);
     let rouge = if metrics.iter().any(is_rouge) { rouge(hypotheses, references)? } else { Rouge::default() };
@@ -102,8 +102,8 @@ pub fn evaluate(metrics: &[Metric], hypotheses: &[String], references: &[Vec<Str
     metrics.iter().map(|&metric| Ok(Score { name: metric.name(), value: value(metric)? })).collect()
 }
 
-/// Whether these metrics can be measured against a row's references, before any text is generated;
-/// the message does not name the row.
+/// Checks that these metrics can be measured against a row's references, before any text is
+/// generated; the message does not name the row.
 pub(super) fn check_references(metrics: &[Metric], references: &[String]) -> std::result::Result<(), String> {
     if references.is_empty() {
         return Err("no reference to measure generated text against".into());
@@ -114,7 +114,7 @@ pub(super) fn check_references(metrics: &[Metric], references: &[String]) -> std
     Ok(())
 }
 
-/// What every metric asks of its rows.
+/// Checks what every metric requires of its rows.
 fn check(hypotheses: &[String], references: &[Vec<String>]) -> Result<()> {
     let (have, want) = (hypotheses.len(), references.len());
     if have != want {

@@ -1,10 +1,10 @@
-//! Texts as numbers: every n-gram of a corpus has an id, so that counting is adding up in a list.
+//! Texts as ids: every n-gram of a corpus has an id, so counts are a list indexed by id.
 
 use std::collections::HashMap;
 
-/// An n-gram of the corpus; its id is its place in [`Corpus::ngrams`].
+/// An n-gram of the corpus; its id is its index in [`Corpus::ngrams`].
 pub(super) struct Ngram {
-    /// How many words it has.
+    /// Number of words.
     pub order: usize,
     /// The id of the n-gram without its last word.
     pub before: Option<u32>,
@@ -12,37 +12,37 @@ pub(super) struct Ngram {
 
 /// All rows of a measurement. Equal n-grams of any text have equal ids.
 pub(super) struct Corpus {
-    /// The hypothesis and its references.
+    /// The hypothesis and the references of each row.
     pub rows: Vec<(Text, Vec<Text>)>,
     pub ngrams: Vec<Ngram>,
 }
 
-/// The ids of a text's n-grams: shorter before longer, then by place.
+/// The ids of a text's n-grams: shorter before longer, then by position.
 pub(super) struct Text {
     words: usize,
     ids: Vec<u32>,
 }
 
 impl Text {
-    /// The ids of its words.
+    /// Returns the ids of its words.
     pub fn words(&self) -> &[u32] {
         &self.ids[..self.words]
     }
 
-    /// The ids of its n-grams of all orders.
+    /// Returns the ids of its n-grams of all orders.
     pub fn ids(&self) -> &[u32] {
         &self.ids
     }
 
-    /// How many n-grams of this order it has.
+    /// Number of its n-grams of this order.
     pub fn total(&self, order: usize) -> usize {
         (self.words + 1).saturating_sub(order)
     }
 }
 
 impl Corpus {
-    /// Cuts every text with `tokenize` and numbers its n-grams up to `longest` words. As many rows
-    /// of references as hypotheses.
+    /// Cuts every text with `tokenize` and numbers its n-grams up to `longest` words. There are as
+    /// many rows of references as hypotheses.
     pub fn new(
         hypotheses: &[String],
         references: &[Vec<String>],
@@ -57,11 +57,11 @@ impl Corpus {
     }
 }
 
-/// Ids given so far.
+/// The ids given so far.
 #[derive(Default)]
 struct Ids {
     words: HashMap<String, u32>,
-    /// By the id of all words but the last, and the id of the last.
+    /// Ids of longer n-grams, by the id of all words but the last and the id of the last word.
     longer: HashMap<(u32, u32), u32>,
     ngrams: Vec<Ngram>,
 }
@@ -91,12 +91,12 @@ impl Ids {
     }
 }
 
-/// How often n-grams occur in one text. Made once for a corpus, filled anew for each text.
+/// Counts of the n-grams of one text. Created once for a corpus, refilled for each text.
 pub(super) struct Counts {
-    /// By id.
+    /// Counts by id.
     counts: Vec<u32>,
-    /// The ids with a count, in order of their first occurrence: sums over them have one order,
-    /// that of the Python packages.
+    /// The ids with a count, in order of first occurrence, so that sums over them are in the order
+    /// of the Python packages.
     seen: Vec<u32>,
 }
 
@@ -105,7 +105,7 @@ impl Counts {
         Counts { counts: vec![0; corpus.ngrams.len()], seen: Vec::new() }
     }
 
-    /// Counts this text's n-grams, and no others.
+    /// Replaces all counts by those of this text.
     pub fn fill(&mut self, text: &Text) {
         self.clear();
         for &id in text.ids() {
@@ -119,7 +119,7 @@ impl Counts {
         }
     }
 
-    /// Makes a count `to` where it is less. `to` is not 0.
+    /// Raises a count to `to` if it is less. `to` is not 0.
     pub fn raise(&mut self, id: u32, to: u32) {
         let count = &mut self.counts[id as usize];
         if *count == 0 {
@@ -128,12 +128,12 @@ impl Counts {
         *count = to.max(*count);
     }
 
-    /// 0 where it does not occur.
+    /// Returns the count, 0 if the n-gram does not occur.
     pub fn get(&self, id: u32) -> u32 {
         self.counts[id as usize]
     }
 
-    /// Ids and counts, shorter n-grams before longer, then by first occurrence.
+    /// Iterates over ids and counts, shorter n-grams before longer, then by first occurrence.
     pub fn iter(&self) -> impl Iterator<Item = (u32, u32)> {
         self.seen.iter().map(|&id| (id, self.get(id)))
     }

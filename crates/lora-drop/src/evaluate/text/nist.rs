@@ -1,18 +1,18 @@
-//! NIST (Doddington 2002): n-grams weigh as much as they tell, and shortness costs little until it
-//! is great.
+//! NIST (Doddington 2002): n-grams are weighted by their information, and the penalty for short
+//! texts is small unless they are much shorter than the references.
 
 use super::ngrams::{Corpus, Counts, Ngram};
 use super::{check, tokens};
 use crate::Result;
 
-/// The longest n-gram.
+/// Longest n-gram.
 const ORDER: usize = 5;
 
-/// NIST of the corpus, as NLTK's `corpus_nist` on 13a words with their case (sacrebleu's
+/// Computes NIST of the corpus, as NLTK's `corpus_nist` on 13a words with their case (sacrebleu's
 /// tokenisation).
 ///
-/// An order without any n-gram in the hypotheses counts 0, for which NLTK fails with a division by
-/// zero; the score is 0 if the references have no words.
+/// An order without any n-gram in the hypotheses counts 0, where NLTK divides by zero; the score is
+/// 0 if the references have no words.
 ///
 /// # Errors
 /// See [`evaluate`](super::evaluate).
@@ -26,7 +26,7 @@ pub fn nist(hypotheses: &[String], references: &[Vec<String>]) -> Result<f64> {
     let (mut counts, mut counts_there) = (Counts::new(&corpus), Counts::new(&corpus));
     for (hypothesis, references) in &corpus.rows {
         counts.fill(hypothesis);
-        // by order: information in common with the best reference, and that reference's length
+        // by order: the information shared with the best reference, and that reference's length
         let mut best = [(0.0, 0); ORDER];
         for reference in references {
             counts_there.fill(reference);
@@ -35,7 +35,7 @@ pub fn nist(hypotheses: &[String], references: &[Vec<String>]) -> Result<f64> {
                 let both = count.min(counts_there.get(id));
                 common[corpus.ngrams[id as usize].order - 1] += information[id as usize] * f64::from(both);
             }
-            // NLTK chooses the reference anew for each order, the longer of two that are as good
+            // NLTK chooses the reference anew for each order, the longer of two equally good ones
             for (best, common) in best.iter_mut().zip(common) {
                 let this = (common, reference.words().len());
                 if this > *best {
@@ -59,8 +59,8 @@ pub fn nist(hypotheses: &[String], references: &[Vec<String>]) -> Result<f64> {
     Ok(precision * length_penalty(hypothesis_length, reference_length))
 }
 
-/// By id, what an n-gram of the references tells beyond the words before its last, in bits; 0 for
-/// others.
+/// Returns, by id, the information in bits that an n-gram of the references adds to the words
+/// before its last; 0 for others.
 fn information(corpus: &Corpus) -> Vec<f64> {
     let mut counts = vec![0u64; corpus.ngrams.len()];
     let mut words = 0;
@@ -73,13 +73,13 @@ fn information(corpus: &Corpus) -> Vec<f64> {
             return 0.0;
         }
         let of = ngram.before.map_or(words, |before| counts[before as usize]);
-        // Python's log(x, 2), to the bit: which of two equal references is taken depends on it
+        // Python's log(x, 2), to the bit: the choice between equally good references depends on it
         (of as f64 / count as f64).ln() / 2f64.ln()
     };
     corpus.ngrams.iter().zip(&counts).map(bits).collect()
 }
 
-/// 1 for hypotheses as long as the references, 0.5 for those of two thirds of their length.
+/// Returns 1 for hypotheses as long as the references, 0.5 for two thirds of their length.
 fn length_penalty(hypothesis: usize, reference: usize) -> f64 {
     if hypothesis == 0 || reference == 0 {
         return 0.0;
@@ -104,7 +104,7 @@ mod tests {
 
     #[test]
     fn short_texts_have_a_value() {
-        // the one word tells log2(2 / 1) bits, and NLTK fails at pairs, of which there are none
+        // the one word has log2(2 / 1) bits; there are no pairs of words, at which NLTK fails
         let found = nist(&["alpha".into()], &[vec!["alpha".into(), "beta".into()]]).expect("a value");
         assert_eq!(found, 1.0);
     }

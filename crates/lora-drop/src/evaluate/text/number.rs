@@ -1,4 +1,4 @@
-//! The number that a text ends in, as GSM8K's answers are compared.
+//! Extracts the number that a text ends in, as GSM8K's answers are compared.
 
 use std::sync::LazyLock;
 
@@ -15,8 +15,8 @@ static ANYWHERE: LazyLock<Regex> = LazyLock::new(|| Regex::new(NUMBER).expect("a
 static MARKED: LazyLock<Regex> =
     LazyLock::new(|| Regex::new(&format!(r"####\s*{NUMBER}")).expect("a sound pattern"));
 
-/// The number directly after the first `####` that has one, otherwise the last number of the text;
-/// None without a number.
+/// Returns the number directly after the first `####` that has one, otherwise the last number of
+/// the text; `None` without a number.
 ///
 /// The first mark counts because a model that does not stop continues with further questions and
 /// answers.
@@ -38,7 +38,7 @@ fn value(text: &str, captures: &Captures) -> Option<f64> {
     Some(if negative { -number } else { number })
 }
 
-/// The share of rows, from 0 to 1, whose hypothesis ends in the same number as one of its
+/// Returns the share of rows, from 0 to 1, whose hypothesis ends in the same number as one of its
 /// references ([`final_number`]).
 ///
 /// # Errors
@@ -54,8 +54,8 @@ pub fn exact_match(hypotheses: &[String], references: &[Vec<String>]) -> Result<
     Ok(right as f64 / hypotheses.len() as f64)
 }
 
-/// The final numbers of a row's references, one reference at least; the message does not name the
-/// row.
+/// Returns the final numbers of a row's references; at least one of them must have a number. The
+/// message does not name the row.
 pub(super) fn wanted(references: &[String]) -> std::result::Result<Vec<f64>, String> {
     let wanted: Vec<f64> = references.iter().filter_map(|text| final_number(text)).collect();
     if wanted.is_empty() {

@@ -5,20 +5,20 @@ use super::ngrams::{Corpus, Counts, Text};
 use super::{check, tokens};
 use crate::Result;
 
-/// F-measures from 0 to 1: of each row that of its best reference, and their mean over rows.
+/// F-measures from 0 to 1, each the mean over rows of the best reference's.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Rouge {
-    /// Single words.
+    /// ROUGE-1: single words.
     pub rouge1: f64,
-    /// Pairs of words.
+    /// ROUGE-2: pairs of words.
     pub rouge2: f64,
-    /// The longest common subsequence of words.
+    /// ROUGE-L: the longest common subsequence of words.
     pub rouge_l: f64,
-    /// The same between lines, joined over a summary's lines.
+    /// ROUGE-Lsum: the same between lines, joined over a summary's lines.
     pub rouge_lsum: f64,
 }
 
-/// ROUGE-1, ROUGE-2, ROUGE-L and ROUGE-Lsum as rouge-score's `score_multi` with
+/// Computes ROUGE-1, ROUGE-2, ROUGE-L and ROUGE-Lsum as rouge-score's `score_multi` with
 /// `use_stemmer=False`.
 ///
 /// # Errors
@@ -39,7 +39,7 @@ pub fn rouge(hypotheses: &[String], references: &[Vec<String>]) -> Result<Rouge>
             }
             let f = |hits, order| f_measure(hits, hypothesis.total(order), reference.total(order));
             let longest = f(longest_common(hypothesis.words(), reference.words()), 1);
-            // one line each: the same subsequence
+            // with one line each, ROUGE-Lsum is ROUGE-L
             let one_line = !hypotheses[row].contains('\n') && !text.contains('\n');
             let lines = if one_line { longest } else { by_lines(&hypotheses[row], text) };
             for (best, f) in best.iter_mut().zip([f(common[0], 1), f(common[1], 2), longest, lines]) {
@@ -54,7 +54,7 @@ pub fn rouge(hypotheses: &[String], references: &[Vec<String>]) -> Result<Rouge>
     Ok(Rouge { rouge1, rouge2, rouge_l, rouge_lsum })
 }
 
-/// The harmonic mean of hits among the hypothesis's and among the reference's.
+/// Returns the harmonic mean of hits / hypothesis and hits / reference.
 fn f_measure(hits: usize, hypothesis: usize, reference: usize) -> f64 {
     if hits == 0 {
         return 0.0;
@@ -63,7 +63,7 @@ fn f_measure(hits: usize, hypothesis: usize, reference: usize) -> f64 {
     2.0 * precision * recall / (precision + recall)
 }
 
-/// The length of the longest common subsequence.
+/// Returns the length of the longest common subsequence.
 fn longest_common(a: &[u32], b: &[u32]) -> usize {
     let mut lengths = vec![0; b.len() + 1];
     for word in a {
@@ -77,8 +77,9 @@ fn longest_common(a: &[u32], b: &[u32]) -> usize {
     lengths[b.len()]
 }
 
-/// ROUGE-Lsum of one text: for each line of the reference, the words that are in its longest common
-/// subsequence with any line of the hypothesis, no word counted more often than either text has it.
+/// Returns ROUGE-Lsum of one text: for each line of the reference, the words that are in its
+/// longest common subsequence with any line of the hypothesis, no word counted more often than
+/// either text has it.
 fn by_lines(hypothesis: &str, reference: &str) -> f64 {
     let lines = |text: &str| -> Vec<String> { text.split('\n').map(str::to_owned).collect() };
     let (mut hypothesis, reference) = (lines(hypothesis), lines(reference));
@@ -108,10 +109,10 @@ fn by_lines(hypothesis: &str, reference: &str) -> f64 {
     f_measure(hits, words(hypothesis), words(reference))
 }
 
-/// Marks the places in `a` of one longest common subsequence with `b`. Of several as long it is the
-/// one that rouge-score takes, on which the union over lines depends.
+/// Marks the words of `a` that are in one longest common subsequence with `b`. Of several equally
+/// long ones it is the one that rouge-score takes, on which the union over lines depends.
 fn mark_longest_common(a: &[u32], b: &[u32], taken: &mut [bool]) {
-    // whether the way back from (i, j), where the words differ, drops b's word and not a's
+    // whether backtracking from (i, j), where the words differ, drops b's word and not a's
     let mut drops_b = vec![false; a.len() * b.len()];
     let (mut above, mut row) = (vec![0; b.len() + 1], vec![0; b.len() + 1]);
     for (i, word) in a.iter().enumerate() {

@@ -1,6 +1,6 @@
-//! How each metric cuts a text into words.
+//! Splits texts into words, as each metric does.
 //!
-//! Spaces are those of Python's `str.split`, since the packages that define the numbers use it.
+//! White space is that of Python's `str.split`, which the packages that define the metrics use.
 
 /// Unicode's white space and the four separators U+001C to U+001F.
 fn is_space(c: char) -> bool {
@@ -11,8 +11,8 @@ fn words(text: &str) -> impl Iterator<Item = &str> {
     text.split(is_space).filter(|word| !word.is_empty())
 }
 
-/// Sets spaces where two neighbours fit: between them, and before or after both. As a regular
-/// expression does it, a pair begins after the pair before.
+/// Puts a space between two neighbours that fit, and `before` and `behind` around the pair. As with
+/// a regular expression, a pair begins after the previous pair.
 fn spaced(text: &str, fit: fn(char, char) -> bool, before: &str, behind: &str) -> String {
     let mut out = String::with_capacity(text.len() + text.len() / 4);
     let mut chars = text.chars().peekable();
@@ -29,7 +29,7 @@ fn spaced(text: &str, fit: fn(char, char) -> bool, before: &str, behind: &str) -
     out
 }
 
-/// WMT's tokenisation mteval-v13a as sacrebleu has it, its default; case is kept.
+/// WMT's tokenisation mteval-v13a as in sacrebleu, whose default it is; case is kept.
 pub(super) fn mteval_13a(text: &str) -> Vec<String> {
     let mut line = text.trim_end_matches(is_space).replace("<skipped>", "").replace("-\n", "");
     if line.contains('&') {
@@ -37,7 +37,7 @@ pub(super) fn mteval_13a(text: &str) -> Vec<String> {
             line = line.replace(entity, sign);
         }
     }
-    // a line's ends count as spaces in the rules below
+    // for the rules below, the line's ends count as spaces
     let mut text = String::with_capacity(2 * line.len() + 2);
     text.push(' ');
     for c in line.chars() {
@@ -48,22 +48,22 @@ pub(super) fn mteval_13a(text: &str) -> Vec<String> {
         }
     }
     text.push(' ');
-    // periods and commas stay where digits are on both sides, dashes where no digit is before them
+    // periods and commas stay between digits, dashes stay unless a digit precedes them
     let text = spaced(&text, |a, b| !a.is_ascii_digit() && matches!(b, '.' | ','), "", " ");
     let text = spaced(&text, |a, b| matches!(a, '.' | ',') && !b.is_ascii_digit(), " ", "");
     let text = spaced(&text, |a, b| a.is_ascii_digit() && b == '-', "", " ");
     words(&text).map(str::to_owned).collect()
 }
 
-/// The words of [`mteval_13a`] in lower case, without those that are only punctuation of sentences:
-/// what comes closest to the Penn Treebank words that image captions are measured with, which need
-/// a Java program.
+/// The words of [`mteval_13a`] in lower case, without words of only sentence punctuation. This is
+/// close to the Penn Treebank tokenisation with which image captions are measured, which needs a
+/// Java program.
 pub(super) fn caption(text: &str) -> Vec<String> {
     let punctuation = |word: &str| word.chars().all(|c| ".,;:!?'`\"-()[]{}".contains(c));
     mteval_13a(text).iter().filter(|word| !punctuation(word)).map(|word| word.to_lowercase()).collect()
 }
 
-/// rouge-score's words: runs of a to z and 0 to 9 in the text in lower case.
+/// rouge-score's words: runs of a to z and 0 to 9 in the lower-case text.
 pub(super) fn rouge(text: &str) -> Vec<String> {
     let lower = text.to_lowercase();
     lower

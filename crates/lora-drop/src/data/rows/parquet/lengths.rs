@@ -1,5 +1,6 @@
-//! How many lengths a page of delta-encoded texts claims to have. The parquet crate allocates all
-//! of them before it reads the first, so pages are checked on their way to it.
+//! Checks how many lengths a page of delta-encoded texts claims to have. The parquet crate
+//! allocates all of them before it reads the first, so pages are checked before the crate decodes
+//! them.
 
 use ::parquet::basic::{Encoding, Type as Physical};
 use ::parquet::bloom_filter::Sbbf;
@@ -10,10 +11,10 @@ use ::parquet::file::reader::{FileReader, RowGroupReader};
 use ::parquet::record::reader::RowIter;
 use ::parquet::schema::types::Type;
 
-/// Lengths that any page may have. If there are more, a text has at least one byte on average.
+/// Number of lengths that any page may have. A page with more has at most one for each byte.
 const FREE_LENGTHS: usize = 1 << 16;
 
-/// A file's reader that checks pages.
+/// A file reader that checks its pages.
 pub(super) struct Checked<R>(pub R);
 
 impl<R: FileReader> FileReader for Checked<R> {
@@ -48,7 +49,7 @@ impl RowGroupReader for CheckedGroup<'_> {
     fn get_column_page_reader(&self, i: usize) -> Result<Box<dyn PageReader>> {
         let pages = self.0.get_column_page_reader(i)?;
         let column = self.metadata().column(i).column_descr();
-        // Levels are stored where they can be other than 0.
+        // Levels are stored only if they can be nonzero.
         let levels = usize::from(column.max_rep_level() > 0) + usize::from(column.max_def_level() > 0);
         let text = column.physical_type() == Physical::BYTE_ARRAY;
         Ok(Box::new(CheckedPages { pages, levels, text }))
@@ -99,8 +100,8 @@ impl PageReader for CheckedPages {
 
 /// Whether a page's bytes can hold the delta-encoded numbers that it claims.
 fn sound(page: &Page, levels: usize, text: bool) -> bool {
-    // The numbers themselves; the lengths of texts; the lengths of prefixes from the text before,
-    // and of suffixes.
+    // Number of delta-encoded lists: one of numbers or text lengths, or two, the lengths of
+    // prefixes shared with the previous text and the lengths of suffixes.
     let lists = match page.encoding() {
         Encoding::DELTA_BINARY_PACKED | Encoding::DELTA_LENGTH_BYTE_ARRAY => 1,
         Encoding::DELTA_BYTE_ARRAY => 2,
@@ -111,7 +112,7 @@ fn sound(page: &Page, levels: usize, text: bool) -> bool {
     (0..lists).all(|_| numbers(&mut values).is_some_and(|count| !text || count <= most))
 }
 
-/// The bytes of a page after its levels.
+/// Returns the bytes of a page after its levels.
 fn values(page: &Page, levels: usize) -> Option<&[u8]> {
     match page {
         Page::DataPage { buf, .. } => {
@@ -135,7 +136,7 @@ fn numbers(bytes: &mut &[u8]) -> Option<usize> {
     let count = varint(bytes)?;
     varint(bytes)?;
     let part = block.checked_div(parts).filter(|part| *part > 0)?;
-    // Without blocks the first number is the only one.
+    // The header has the first number, and blocks have the others.
     let mut left = count.saturating_sub(1);
     while left > 0 {
         varint(bytes)?;
@@ -183,7 +184,7 @@ mod tests {
 
     #[test]
     fn lists_of_lengths_are_followed() {
-        // Blocks of 128 numbers in one part; three numbers, the first 1; least difference 0, one
+        // Blocks of 128 numbers in one miniblock; three numbers, the first 1; minimum delta 0, one
         // bit each: 16 bytes.
         let list = [&[0x80, 0x01, 1, 3, 2, 0, 1][..], &[0; 16]].concat();
         let (twice, cut) = ([&list[..], &list, b"abc"].concat(), &list[..list.len() - 1]);
@@ -198,7 +199,7 @@ mod tests {
 
     #[test]
     fn counts_without_bytes_are_refused() {
-        // One block as long as the count, of no bits.
+        // One block for all numbers, with zero bits for each.
         let of = |count: u64| {
             let mut bytes = Vec::new();
             for mut number in [1 << 40, 1, count, 0, 0] {
@@ -212,9 +213,9 @@ mod tests {
         };
         let sound = |count, text| sound(&page(Encoding::DELTA_LENGTH_BYTE_ARRAY, &of(count)), 0, text);
         assert!(sound(60_000, true) && !sound(70_000, true) && !sound(1 << 39, true));
-        // Numbers are read some at a time.
+        // Numbers are read in batches, so their count needs no limit.
         assert!(sound(1 << 39, false));
-        // Widths for more parts than there are bytes.
+        // More miniblocks than there are bytes for their widths.
         let parts = [0x80, 0x01, 0x80, 0x80, 0x80, 0x80, 0x10, 3, 2, 0];
         assert!(!super::sound(&page(Encoding::DELTA_BINARY_PACKED, &parts), 0, false));
     }

@@ -1,4 +1,4 @@
-//! Parquet through the row interface, without arrow. It reads text, numbers and booleans, and lists
+//! Reads Parquet through the row interface, without arrow: text, numbers and booleans, and lists
 //! and structures of them.
 
 mod lengths;
@@ -21,11 +21,11 @@ use serde_json::{Map, Value};
 use super::{ClassNames, Error, Problem, Row};
 use crate::panics::caught;
 
-/// Bytes of memory that the pages of a row group may take, or ten times the file's bytes if that is
+/// Memory in bytes that the pages of a row group may take, or ten times the file's size if that is
 /// more.
 const MOST_PAGES: u64 = 64 << 20;
 
-/// The rows of a Parquet file, numbered from 1, and the names of its classes.
+/// Returns the rows of a Parquet file, numbered from 1, and its class names by column.
 pub(super) fn rows(
     file: File,
     path: &Path,
@@ -41,7 +41,7 @@ pub(super) fn rows(
     if plain.is_empty() {
         return Err(Error::file(path, "no column of text, numbers or booleans, or of lists of them"));
     }
-    // The reader panics where these do not hold.
+    // The reader panics if a column chunk lies outside the file.
     let inside = |chunk: &ColumnChunkMetaData| {
         let start = chunk.dictionary_page_offset().unwrap_or(chunk.data_page_offset());
         let end = start.checked_add(chunk.compressed_size());
@@ -51,7 +51,7 @@ pub(super) fn rows(
         if !group.columns().iter().all(inside) {
             return Err(damaged("a column lies outside of it".into()));
         }
-        // For all columns of the group together.
+        // Limit for all columns of the group together.
         let mut left = MOST_PAGES.max(bytes.saturating_mul(10));
         for chunk in group.columns() {
             let column = chunk.column_path().parts().first();
@@ -64,17 +64,17 @@ pub(super) fn rows(
     let notes = reader.metadata().file_metadata().key_value_metadata().into_iter().flatten();
     let features = notes.filter(|note| note.key == FEATURES).filter_map(|note| note.value.as_deref());
     let class_names = features.flat_map(class_names).collect();
-    // The row interface fails at other types, which are not needed here.
+    // The row interface fails at other types, so only supported columns are projected.
     let wanted = Type::group_type_builder(schema.name()).with_fields(plain).build().map_err(unsound)?;
     let records =
         RowIter::from_file_into(Box::new(lengths::Checked(reader))).project(Some(wanted)).map_err(unsound)?;
     let file = path.to_path_buf();
-    // None after the first error: a damaged file cannot be read on.
+    // `None` after the first error, since a damaged file cannot be read any further.
     let (mut reader, mut line) = (Some(records), 0);
     let rows = std::iter::from_fn(move || {
         let mut records = reader.take()?;
         line += 1;
-        // The reader panics on some damaged pages; it is dropped then.
+        // The reader panics on some damaged pages and is dropped then.
         let row = match caught(|| records.next()) {
             Ok(None) => return None,
             Ok(Some(Ok(record))) => fields(record),
@@ -89,11 +89,11 @@ pub(super) fn rows(
     Ok((rows, class_names))
 }
 
-/// Where Hugging Face's datasets describe the columns.
+/// Metadata key under which Hugging Face's datasets describes the columns.
 const FEATURES: &str = "huggingface";
 
-/// The names of classes in a description of columns: of a column itself, or of what its lists hold.
-/// None of a description of another form, which is not needed.
+/// Returns the class names in a description of columns: of a column itself, or of its list's items.
+/// A description of another form is ignored.
 fn class_names(description: &str) -> ClassNames {
     let found: Value = json::from_str(description).unwrap_or_default();
     let names = |(column, feature): (&String, &Value)| {
@@ -107,14 +107,14 @@ fn class_names(description: &str) -> ClassNames {
     features.into_iter().flatten().filter_map(names).collect()
 }
 
-/// Whether a column holds plain values, or lists and structures of nothing else.
+/// Whether a column holds plain values, or only lists and structures of them.
 fn is_read(column: &Arc<Type>) -> bool {
     if column.is_primitive() {
         return is_plain(column);
     }
     let list = column.get_basic_info().converted_type() == ConvertedType::LIST;
     match (list, column.get_fields()) {
-        // The layout that today's writers use: a repeated group around the element.
+        // The layout of current writers: a repeated group around the element.
         (true, [repeated]) => {
             let group =
                 !repeated.is_primitive() && repeated.get_basic_info().repetition() == Repetition::REPEATED;
@@ -180,7 +180,7 @@ fn value(field: Field, name: &str) -> Result<Value, Problem> {
     })
 }
 
-/// JSON has no NaN: it stays as its name, so that a label that is NaN can be reported as one.
+/// JSON has no NaN and no infinities: they become text, so that a label with one can be reported.
 fn number(x: f64) -> Value {
     serde_json::Number::from_f64(x).map_or_else(|| x.to_string().into(), Value::Number)
 }

@@ -1,18 +1,19 @@
-//! What a file's footer and its pages claim to hold. The parquet crate allocates what a page claims
-//! before it reads the page, and it skips the elements of unknown lists of booleans one by one
-//! without reading a byte, so the claims are checked first.
+//! Checks the sizes that a file's footer and its pages claim. The parquet crate allocates what a
+//! page claims before it reads the page, and it skips the elements of unknown lists of booleans one
+//! by one without reading a byte, so a small file could exhaust memory or time.
 //!
-//! Footers and headers are structures of Thrift's compact protocol, which is read here as far as
-//! they need it. The crate reads a known field as the type that it expects, whatever type the file
-//! names, and would then take other bytes for lengths than those that were checked here. So known
+//! Footers and headers are structs of Thrift's compact protocol; this module reads the part of it
+//! that they use. The crate reads a known field as the type that it expects, whatever type the file
+//! declares, and would then take other bytes for lengths than the ones checked here. So known
 //! fields must have their types (`shapes`).
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Take};
 
-/// Bytes of memory that a value of a dictionary takes.
+/// Memory that a value of a dictionary takes, in bytes.
 const DICTIONARY_VALUE: u64 = 40;
-/// Most structures and lists within each other. The deepest are a column's statistics, in seven.
+/// Deepest nesting of structs and lists. A column's statistics are the deepest known ones, at
+/// seven.
 const DEPTH: usize = 16;
 /// The last bytes of a file, after the footer's length.
 const MAGIC: [u8; 4] = *b"PAR1";
@@ -36,8 +37,8 @@ pub(super) fn check_footer(file: &File, length: u64) -> Result<(), String> {
     thrift.skip(kind::STRUCT, &shapes::FILE, DEPTH).ok_or_else(|| "its footer is damaged".to_string())
 }
 
-/// Bytes of memory that the largest page of a column chunk and its dictionary claim, at most
-/// `most`. The chunk is `length` bytes from `start` on.
+/// Returns the memory in bytes that the largest page of a column chunk and its dictionary claim, at
+/// most `most`. The chunk is `length` bytes from `start` on.
 ///
 /// # Errors
 /// The file cannot be read, a header is damaged, or the pages claim more.
@@ -52,7 +53,7 @@ pub(super) fn claimed(file: &File, start: u64, length: u64, most: u64) -> Result
         if header.size > left {
             return Err(format!("a page has {} bytes, its column has {left}", header.size));
         }
-        // Plain values take four bytes, and the shortest text its length.
+        // A plain value takes at least four bytes, the size of a text's length.
         if header.dictionary_values > header.unpacked / 4 {
             let values = header.dictionary_values;
             return Err(format!("a dictionary of {} bytes with {values} values", header.unpacked));
@@ -66,13 +67,13 @@ pub(super) fn claimed(file: &File, start: u64, length: u64, most: u64) -> Result
             return Err(format!("a column's pages claim {claim} bytes of memory, expected at most {most}"));
         }
         left -= header.size;
-        // Not beyond the column, which is inside the file.
+        // Stays within the column, which is inside the file.
         reader.seek_relative(header.size as i64).map_err(|e| e.to_string())?;
     }
     Ok(largest + dictionary)
 }
 
-/// A page's sizes in bytes, and how many values it has if it is a dictionary.
+/// A page's sizes in bytes, and its number of values if it is a dictionary.
 #[derive(Default)]
 struct Header {
     unpacked: u64,
@@ -84,7 +85,7 @@ struct Thrift<R> {
     reader: Take<R>,
 }
 
-/// Types of fields, as the protocol numbers them.
+/// Types of fields, as numbered by the protocol.
 mod kind {
     pub const TRUE: u8 = 1;
     pub const FALSE: u8 = 2;
@@ -98,14 +99,14 @@ mod kind {
     pub const STRUCT: u8 = 12;
 }
 
-/// What a value must be.
+/// The type that a value must have.
 enum Shape {
-    /// Anything: the field is unknown here.
+    /// Any type: the field is unknown here.
     Any,
-    /// Of one of these types.
+    /// One of these types.
     Of(&'static [u8]),
     List(&'static Shape),
-    /// The shapes of the fields, from number 1.
+    /// Types of the fields, from field number 1.
     Struct(&'static [Shape]),
 }
 
@@ -130,7 +131,7 @@ impl Shape {
     }
 }
 
-/// The structures of the format (parquet.thrift). Fields after the last one have any shape.
+/// The structs of the format (parquet.thrift). Fields after the last one have any shape.
 mod shapes {
     use super::Shape::{self, Any, List, Of, Struct};
     use super::kind;
@@ -138,7 +139,7 @@ mod shapes {
     const FLAG: Shape = Of(&[kind::TRUE, kind::FALSE]);
     const BYTE: Shape = Of(&[kind::BYTE]);
     const I32: Shape = Of(&[kind::I32]);
-    /// Of any width: all are written alike.
+    /// An integer of any width: all are encoded alike.
     const INT: Shape = Of(&[kind::I16, kind::I32, kind::I64]);
     const DOUBLE: Shape = Of(&[kind::DOUBLE]);
     const BYTES: Shape = Of(&[kind::BINARY]);
@@ -157,7 +158,7 @@ mod shapes {
         BYTES,
     ]);
     const KEY_VALUES: Shape = List(&Struct(&[BYTES, BYTES]));
-    /// The types' parameters, by the numbers of the types.
+    /// Parameters of the logical types, by type number.
     const LOGICAL: Shape = Struct(&[
         EMPTY, EMPTY, EMPTY, EMPTY, DECIMAL, EMPTY, TIME, TIME, Any, INTEGER, EMPTY, EMPTY, EMPTY, EMPTY,
         EMPTY, VARIANT, GEOMETRY, GEOGRAPHY,
@@ -214,19 +215,19 @@ impl<R: BufRead> Thrift<R> {
         Some(header)
     }
 
-    /// The next field's type, its number in `id`; an inner None ends the structure.
+    /// Reads the next field's type and updates its number `id`; an inner `None` ends the struct.
     fn field(&mut self, id: &mut u8) -> Option<Option<u8>> {
         let byte = self.byte()?;
         let (distance, kind) = (byte >> 4, byte & 15);
         if kind == 0 {
             return Some(None);
         }
-        // Numbers rise by small steps; the protocol's long form for others is not needed.
+        // Field numbers rise by at most 15; the protocol's long form for other steps is not needed.
         *id = id.checked_add(distance).filter(|_| distance > 0)?;
         Some(Some(kind))
     }
 
-    /// Skips a value of this type, which must have the shape. None if it does not, or where the
+    /// Skips a value of this type, which must have the shape; `None` if it does not, or if the
     /// protocol has no such type.
     fn skip(&mut self, kind: u8, shape: &Shape, depth: usize) -> Option<()> {
         if !shape.takes(kind) {
@@ -245,7 +246,7 @@ impl<R: BufRead> Thrift<R> {
                 let byte = self.byte()?;
                 let (short, element) = (byte >> 4, byte & 15);
                 let count = if short == 15 { self.varint()? } else { u64::from(short) };
-                // No known list has booleans.
+                // No known list holds booleans.
                 if count > self.reader.limit() || (count > 0 && matches!(element, kind::TRUE | kind::FALSE)) {
                     return None;
                 }
@@ -275,7 +276,7 @@ impl<R: BufRead> Thrift<R> {
         Some(())
     }
 
-    /// An i32 that is not negative.
+    /// Reads an i32 that is not negative.
     fn count(&mut self) -> Option<u64> {
         let zigzag = self.varint()?;
         (zigzag & 1 == 0 && zigzag >> 1 <= i32::MAX as u64).then_some(zigzag >> 1)
