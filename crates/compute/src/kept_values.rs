@@ -71,7 +71,6 @@ impl KeptValues<'_> {
 
 vectorised! {
     fn widen(x: &[u16], out: &mut [f32]) {
-        let _ = FMA;
         out.iter_mut().zip(x).for_each(|(out, &x)| *out = from_bf16(x));
     }
 }
@@ -79,7 +78,6 @@ vectorised! {
 vectorised! {
     /// Rounds each value to the nearest bf16.
     pub(crate) fn round(x: &[f32], out: &mut [u16]) {
-        let _ = FMA;
         out.iter_mut().zip(x).for_each(|(out, &x)| *out = to_bf16(x));
     }
 }

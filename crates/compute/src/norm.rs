@@ -123,7 +123,6 @@ vectorised! {
         for (i, (out, x)) in out.iter_mut().zip(x).enumerate() {
             *out = x * dropout.factor(key, i as u32);
         }
-        let _ = FMA;
     }
 }
 

@@ -54,14 +54,12 @@ pub fn backward(dy: &[f32], x: &[f32], gain: Gain, rstd: &[f32], dx: &mut [f32],
 
 vectorised! {
     fn inverse_deviation(x: &[f32], epsilon: f32) -> f32 {
-        let _ = FMA;
         1.0 / (sum_by(x, |x| x * x) / x.len() as f32 + epsilon).sqrt()
     }
 }
 
 vectorised! {
     fn scale_row(x: &[f32], rstd: f32, gain: Gain, y: &mut [f32]) {
-        let _ = FMA;
         for ((y, &x), &g) in y.iter_mut().zip(x).zip(gain.gamma) {
             *y = (gain.offset + g) * (x * rstd);
         }

@@ -53,7 +53,6 @@ vectorised! {
                 *bias += x;
             }
         }
-        let _ = FMA;
     }
 }
 
@@ -67,7 +66,6 @@ vectorised! {
             }
         }
         *top = most;
-        let _ = FMA;
     }
 }
 
@@ -94,7 +92,6 @@ vectorised! {
                 *x *= dropout.factor_of(low, high, key);
             }
         }
-        let _ = FMA;
     }
 }
 
@@ -141,6 +138,5 @@ vectorised! {
         for (to, x) in to.iter_mut().zip(x) {
             *to = factor * x;
         }
-        let _ = FMA;
     }
 }

@@ -136,7 +136,6 @@ vectorised! {
 
 vectorised! {
     pub fn dot_row(x: &[f32], y: &[f32]) -> f32 {
-        let _ = FMA;
         sum_by_2(x, y, |x, y| x * y)
     }
 }
@@ -164,7 +163,6 @@ vectorised! {
         for (p, ds) in p.iter().zip(ds) {
             *ds = *p * (*ds - along);
         }
-        let _ = FMA;
     }
 }
 
