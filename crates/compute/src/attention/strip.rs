@@ -14,7 +14,7 @@ use super::few::dot_row;
 use super::{Attention, Group, Kept, OutputSlice, Sums, row_key};
 use crate::arena::Arena;
 use crate::cpu::fetch;
-use crate::gemm::panels::{Left, Panels, Right, WIDTH, transpose};
+use crate::gemm::panels::{Left, PanelGemm, Right, WIDTH, transpose};
 use crate::gemm::{Mat, MatMut, Precision, Start};
 
 /// Keys that the backward pass processes at a time: their scores and the gradients of these take 32
@@ -24,7 +24,7 @@ const KEYS: usize = 128;
 /// The sizes of packed operands, in words.
 #[derive(Clone, Copy)]
 struct Sizes {
-    panels: Panels,
+    panels: PanelGemm,
     length: usize,
     width: usize,
 }
@@ -51,28 +51,28 @@ impl Sizes {
     }
 
     /// Returns the words of a strip's part of Oᵀ or dQᵀ, (width, `LANES`), and of its transpose.
-    fn turned(self) -> usize {
+    fn transposed(self) -> usize {
         2 * self.width * LANES
     }
 
     fn forward(self) -> usize {
         let length = self.length;
         let packed = self.rows() + self.columns(length) + self.panel(self.width);
-        packed + LANES * length + self.panel(length) + self.turned()
+        packed + LANES * length + self.panel(length) + self.transposed()
     }
 
     fn backward(self) -> usize {
         let packed = 2 * self.rows() + self.columns(self.length);
         let of_queries = 2 * self.panel(self.width) + 2 * self.columns(LANES);
         let of_keys = 2 * LANES * KEYS + 2 * KEYS * self.words(LANES) + self.panel(KEYS);
-        packed + of_queries + of_keys + self.turned()
+        packed + of_queries + of_keys + self.transposed()
     }
 }
 
 /// Upper bound on the floats of scratch memory that `forward` and `backward` take for heads of this
 /// width and sequences of this length.
 pub fn scratch(length: usize, width: usize) -> usize {
-    let sizes = |precision| Sizes { panels: Panels::new(precision), length, width };
+    let sizes = |precision| Sizes { panels: PanelGemm::new(precision), length, width };
     let both = [Precision::F32, Precision::Bf16].map(sizes);
     both.map(|sizes| sizes.forward().max(sizes.backward())).into_iter().max().unwrap_or(0)
 }
@@ -142,17 +142,17 @@ pub unsafe fn forward(
     scratch: &mut Vec<f32>,
 ) {
     let (length, width) = (group.span.length, attention.width);
-    let panels = Panels::new(attention.precision);
+    let panels = PanelGemm::new(attention.precision);
     let sizes = Sizes { panels, length, width };
     let mut arena = Arena::new(scratch, sizes.forward());
     let key_rows = arena.take(sizes.rows());
     panels.pack_rows(group.keys(), key_rows);
     let value_columns = arena.take(sizes.columns(length));
-    panels.pack_turned(group.values(), value_columns);
+    panels.pack_transposed(group.values(), value_columns);
     let query_panel = arena.take(sizes.panel(width));
     let scores = arena.take(LANES * length);
     let panel = arena.take(sizes.panel(length));
-    let [turned, of_queries] = [(); 2].map(|()| arena.take(width * LANES));
+    let [transposed, of_queries] = [(); 2].map(|()| arena.take(width * LANES));
     let depth = sizes.words(width);
 
     for number in numbers {
@@ -179,13 +179,13 @@ pub unsafe fn forward(
         }
         let panel = panels.strip_panel(scores, panel);
         panels.multiply(
-            MatMut::new(turned, width, LANES),
+            MatMut::new(transposed, width, LANES),
             Start::Zero,
-            Left::turned(&value_columns[sizes.words(first_key) * WIDTH..], sizes.words(length) * WIDTH),
+            Left::transposed(&value_columns[sizes.words(first_key) * WIDTH..], sizes.words(length) * WIDTH),
             Right { words: panel, panel: panel.len() },
             sizes.words(count),
         );
-        transpose(Mat::new(turned, width, LANES), of_queries);
+        transpose(Mat::new(transposed, width, LANES), of_queries);
         for (i, values) in of_queries.chunks_exact(width).take(strip.queries).enumerate() {
             let row = strip.first + i;
             // SAFETY: the caller promises exclusive access to these entries and columns.
@@ -212,20 +212,20 @@ pub unsafe fn backward(
     scratch: &mut Vec<f32>,
 ) {
     let (length, width) = (group.span.length, attention.width);
-    let panels = Panels::new(attention.precision);
+    let panels = PanelGemm::new(attention.precision);
     let sizes = Sizes { panels, length, width };
     let mut arena = Arena::new(scratch, sizes.backward());
     let [key_rows, value_rows] = [(); 2].map(|()| arena.take(sizes.rows()));
     panels.pack_rows(group.keys(), key_rows);
     panels.pack_rows(group.values(), value_rows);
     let key_columns = arena.take(sizes.columns(length));
-    panels.pack_turned(group.keys(), key_columns);
+    panels.pack_transposed(group.keys(), key_columns);
     let [query_panel, dout_panel] = [(); 2].map(|()| arena.take(sizes.panel(width)));
     let [query_columns, dout_columns] = [(); 2].map(|()| arena.take(sizes.columns(LANES)));
     let [p, ds] = [(); 2].map(|()| arena.take(LANES * KEYS));
     let [p_words, ds_words] = [(); 2].map(|()| arena.take(KEYS * sizes.words(LANES)));
     let ds_panel = arena.take(sizes.panel(KEYS));
-    let [turned, of_queries] = [(); 2].map(|()| arena.take(width * LANES));
+    let [transposed, of_queries] = [(); 2].map(|()| arena.take(width * LANES));
     let depth = sizes.words(width);
 
     for number in 0..group.heads.len() * strips(group.span.queries) {
@@ -303,14 +303,14 @@ pub unsafe fn backward(
                 panels.strip_panel(&ds[..LANES * count], ds_panel)
             };
             panels.multiply(
-                MatMut::new(turned, width, LANES),
+                MatMut::new(transposed, width, LANES),
                 if number == 0 { Start::Zero } else { Start::Keep },
-                Left::turned(&key_columns[sizes.words(first_key) * WIDTH..], sizes.words(length) * WIDTH),
+                Left::transposed(&key_columns[sizes.words(first_key) * WIDTH..], sizes.words(length) * WIDTH),
                 Right { words: ds_panel, panel: ds_panel.len() },
                 sizes.words(count),
             );
         }
-        transpose(Mat::new(turned, width, LANES), of_queries);
+        transpose(Mat::new(transposed, width, LANES), of_queries);
         for (row, values) in strip.rows().zip(of_queries.chunks_exact(width)) {
             // SAFETY: the caller promises exclusive access to these columns of dq.
             let dq = unsafe { dq.row(group.span.query + row, strip.head, width) };

@@ -65,7 +65,7 @@ fn every_kernel_shape_layout_and_start() {
             for start in [Start::Zero, Start::Bias(&bias), Start::Keep] {
                 let before = numbers(m * n, 8);
                 let mut c = before.clone();
-                run(kernel, MatMut::new(&mut c, m, n), start, 0.5, &terms, true, SHARED);
+                run(kernel, MatMut::new(&mut c, m, n), start, 0.5, &terms, true, SHARED_WORDS);
                 for (at, (&got, &product)) in c.iter().zip(products).enumerate() {
                     let from = match start {
                         Start::Zero => 0.0,
@@ -115,7 +115,7 @@ fn same_bits_whatever_the_threads() {
         assert!(product(2) == one && product(5) == one);
         let mut alone = vec![0.0; m * n];
         let kernel = Kernel::choose(precision, m, n);
-        run(kernel, MatMut::new(&mut alone, m, n), Start::Zero, 1.0, &terms, false, SHARED);
+        run(kernel, MatMut::new(&mut alone, m, n), Start::Zero, 1.0, &terms, false, SHARED_WORDS);
         assert!(alone == one);
     }
 }
@@ -134,7 +134,7 @@ fn a_matrix_packed_before_gives_the_same_bits_in_both_directions() {
         let products = |kernel: Kernel, n: usize, terms: &[Term]| {
             [false, true].map(|parallel| {
                 let mut c = numbers(m * n, 6);
-                run(kernel, MatMut::new(&mut c, m, n), Start::Keep, 0.5, terms, parallel, SHARED);
+                run(kernel, MatMut::new(&mut c, m, n), Start::Keep, 0.5, terms, parallel, SHARED_WORDS);
                 c
             })
         };
@@ -183,7 +183,7 @@ fn same_bits_however_much_is_packed_at_once() {
                 run(kernel, MatMut::new(&mut c, m, n), start, 1.0, &terms, parallel, limit);
                 c
             };
-            let whole = product(SHARED, false);
+            let whole = product(SHARED_WORDS, false);
             for limit in [1, STREAMED.depth * 14, STREAMED.depth * 32, STREAMED.depth * 70, 900 * 128] {
                 assert!(product(limit, false) == whole && product(limit, true) == whole, "{limit}");
             }
@@ -197,7 +197,7 @@ fn groups_cover_the_product_and_stay_below_the_limit() {
     let terms = [(Mat::new(&a, 1, 900), Mat::new(&b, 900, 100))];
     let shared =
         Side { operand: Operand::B, extent: 100, height: 32, format: Format::F32, step: 1, sizes: STREAMED };
-    for limit in [STREAMED.depth * 32, STREAMED.depth * 70, STREAMED.depth * 150, SHARED] {
+    for limit in [STREAMED.depth * 32, STREAMED.depth * 70, STREAMED.depth * 150, SHARED_WORDS] {
         let groups = groups(&terms, shared, limit);
         let size = |g: &Group| g.blocks.iter().map(|b| b.k.len()).sum::<usize>() * g.strips.len() * 32;
         assert!(groups.iter().all(|g| size(g) <= limit));
@@ -276,7 +276,7 @@ fn kernels_agree() {
         for (rows, cols) in [(rows, cols), (1, 1), (rows - 1, cols - 1)] {
             let mut c = vec![9.0; m * n];
             let tile =
-                Tile { c: c.as_mut_ptr(), row_stride: n, rows, cols, start: Start::Zero, passing: None };
+                Tile { c: c.as_mut_ptr(), row_stride: n, rows, cols, start: Start::Zero, streamed: None };
             // SAFETY: the panels are packed for this kernel; the tile is inside c.
             unsafe { (kernel.run)(depth, &a_packed, &b_packed, tile) };
             for (at, &got) in c.iter().enumerate() {
