@@ -5,7 +5,7 @@ mod reference;
 
 use lora_drop_compute::Tensor;
 use lora_drop_compute::activation::Activation;
-use lora_drop_compute::attention::{Queries, Sight};
+use lora_drop_compute::attention::{Mask, Queries};
 use lora_drop_compute::blocks::{BlockMatrix, BlockType};
 use lora_drop_compute::device::{
     At, Attend, Cpu, Device, Kept, LayerNorm, LowRank, Magnitude, Matrix, Operation, Piece, Product,
@@ -13,7 +13,7 @@ use lora_drop_compute::device::{
 };
 use lora_drop_compute::gemm::Precision;
 use lora_drop_compute::random::{Dropout, Key};
-use lora_drop_compute::rotary::{RotaryTable, Turn};
+use lora_drop_compute::rotary::{RotaryTable, Rotation};
 use reference::Reference;
 
 fn numbers(count: usize, seed: u64) -> Vec<f32> {
@@ -253,13 +253,13 @@ case!(rms_norms, bench => {
 case!(rotary, bench => {
     let table = RotaryTable::new(32, &[1.0, 0.3, 0.01]);
     let x = bench.take(4 * 12);
-    for (turn, positions) in [(Turn::Forward, [0, 7, 31, 2]), (Turn::Back, [1, 2, 3, 4])] {
-        bench.run(Operation::Rotary { table: &table, turn, x, positions: &positions });
+    for (rotation, positions) in [(Rotation::Forward, [0, 7, 31, 2]), (Rotation::Backward, [1, 2, 3, 4])] {
+        bench.run(Operation::Rotary { table: &table, rotation, x, positions: &positions });
     }
 });
 
 /// Runs attention over sequences of 5, 1 and 40 tokens, forward and backward.
-fn attend<D: RoomKept>(bench: &mut Bench<D>, kv_heads: usize, sight: Sight, biased: bool, queries: Queries) {
+fn attend<D: RoomKept>(bench: &mut Bench<D>, kv_heads: usize, mask: Mask, biased: bool, queries: Queries) {
     let (offsets, heads, width, keys) = ([0, 5, 6, 46], 4, 8, keys(3));
     let asking = if queries == Queries::First { 3 } else { 46 };
     let [q, out, dout, dq] = [(); 4].map(|()| bench.take(asking * heads * width));
@@ -280,7 +280,7 @@ fn attend<D: RoomKept>(bench: &mut Bench<D>, kv_heads: usize, sight: Sight, bias
         bias: biased.then_some((table, 48)),
         dropout: Some((Dropout::new(0.2), &keys)),
         queries,
-        sight,
+        mask,
         precision: Precision::F32,
     };
     bench.run(Operation::Attention(attend));
@@ -288,13 +288,13 @@ fn attend<D: RoomKept>(bench: &mut Bench<D>, kv_heads: usize, sight: Sight, bias
     bench.run(Operation::AttentionBackward { attend, dout, dqkv, dbias });
 }
 
-case!(attention_in_both_directions, bench => { attend(bench, 4, Sight::All, true, Queries::All) });
-case!(attention_of_first_tokens, bench => { attend(bench, 4, Sight::All, true, Queries::First) });
+case!(attention_in_both_directions, bench => { attend(bench, 4, Mask::Bidirectional, true, Queries::All) });
+case!(attention_of_first_tokens, bench => { attend(bench, 4, Mask::Bidirectional, true, Queries::First) });
 case!(causal_attention_in_groups, bench => {
-    attend(bench, 2, Sight::Causal { window: None }, false, Queries::All)
+    attend(bench, 2, Mask::Causal { window: None }, false, Queries::All)
 });
 case!(causal_attention_with_a_window, bench => {
-    attend(bench, 1, Sight::Causal { window: Some(9) }, false, Queries::All)
+    attend(bench, 1, Mask::Causal { window: Some(9) }, false, Queries::All)
 });
 
 case!(attention_behind_a_cache, bench => {
@@ -305,11 +305,11 @@ case!(attention_behind_a_cache, bench => {
         let [q, out] = [(); 2].map(|()| bench.take(tokens * heads * width));
         let [k, v] = [(); 2].map(|()| bench.take(tokens * kv_heads * width));
         let lse = bench.take(tokens * heads);
-        let sight = Sight::Causal { window: Some(6) };
+        let mask = Mask::Causal { window: Some(6) };
         let (queries, precision) = (Queries::All, Precision::F32);
         let attend = Attend {
             q, k, v, out, lse, offsets: &offsets, heads, kv_heads, width, scale: 0.3, bias: None, dropout: None, queries,
-            sight, precision,
+            mask, precision,
         };
         let mut caches: Vec<_> = caches.iter_mut().collect();
         bench.with(|device, store| device.attention_cached(store.memory, attend, &mut caches).unwrap());

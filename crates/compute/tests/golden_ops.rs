@@ -4,7 +4,7 @@
 use lora_drop_compute::activation::Activation;
 use lora_drop_compute::adamw;
 use lora_drop_compute::attention::{
-    Attention, Columns, ColumnsMut, Inputs, Kept, Queries, RelativeBias, Sight,
+    Attention, Columns, ColumnsMut, Inputs, Mask, Queries, RelativeBias, SavedForward,
 };
 use lora_drop_compute::gemm::Precision;
 use lora_drop_compute::kept_values::KeptValues;
@@ -127,7 +127,7 @@ fn attention_with_and_without_bias() {
         let (mut dq, mut dk, mut dv) = (vec![9.0; 240], vec![9.0; 240], vec![9.0; 240]);
         attention.forward(inputs, &mut out, &mut lse);
         let gradients = [&mut dq, &mut dk, &mut dv].map(|data| ColumnsMut { data, stride: 16 });
-        attention.backward(Kept { inputs, out: &out, lse: &lse }, &dy, gradients, dbias);
+        attention.backward(SavedForward { inputs, out: &out, lse: &lse }, &dy, gradients, dbias);
         (out, [dq, dk, dv])
     };
     let plain = Attention {
@@ -139,7 +139,7 @@ fn attention_with_and_without_bias() {
         bias: None,
         dropout: None,
         queries: Queries::All,
-        sight: Sight::All,
+        mask: Mask::Bidirectional,
         precision: Precision::F32,
     };
     let (out, dqkv) = run(plain, None);
@@ -170,7 +170,7 @@ fn attention_with_and_without_bias() {
     let mut want = [vec![0.0; 240], vec![0.0; 240], vec![0.0; 240]];
     biased.forward(inputs, &mut all, &mut lse);
     let gradients = want.each_mut().map(|data| ColumnsMut { data, stride: 16 });
-    biased.backward(Kept { inputs, out: &all, lse: &lse }, &sparse, gradients, None);
+    biased.backward(SavedForward { inputs, out: &all, lse: &lse }, &sparse, gradients, None);
 
     let first = Attention { queries: Queries::First, ..biased };
     let (q, dy) = (firsts(&q), firsts(&dy));
@@ -179,7 +179,7 @@ fn attention_with_and_without_bias() {
     let (mut dk, mut dv) = (vec![0.0; 240], vec![0.0; 240]);
     first.forward(inputs, &mut out, &mut lse);
     let gradients = [&mut dq, &mut dk, &mut dv].map(|data| ColumnsMut { data, stride: 16 });
-    first.backward(Kept { inputs, out: &out, lse: &lse }, &dy, gradients, None);
+    first.backward(SavedForward { inputs, out: &out, lse: &lse }, &dy, gradients, None);
     for (got, want) in [(&out, &firsts(&all)), (&dq, &firsts(&want[0])), (&dk, &want[1]), (&dv, &want[2])] {
         assert!(got.iter().zip(want).all(|(g, w)| (g - w).abs() < 1e-6), "{got:?}\n{want:?}");
     }

@@ -32,7 +32,7 @@ pub enum Storage {
 
 /// Names in profiles of a layer's products, and of those with few rows.
 const LINEAR: &str = "linear";
-const FEW: &str = "linear, few rows";
+const LINEAR_FEW_ROWS: &str = "linear, few rows";
 
 /// Returns the gradients of a store. Panics in a pass without a backward pass.
 fn gradients<'a>(store: &'a mut Option<&mut [f32]>) -> &'a mut [f32] {
@@ -179,7 +179,9 @@ impl Device for Cpu {
                 let gradient = gradient.map(|piece| part(gradients(all), piece));
                 rms_norm::backward(from.get(dy), from.get(norm.x), gain, from.get(norm.rstd), dx, gradient);
             }
-            Operation::Rotary { table, turn, x, positions } => table.turn(turn, part(memory, x), positions),
+            Operation::Rotary { table, rotation, x, positions } => {
+                table.rotate(rotation, part(memory, x), positions)
+            }
             Operation::Attention(attend) => {
                 let ([out, lse], from) = split(memory, parameters, [attend.out, attend.lse]);
                 from.attention(&attend).forward(from.inputs(&attend), out, lse);
@@ -191,8 +193,8 @@ impl Device for Cpu {
                 let dqkv = [(dq, wide), (dk, pair), (dv, pair)];
                 let dqkv = dqkv.map(|(data, stride)| ColumnsMut { data, stride });
                 let (out, lse) = (from.get(attend.out), from.get(attend.lse));
-                let kept = attention::Kept { inputs: from.inputs(&attend), out, lse };
-                from.attention(&attend).backward(kept, from.get(dout), dqkv, dbias.map(|_| table));
+                let saved = attention::SavedForward { inputs: from.inputs(&attend), out, lse };
+                from.attention(&attend).backward(saved, from.get(dout), dqkv, dbias.map(|_| table));
             }
             Operation::RelativeBias { weight, of, table } => {
                 let ([table], from) = split(memory, parameters, [table]);
@@ -316,7 +318,7 @@ fn product(store: &mut Store<Cpu>, product: Product<Cpu>) {
     });
     let mats = &mats[..terms.len()];
     let few = few && rows <= FEW_ROWS;
-    let name = if few && name == LINEAR { FEW } else { name };
+    let name = if few && name == LINEAR { LINEAR_FEW_ROWS } else { name };
     let _span = profile::operation(name, || gemm::work(&c, start, mats));
     if !few {
         return gemm::matmul(precision, c, start, scale, mats);

@@ -14,10 +14,10 @@ pub use cpu::{Cpu, Storage};
 pub use key_values::KeyValues;
 
 use crate::activation::Activation;
-use crate::attention::{Queries, Sight};
+use crate::attention::{Mask, Queries};
 use crate::gemm::Precision;
 use crate::random::{Dropout, Key};
-use crate::rotary::{RotaryTable, Turn};
+use crate::rotary::{RotaryTable, Rotation};
 
 /// A part of a buffer: `len` values from index `start` on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -256,7 +256,7 @@ pub struct Attend<'a> {
     pub bias: Option<(Piece, usize)>,
     pub dropout: Dropped<'a>,
     pub queries: Queries,
-    pub sight: Sight,
+    pub mask: Mask,
     pub precision: Precision,
 }
 
@@ -339,8 +339,8 @@ pub enum Operation<'a, D: Device + ?Sized> {
     RmsNormBackward { norm: RmsNorm<'a, D>, dy: Piece, dx: Piece, gradient: Option<Piece> },
 
     /// Rotates every head of each row of x, (rows, heads · width), in place and in the direction
-    /// `turn`, by the angles that `table` has for `positions`, (rows).
-    Rotary { table: &'a RotaryTable, turn: Turn, x: Piece, positions: &'a [u32] },
+    /// `rotation`, by the angles that `table` has for `positions`, (rows).
+    Rotary { table: &'a RotaryTable, rotation: Rotation, x: Piece, positions: &'a [u32] },
 
     /// Computes the output and the log-sum-exps.
     Attention(Attend<'a>),

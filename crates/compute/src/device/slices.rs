@@ -114,10 +114,10 @@ impl<'a, const N: usize> Operands<'a, N> {
     }
 
     pub fn attention(&self, attend: &Attend<'a>) -> Attention<'a> {
-        let Attend { offsets, heads, kv_heads, width, scale, dropout, queries, sight, precision, .. } =
+        let Attend { offsets, heads, kv_heads, width, scale, dropout, queries, mask, precision, .. } =
             *attend;
         let bias = attend.bias.map(|(table, reach)| RelativeBias { table: self.get(table), reach });
-        Attention { offsets, heads, kv_heads, width, scale, bias, dropout, queries, sight, precision }
+        Attention { offsets, heads, kv_heads, width, scale, bias, dropout, queries, mask, precision }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Activations and attention by their definitions, in f64.
 
 use lora_drop_compute::activation::Activation;
-use lora_drop_compute::attention::{Queries, Sight};
+use lora_drop_compute::attention::{Mask, Queries};
 use lora_drop_compute::device::Attend;
 
 fn sigmoid(x: f64) -> f64 {
@@ -65,9 +65,9 @@ pub fn queries(attend: &Attend) -> Vec<Query> {
             Queries::Last(count) => length - count..length,
         };
         for place in asking {
-            let seen = match attend.sight {
-                Sight::All => 0..length,
-                Sight::Causal { window } => {
+            let seen = match attend.mask {
+                Mask::Bidirectional => 0..length,
+                Mask::Causal { window } => {
                     window.map_or(0, |window| (place + 1).saturating_sub(window))..place + 1
                 }
             };
@@ -159,9 +159,9 @@ pub fn attention_backward(
             let of_p: Vec<f64> = (query.seen.clone().zip(&factors))
                 .map(|(key, factor)| factor * (0..width).map(|i| dout[row + i] * v[at(key) + i]).sum::<f64>())
                 .collect();
-            let mean: f64 = p.iter().zip(&of_p).map(|(p, d)| p * d).sum();
+            let delta: f64 = p.iter().zip(&of_p).map(|(p, d)| p * d).sum();
             for (n, key) in query.seen.clone().enumerate() {
-                let of_score = p[n] * (of_p[n] - mean);
+                let of_score = p[n] * (of_p[n] - delta);
                 for i in 0..width {
                     dv[at(key) + i] += p[n] * factors[n] * dout[row + i];
                     dq[row + i] += f64::from(attend.scale) * of_score * k[at(key) + i];

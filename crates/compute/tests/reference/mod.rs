@@ -16,7 +16,7 @@ use lora_drop_compute::device::{
 };
 use lora_drop_compute::random::{Dropout, Key};
 use lora_drop_compute::relative;
-use lora_drop_compute::rotary::Turn;
+use lora_drop_compute::rotary::Rotation;
 
 use formulas::{activate, attention, attention_backward, slope};
 
@@ -366,7 +366,7 @@ impl Device for Reference {
                 }
                 add(store.memory, dx, &of_x);
             }
-            Operation::Rotary { table, turn, x, positions } => {
+            Operation::Rotary { table, rotation, x, positions } => {
                 let half = table.frequencies().len();
                 let columns = x.len / positions.len().max(1);
                 let mut values = get(memory, x);
@@ -375,7 +375,7 @@ impl Device for Reference {
                         for (i, &frequency) in table.frequencies().iter().enumerate() {
                             // The angle is computed in f32, as in the models' training.
                             let angle = f64::from(position as f32 * frequency);
-                            let angle = if turn == Turn::Forward { angle } else { -angle };
+                            let angle = if rotation == Rotation::Forward { angle } else { -angle };
                             let (a, b) = (head[i], head[i + half]);
                             head[i] = a * angle.cos() - b * angle.sin();
                             head[i + half] = b * angle.cos() + a * angle.sin();

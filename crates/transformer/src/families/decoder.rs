@@ -1,6 +1,6 @@
 //! Common parts of decoders: keys of config.json, names of modules, embedding and head.
 
-use lora_drop_compute::attention::Sight;
+use lora_drop_compute::attention::Mask;
 use serde_json::{Map, Value};
 
 use super::family::{Module, Parts, module};
@@ -156,7 +156,7 @@ pub fn attention(b: &mut Builder, config: &ModelConfig, number: usize, qkv: [Val
         kv_heads: config.kv_heads,
         width: config.head_dim,
         scale: config.attention_scale,
-        sight: Sight::Causal { window: config.windows[number] },
+        mask: Mask::Causal { window: config.windows[number] },
         biased: false,
     };
     b.attention(qkv, heads, Drop { site: Site::Attention(number), rate: Rate::Attention, by_row: false })

@@ -7,7 +7,7 @@
 use lora_drop_compute::attention::Queries;
 use lora_drop_compute::device::{At, Attend, Device, LayerNorm, Operation, Piece, RmsNorm};
 use lora_drop_compute::gemm::Precision;
-use lora_drop_compute::rotary::Turn;
+use lora_drop_compute::rotary::Rotation;
 
 use super::graph::{Drop, Heads, LayerId, Op, Rows, Segment, TakenOver, Value, ValueId, WeightId};
 use super::run::{Result, Run};
@@ -217,7 +217,7 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
             Op::Rotary { x, rope, y } => {
                 let y = self.make(places, Some(*x), *y, saved);
                 match &mut self.run {
-                    Some(run) => run.rotary(*rope, Turn::Forward, y),
+                    Some(run) => run.rotary(*rope, Rotation::Forward, y),
                     None => Ok(()),
                 }
             }
@@ -371,7 +371,7 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
             bias: run.bias.filter(|_| heads.biased),
             dropout: keys.get(),
             queries: if few { Queries::First } else { Queries::All },
-            sight: heads.sight,
+            mask: heads.mask,
             precision: if run.caches.is_some() { Precision::F32 } else { self.net.precision() },
         };
         let block = self.block.expect("attention is in blocks");
@@ -572,7 +572,7 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
             Op::Rotary { x, rope, y } => {
                 let g = grads.take(*y);
                 if let Some(run) = &mut self.run {
-                    run.rotary(*rope, Turn::Back, g.piece)?;
+                    run.rotary(*rope, Rotation::Backward, g.piece)?;
                 }
                 grads.of[*x] = Some(g);
             }

@@ -1,7 +1,7 @@
-//! Attention for few queries. Keys and values are read in place, because packing them would cost as
-//! much as their products. Rows are queries, and products are in f32 whatever the precision.
+//! Attention for few queries, with unpacked keys and values: packing them would cost as much as
+//! their products. Rows are queries, and products are in f32 whatever the precision.
 
-use super::{Attention, Group, Kept, OutputSlice, Sums, row_key};
+use super::{Attention, GroupGradients, HeadGroup, OutputSlice, SavedForward, row_key};
 use crate::arena::Arena;
 use crate::cpu::vectorised;
 use crate::gemm::{FEW_ROWS, MatMut, Start, add_rows, matmul_few_local};
@@ -9,8 +9,8 @@ use crate::math::{exp, fused, max, sum_by, sum_by_2};
 use crate::random::{Dropout, Key};
 use crate::rows::add_row;
 
-/// Returns whether a sequence's queries are few.
-pub fn are_few(queries: usize) -> bool {
+/// Returns whether a sequence has so few queries.
+pub fn applies_to(queries: usize) -> bool {
     queries <= FEW_ROWS
 }
 
@@ -25,7 +25,7 @@ pub const fn scratch(length: usize) -> usize {
 /// No one else accesses them during the call.
 pub unsafe fn forward(
     attention: &Attention,
-    group: &Group,
+    group: &HeadGroup,
     head: usize,
     [out, lse]: [OutputSlice; 2],
     scratch: &mut Vec<f32>,
@@ -40,13 +40,13 @@ pub unsafe fn forward(
         if let Some(bias) = attention.bias_row(head, row, length) {
             add_row(scores, bias);
         }
-        let seen = attention.seen_by(&group.span, row..row + 1);
-        scores[..seen.start].fill(0.0);
-        scores[seen.end..].fill(0.0);
-        let first = seen.start;
-        let sum = softmax_row(&mut scores[seen.clone()]);
+        let visible = attention.visible_keys(&group.span, row..row + 1);
+        scores[..visible.start].fill(0.0);
+        scores[visible.end..].fill(0.0);
+        let first = visible.start;
+        let sum = softmax_row(&mut scores[visible.clone()]);
         if let Some((dropout, keys)) = attention.dropout {
-            drop_row(&mut scores[seen], first, dropout, row_key(keys[group.sequence], head, row));
+            drop_row(&mut scores[visible], first, dropout, row_key(keys[group.sequence], head, row));
         }
         // SAFETY: the caller promises exclusive access to these entries and columns.
         let out = unsafe {
@@ -64,11 +64,11 @@ pub unsafe fn forward(
 /// No one else accesses these columns during the call.
 pub unsafe fn backward(
     attention: &Attention,
-    (group, head): (&Group, usize),
-    kept: Kept,
+    (group, head): (&HeadGroup, usize),
+    saved: SavedForward,
     dout: &[f32],
     dq: OutputSlice,
-    sums: &mut Sums,
+    sums: &mut GroupGradients,
     scratch: &mut Vec<f32>,
 ) {
     let (queries, length) = (group.span.queries, group.span.length);
@@ -85,23 +85,23 @@ pub unsafe fn backward(
         if let Some(bias) = attention.bias_row(head, row, length) {
             add_row(p, bias);
         }
-        let seen = attention.seen_by(&group.span, row..row + 1);
+        let visible = attention.visible_keys(&group.span, row..row + 1);
         for x in [&mut *p, &mut *ds] {
-            x[..seen.start].fill(0.0);
-            x[seen.end..].fill(0.0);
+            x[..visible.start].fill(0.0);
+            x[visible.end..].fill(0.0);
         }
         let columns = group.columns(head, row);
         let dout = &dout[columns.clone()];
-        let along = dot_row(&kept.out[columns], dout);
+        let delta = dot_row(&saved.out[columns], dout);
         {
-            let (first, p, ds) = (seen.start, &mut p[seen.clone()], &mut ds[seen]);
-            probabilities_row(p, kept.lse[group.entry(head, row)]);
+            let (first, p, ds) = (visible.start, &mut p[visible.clone()], &mut ds[visible]);
+            probabilities_row(p, saved.lse[group.entry(head, row)]);
             match attention.dropout {
                 Some((dropout, keys)) => {
                     let key = row_key(keys[group.sequence], head, row);
-                    scores_row_dropped(p, ds, along, first, dropout, key);
+                    score_gradients_row_dropped(p, ds, delta, first, dropout, key);
                 }
-                None => scores_row(p, ds, along),
+                None => score_gradients_row(p, ds, delta),
             }
         }
         if let Some(table) = sums.table_of(head) {
@@ -158,20 +158,20 @@ vectorised! {
 }
 
 vectorised! {
-    /// ds = p · (ds − along)
-    fn scores_row(p: &mut [f32], ds: &mut [f32], along: f32) {
+    /// ds = p · (ds − delta)
+    fn score_gradients_row(p: &mut [f32], ds: &mut [f32], delta: f32) {
         for (p, ds) in p.iter().zip(ds) {
-            *ds = *p * (*ds - along);
+            *ds = *p * (*ds - delta);
         }
     }
 }
 
 vectorised! {
-    /// ds = p · (factor · ds − along); p = factor · p
-    fn scores_row_dropped(p: &mut [f32], ds: &mut [f32], along: f32, first: usize, dropout: Dropout, key: Key) {
+    /// ds = p · (factor · ds − delta); p = factor · p
+    fn score_gradients_row_dropped(p: &mut [f32], ds: &mut [f32], delta: f32, first: usize, dropout: Dropout, key: Key) {
         for (i, (p, ds)) in p.iter_mut().zip(ds).enumerate() {
             let factor = dropout.factor(key, (first + i) as u32);
-            *ds = *p * fused::<FMA>(factor, *ds, -along);
+            *ds = *p * fused::<FMA>(factor, *ds, -delta);
             *p *= factor;
         }
     }
