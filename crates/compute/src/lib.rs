@@ -10,7 +10,7 @@
 //! - [`attention`], [`rotary`], [`relative`], [`embedding`], [`norm`], [`activation`]: the CPU's
 //!   operations as functions on slices
 //! - [`loss`], [`adamw`]: losses and the optimiser
-//! - [`kept_values`], [`rows`], [`random`]: saved activations, sums over rows, random numbers
+//! - [`saved_values`], [`rows`], [`random`]: saved activations, sums over rows, random numbers
 //! - [`profile`]: time and work by operation
 //!
 //! The product y = x Wᵀ on the CPU:
@@ -49,7 +49,6 @@ mod cpu;
 pub mod device;
 pub mod embedding;
 pub mod gemm;
-pub mod kept_values;
 mod lanes;
 pub mod loss;
 mod magnitude;
@@ -62,6 +61,7 @@ pub mod relative;
 mod rms_norm;
 pub mod rotary;
 pub mod rows;
+pub mod saved_values;
 mod scaled;
 mod tensor;
 

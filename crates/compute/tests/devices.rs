@@ -8,8 +8,8 @@ use lora_drop_compute::activation::Activation;
 use lora_drop_compute::attention::{Mask, Queries};
 use lora_drop_compute::blocks::{BlockMatrix, BlockType};
 use lora_drop_compute::device::{
-    At, Attend, Cpu, Device, Kept, LayerNorm, LowRank, Magnitude, Matrix, Operation, Piece, Product,
-    Relative, RmsNorm, Scaled, Start, Storage, Store, Targets, To,
+    At, Attend, Cpu, Device, LayerNorm, LowRank, Magnitude, Matrix, Operation, Piece, Product, Relative,
+    RmsNorm, SavedPiece, Scaled, Start, Storage, Store, Targets, To,
 };
 use lora_drop_compute::gemm::Precision;
 use lora_drop_compute::random::{Dropout, Key};
@@ -33,7 +33,7 @@ struct Bench<D: Device> {
 const ROOM: usize = 1 << 16;
 const PARAMETERS: usize = 1 << 12;
 
-impl<D: RoomKept> Bench<D> {
+impl<D: WithContents> Bench<D> {
     fn new(device: D) -> Self {
         let mut bench = Bench {
             memory: D::Memory::default(),
@@ -68,9 +68,9 @@ impl<D: RoomKept> Bench<D> {
     fn with<R>(&mut self, f: impl FnOnce(&D, &mut Store<D>) -> R) -> R {
         let Bench { device, memory, parameters, gradients, .. } = self;
         let mut store = Store {
-            memory: device.room_kept(memory, ROOM),
-            parameters: device.room_kept(parameters, PARAMETERS),
-            gradients: Some(device.room_kept(gradients, PARAMETERS)),
+            memory: device.room_with_contents(memory, ROOM),
+            parameters: device.room_with_contents(parameters, PARAMETERS),
+            gradients: Some(device.room_with_contents(gradients, PARAMETERS)),
         };
         f(device, &mut store)
     }
@@ -87,18 +87,18 @@ impl<D: RoomKept> Bench<D> {
 }
 
 /// `Device::room` that keeps the contents.
-trait RoomKept: Device {
-    fn room_kept<'m>(&self, memory: &'m mut Self::Memory, len: usize) -> &'m mut Self::Buffer;
+trait WithContents: Device {
+    fn room_with_contents<'m>(&self, memory: &'m mut Self::Memory, len: usize) -> &'m mut Self::Buffer;
 }
 
-impl RoomKept for Cpu {
-    fn room_kept<'m>(&self, memory: &'m mut Self::Memory, len: usize) -> &'m mut [f32] {
+impl WithContents for Cpu {
+    fn room_with_contents<'m>(&self, memory: &'m mut Self::Memory, len: usize) -> &'m mut [f32] {
         &mut memory[..len]
     }
 }
 
-impl RoomKept for Reference {
-    fn room_kept<'m>(&self, memory: &'m mut Self::Memory, len: usize) -> &'m mut [f64] {
+impl WithContents for Reference {
+    fn room_with_contents<'m>(&self, memory: &'m mut Self::Memory, len: usize) -> &'m mut [f64] {
         &mut memory[..len]
     }
 }
@@ -122,7 +122,7 @@ macro_rules! case {
     ($name:ident, $bench:ident => $body:block) => {
         #[test]
         fn $name() {
-            fn run<D: RoomKept>($bench: &mut Bench<D>) $body
+            fn run<D: WithContents>($bench: &mut Bench<D>) $body
             agree(stringify!($name), run::<Cpu>, run::<Reference>);
         }
     };
@@ -259,7 +259,13 @@ case!(rotary, bench => {
 });
 
 /// Runs attention over sequences of 5, 1 and 40 tokens, forward and backward.
-fn attend<D: RoomKept>(bench: &mut Bench<D>, kv_heads: usize, mask: Mask, biased: bool, queries: Queries) {
+fn attend<D: WithContents>(
+    bench: &mut Bench<D>,
+    kv_heads: usize,
+    mask: Mask,
+    biased: bool,
+    queries: Queries,
+) {
     let (offsets, heads, width, keys) = ([0, 5, 6, 46], 4, 8, keys(3));
     let asking = if queries == Queries::First { 3 } else { 46 };
     let [q, out, dout, dq] = [(); 4].map(|()| bench.take(asking * heads * width));
@@ -326,24 +332,24 @@ case!(relative_biases, bench => {
 case!(activations, bench => {
     for f in [Activation::Gelu, Activation::GeluTanh, Activation::Relu, Activation::Silu, Activation::Tanh] {
         let [x, y, again, dy, over] = [(); 5].map(|()| bench.take(90));
-        let kept = Kept { piece: x, count: 90, rounded: false };
+        let saved = SavedPiece { piece: x, count: 90, rounded: false };
         for (x, y) in [(x, y), (over, over)] {
             bench.run(Operation::Activation { f, x, y, rounded: None });
         }
-        bench.run(Operation::RecomputeActivation { f, x: kept, y: again });
-        bench.run(Operation::ActivationBackward { f, x: kept, dy });
+        bench.run(Operation::RecomputeActivation { f, x: saved, y: again });
+        bench.run(Operation::ActivationBackward { f, x: saved, dy });
     }
 });
 
 case!(gates, bench => {
     for f in [Activation::Silu, Activation::GeluTanh] {
         let [gate, up, y, again, dy, dgate, over] = [(); 7].map(|()| bench.take(90));
-        let kept = [gate, up].map(|piece| Kept { piece, count: 90, rounded: false });
+        let saved = [gate, up].map(|piece| SavedPiece { piece, count: 90, rounded: false });
         for (gate, y) in [(gate, y), (over, over)] {
             bench.run(Operation::Gate { f, gate_and_up: [gate, up], y, rounded: None });
         }
-        bench.run(Operation::RecomputeGate { f, kept, y: again });
-        bench.run(Operation::GateBackward { f, kept, dy, dgate });
+        bench.run(Operation::RecomputeGate { f, saved, y: again });
+        bench.run(Operation::GateBackward { f, saved, dy, dgate });
         bench.run(Operation::Scale { x: over, factor: 25.25 });
     }
 });

@@ -7,7 +7,7 @@ use lora_drop_compute::attention::{
     Attention, Columns, ColumnsMut, Inputs, Mask, Queries, RelativeBias, SavedForward,
 };
 use lora_drop_compute::gemm::Precision;
-use lora_drop_compute::kept_values::KeptValues;
+use lora_drop_compute::saved_values::SavedValues;
 use lora_drop_compute::{embedding, loss, norm};
 use safetensors::SafeTensors;
 
@@ -79,10 +79,10 @@ fn gelu() {
     let (x, dy) = (golden.get("gelu.x"), golden.get("gelu.dy"));
     for (f, name) in [(Activation::Gelu, "erf"), (Activation::GeluTanh, "tanh")] {
         let mut y = vec![0.0; x.len()];
-        f.forward(&KeptValues::Floats(&x), &mut y);
+        f.forward(&SavedValues::Floats(&x), &mut y);
         golden.check(&format!("gelu.{name}.y"), &y);
         let mut dx = dy.clone();
-        f.backward(&KeptValues::Floats(&x), &mut dx);
+        f.backward(&SavedValues::Floats(&x), &mut dx);
         golden.check(&format!("gelu.{name}.d_x"), &dx);
     }
 }
@@ -94,12 +94,12 @@ fn activations_against_finite_differences() {
         let at = |shift: f32| {
             let moved: Vec<f32> = x.iter().map(|x| x + shift).collect();
             let mut y = vec![0.0; x.len()];
-            f.forward(&KeptValues::Floats(&moved), &mut y);
+            f.forward(&SavedValues::Floats(&moved), &mut y);
             y
         };
         let (above, below) = (at(0.01), at(-0.01));
         let mut slope = vec![1.0; x.len()];
-        f.backward(&KeptValues::Floats(&x), &mut slope);
+        f.backward(&SavedValues::Floats(&x), &mut slope);
         for i in 0..x.len() {
             let want = (above[i] - below[i]) / 0.02;
             assert!(

@@ -2,8 +2,8 @@
 //! head.
 //!
 //! Sequences are concatenated and do not attend to each other. Probabilities are not saved: the
-//! backward pass recomputes them from each row's log-sum-exp, for one strip of queries at a time, so
-//! memory is linear in the sequence length.
+//! backward pass recomputes them from each row's log-sum-exp, for one strip of queries at a time,
+//! so memory is linear in the sequence length.
 
 mod columns;
 mod strip;

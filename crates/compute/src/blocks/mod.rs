@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 pub use quantize::QuantizeError;
 use rayon::prelude::*;
-use widen::Piece;
+use widen::MatrixPart;
 
 use crate::cpu::fetch_second;
 use crate::mapped::MappedFile;
@@ -92,7 +92,7 @@ impl BlockType {
         let (cols, stride) = (0..out.len(), out.len());
         if stride > 0 {
             let row_bytes = blocks.len();
-            widen::widen(self, Piece { bytes: blocks, row_bytes, rows: 0..1, cols, out, stride });
+            widen::widen(self, MatrixPart { bytes: blocks, row_bytes, rows: 0..1, cols, out, stride });
         }
     }
 }
@@ -256,7 +256,7 @@ impl BlockMatrix {
         );
         let row_bytes = self.row_bytes();
         if !rows.is_empty() && !cols.is_empty() {
-            widen::widen(self.kind, Piece { bytes: self.bytes(), row_bytes, rows, cols, out, stride });
+            widen::widen(self.kind, MatrixPart { bytes: self.bytes(), row_bytes, rows, cols, out, stride });
         }
     }
 

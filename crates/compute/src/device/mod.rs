@@ -170,13 +170,13 @@ pub struct Product<'a, D: Device + ?Sized> {
 /// `count` values that are saved for the backward pass in `piece`: as f32, or with `rounded` as
 /// bf16 in half the memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Kept {
+pub struct SavedPiece {
     pub piece: Piece,
     pub count: usize,
     pub rounded: bool,
 }
 
-impl Kept {
+impl SavedPiece {
     /// Number of f32 of memory that `count` values take.
     pub fn floats(count: usize, rounded: bool) -> usize {
         if rounded { count.div_ceil(2) } else { count }
@@ -354,19 +354,19 @@ pub enum Operation<'a, D: Device + ?Sized> {
     RelativeBiasBackward { of: Relative, dtable: Piece, gradient: Piece },
 
     /// y = f(x), element by element; with `rounded`, x is saved there, rounded to bf16. y may be x.
-    Activation { f: Activation, x: Piece, y: Piece, rounded: Option<Kept> },
+    Activation { f: Activation, x: Piece, y: Piece, rounded: Option<SavedPiece> },
     /// Recomputes y = f(x) from the saved x.
-    RecomputeActivation { f: Activation, x: Kept, y: Piece },
+    RecomputeActivation { f: Activation, x: SavedPiece, y: Piece },
     /// dy becomes dx = f′(x) · dy.
-    ActivationBackward { f: Activation, x: Kept, dy: Piece },
+    ActivationBackward { f: Activation, x: SavedPiece, dy: Piece },
     /// y = f(gate) · up, element by element; with `rounded`, gate and up are saved there. y may be
     /// gate.
-    Gate { f: Activation, gate_and_up: [Piece; 2], y: Piece, rounded: Option<[Kept; 2]> },
-    /// Recomputes y = f(gate) · up from `kept`, the saved gate and up.
-    RecomputeGate { f: Activation, kept: [Kept; 2], y: Piece },
-    /// dy becomes the gradient of up; `dgate`, the gradient of gate, is overwritten. `kept`: the
+    Gate { f: Activation, gate_and_up: [Piece; 2], y: Piece, rounded: Option<[SavedPiece; 2]> },
+    /// Recomputes y = f(gate) · up from `saved`, the saved gate and up.
+    RecomputeGate { f: Activation, saved: [SavedPiece; 2], y: Piece },
+    /// dy becomes the gradient of up; `dgate`, the gradient of gate, is overwritten. `saved`: the
     /// saved gate and up.
-    GateBackward { f: Activation, kept: [Kept; 2], dy: Piece, dgate: Piece },
+    GateBackward { f: Activation, saved: [SavedPiece; 2], dy: Piece, dgate: Piece },
 }
 
 /// A processor with its own buffers, and the operations on them.

@@ -420,7 +420,7 @@ impl Device for Reference {
                 let x = get(memory, x);
                 // Values are not rounded on this device, and a piece of half the size has no room
                 // for exact ones, so the caller must not ask for it.
-                assert!(rounded.is_none(), "nothing is kept rounded on this device");
+                assert!(rounded.is_none(), "nothing is saved rounded on this device");
                 set(memory, y, &x.iter().map(|&x| activate(f, x)).collect::<Vec<_>>());
             }
             Operation::RecomputeActivation { f, x, y } => {
@@ -432,16 +432,16 @@ impl Device for Reference {
                 set(memory, dy, &dx);
             }
             Operation::Gate { f, gate_and_up: [gate, up], y, rounded } => {
-                assert!(rounded.is_none(), "nothing is kept rounded on this device");
+                assert!(rounded.is_none(), "nothing is saved rounded on this device");
                 let pairs = get(memory, gate).into_iter().zip(get(memory, up));
                 set(memory, y, &pairs.map(|(gate, up)| activate(f, gate) * up).collect::<Vec<_>>());
             }
-            Operation::RecomputeGate { f, kept, y } => {
-                let gate_and_up = kept.map(|kept| kept.piece);
+            Operation::RecomputeGate { f, saved, y } => {
+                let gate_and_up = saved.map(|saved| saved.piece);
                 return self.compute(store, Operation::Gate { f, gate_and_up, y, rounded: None });
             }
-            Operation::GateBackward { f, kept, dy, dgate } => {
-                let [gate, up, of_y] = [kept[0].piece, kept[1].piece, dy].map(|piece| get(memory, piece));
+            Operation::GateBackward { f, saved, dy, dgate } => {
+                let [gate, up, of_y] = [saved[0].piece, saved[1].piece, dy].map(|piece| get(memory, piece));
                 let of_gate: Vec<f64> =
                     of_y.iter().zip(&gate).zip(&up).map(|((dy, &g), u)| dy * u * slope(f, g)).collect();
                 let of_up: Vec<f64> = of_y.iter().zip(&gate).map(|(dy, &g)| dy * activate(f, g)).collect();

@@ -411,7 +411,7 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
                 self.call(Operation::RecomputeActivation { f: *f, x: of(*x), y })?;
             }
             Op::Gate { f, gate, up, .. } => {
-                self.call(Operation::RecomputeGate { f: *f, kept: [*gate, *up].map(of), y })?;
+                self.call(Operation::RecomputeGate { f: *f, saved: [*gate, *up].map(of), y })?;
             }
             Op::Gather { x, y: gathered } => {
                 let width = self.value(*gathered).width;
@@ -596,7 +596,7 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
                 let g = grads.take(*y);
                 let kept = [gate, up].map(|value| saved.values[*value].expect("a gate saves what it reads"));
                 let (dgate, _) = self.gradient(grads, *gate);
-                self.call(Operation::GateBackward { f: *f, kept, dy: g.piece, dgate })?;
+                self.call(Operation::GateBackward { f: *f, saved: kept, dy: g.piece, dgate })?;
                 grads.of[*up] = Some(g);
             }
             Op::Add { x, branch, y } => {
