@@ -55,6 +55,7 @@ mod magnitude;
 pub mod mapped;
 mod math;
 pub mod norm;
+mod output_slice;
 pub mod profile;
 pub mod random;
 pub mod relative;

@@ -19,6 +19,7 @@ use rayon::prelude::*;
 use crate::arena::Arena;
 use crate::gemm::panels::WIDTH;
 use crate::gemm::{Mat, Precision};
+use crate::output_slice::OutputSlice;
 use crate::profile::{self, Work};
 use crate::random::{Dropout, Key};
 use columns::{PerQuery, QUERIES};
@@ -115,42 +116,6 @@ impl<'a> RelativeBias<'a> {
     fn of_head(&self, head: usize) -> &'a [f32] {
         let each = 2 * self.reach - 1;
         &self.table[head * each..][..each]
-    }
-}
-
-/// A raw pointer that tasks share. Each writes only its own sequences' rows and heads' columns.
-#[derive(Clone, Copy)]
-struct OutputSlice {
-    data: *mut f32,
-    len: usize,
-    stride: usize,
-}
-// SAFETY: tasks write disjoint elements, as the callers of `row` and `write` promise.
-unsafe impl Send for OutputSlice {}
-unsafe impl Sync for OutputSlice {}
-
-impl OutputSlice {
-    fn new(x: &mut [f32], stride: usize) -> Self {
-        OutputSlice { data: x.as_mut_ptr(), len: x.len(), stride }
-    }
-
-    /// Returns the columns of a head in one row.
-    ///
-    /// # Safety
-    /// No one else accesses them during 'a.
-    unsafe fn row<'a>(self, row: usize, head: usize, width: usize) -> &'a mut [f32] {
-        let from = row * self.stride + head * width;
-        assert!(from + width <= self.len);
-        // SAFETY: inside the slice by the assertion; the caller promises exclusive access.
-        unsafe { std::slice::from_raw_parts_mut(self.data.add(from), width) }
-    }
-
-    /// # Safety
-    /// No one else accesses the element during the call.
-    unsafe fn write(self, at: usize, value: f32) {
-        assert!(at < self.len);
-        // SAFETY: inside the slice by the assertion; the caller promises exclusive access.
-        unsafe { *self.data.add(at) = value }
     }
 }
 
@@ -283,7 +248,7 @@ impl Attention<'_> {
                 of_keys.chunks_exact(stride).zip(of_values.chunks_exact(stride)).enumerate()
             {
                 let row = group.span.token + i;
-                let (dk, dv) = (dk.row(row, group.kv_head, width), dv.row(row, group.kv_head, width));
+                let [dk, dv] = [dk, dv].map(|d| d.columns(row, group.kv_head * width, width));
                 columns::scale(dk, of_key, self.scale);
                 dv.copy_from_slice(&of_value[..width]);
             }

@@ -11,11 +11,12 @@ use std::ops::Range;
 
 use super::columns::{self, PerQuery, QUERIES, RowKeys};
 use super::unpacked::dot_row;
-use super::{Attention, GroupGradients, HeadGroup, OutputSlice, SavedForward, row_key};
+use super::{Attention, GroupGradients, HeadGroup, SavedForward, row_key};
 use crate::arena::Arena;
 use crate::cpu::fetch;
 use crate::gemm::panels::{Left, PanelGemm, Right, WIDTH, transpose};
 use crate::gemm::{Mat, MatMut, Precision, Start};
+use crate::output_slice::OutputSlice;
 
 /// Keys that the backward pass processes at a time: their scores and the gradients of these take 32
 /// KiB.
@@ -191,7 +192,7 @@ pub unsafe fn forward(
             // SAFETY: the caller promises exclusive access to these entries and columns.
             let to = unsafe {
                 lse.write(group.entry(strip.head, row), scale * top[i] + sum[i].ln());
-                out.row(group.span.query + row, strip.head, width)
+                out.columns(group.span.query + row, strip.head * width, width)
             };
             columns::scale(to, values, 1.0 / sum[i]);
         }
@@ -313,7 +314,7 @@ pub unsafe fn backward(
         transpose(Mat::new(transposed, width, QUERIES), of_queries);
         for (row, values) in strip.rows().zip(of_queries.chunks_exact(width)) {
             // SAFETY: the caller promises exclusive access to these columns of dq.
-            let dq = unsafe { dq.row(group.span.query + row, strip.head, width) };
+            let dq = unsafe { dq.columns(group.span.query + row, strip.head * width, width) };
             columns::scale(dq, values, attention.scale);
         }
     }

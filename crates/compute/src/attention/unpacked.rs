@@ -1,11 +1,12 @@
 //! Attention for few queries, with unpacked keys and values: packing them would cost as much as
 //! their products. Rows are queries, and products are in f32 whatever the precision.
 
-use super::{Attention, GroupGradients, HeadGroup, OutputSlice, SavedForward, row_key};
+use super::{Attention, GroupGradients, HeadGroup, SavedForward, row_key};
 use crate::arena::Arena;
 use crate::cpu::vectorised;
 use crate::gemm::{FEW_ROWS, MatMut, Start, add_rows, matmul_few_local};
 use crate::math::{exp, fused, max, sum_by, sum_by_2};
+use crate::output_slice::OutputSlice;
 use crate::random::{Dropout, Key};
 use crate::rows::add_row;
 
@@ -51,7 +52,7 @@ pub unsafe fn forward(
         // SAFETY: the caller promises exclusive access to these entries and columns.
         let out = unsafe {
             lse.write(group.entry(head, row), sum);
-            out.row(group.span.query + row, head, attention.width)
+            out.columns(group.span.query + row, head * attention.width, attention.width)
         };
         out.fill(0.0);
         add_rows(out, scores, values, stride);
@@ -109,7 +110,7 @@ pub unsafe fn backward(
             add_row(&mut table[reach - 1 - row..][..length], ds);
         }
         // SAFETY: the caller promises exclusive access to these columns of dq.
-        let dq = unsafe { dq.row(group.span.query + row, head, attention.width) };
+        let dq = unsafe { dq.columns(group.span.query + row, head * attention.width, attention.width) };
         dq.fill(0.0);
         add_rows(dq, ds, keys, stride);
         dq.iter_mut().for_each(|x| *x *= attention.scale);
