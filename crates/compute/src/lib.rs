@@ -16,11 +16,15 @@
 //! The product y = x Wᵀ on the CPU:
 //!
 //! ```
-//! use lora_drop_compute::device::{Cpu, Device, Matrix, Operation, Piece, Product, Start, Store, To};
+//! use lora_drop_compute::device::{
+//!     Cpu, Device, Matrix, Operation, Piece, Product, Start, Store, To,
+//! };
 //! use lora_drop_compute::gemm::Precision;
 //!
 //! // One buffer with x (2, 3), W (2, 3) and y (2, 2).
-//! let mut memory = vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0];
+//! let mut memory = vec![
+//!     1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0,
+//! ];
 //! let [x, w, y] = [Piece::new(0, 6), Piece::new(6, 6), Piece::new(12, 4)];
 //! let mut store: Store<Cpu> = Store { memory: &mut memory, parameters: &[], gradients: None };
 //! let product = Product {

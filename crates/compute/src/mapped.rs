@@ -174,8 +174,8 @@ mod table {
         });
         if lost.is_some() && REPORTING.swap(true, SeqCst) {
             while !REPORTED.load(SeqCst) {
-                // SAFETY: `poll` may be called in a handler, unlike `nanosleep`. Without descriptors,
-                // it only waits for a millisecond.
+                // SAFETY: `poll` may be called in a handler. Without descriptors, it only waits,
+                // here for a millisecond.
                 unsafe { libc::poll(null_mut(), 0, 1) };
             }
         } else if let Some(slot) = lost {

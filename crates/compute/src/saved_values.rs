@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn an_activation_of_a_rounded_input_goes_on_with_the_plain_one_and_back_from_the_rounded() {
+    fn outputs_use_the_exact_input_and_gradients_the_rounded_one() {
         let (x, dy) = (numbers(1), numbers(2));
         for f in [Activation::Gelu, Activation::GeluTanh, Activation::Relu, Activation::Silu] {
             let mut plain = vec![0.0; COUNT];
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn the_gated_part_likewise() {
+    fn gated_outputs_use_the_exact_inputs_and_gradients_the_rounded_ones() {
         let (gate, up, dy) = (numbers(1), numbers(2), numbers(3));
         let back = |gate: SavedValues, up: SavedValues| {
             let (mut again, mut dup, mut dgate) = (vec![0.0; COUNT], dy.clone(), vec![0.0; COUNT]);

@@ -294,7 +294,7 @@ fn attend<D: WithContents>(
     bench.run(Operation::AttentionBackward { attend, dout, dqkv, dbias });
 }
 
-case!(attention_in_both_directions, bench => { attend(bench, 4, Mask::Bidirectional, true, Queries::All) });
+case!(bidirectional_attention, bench => { attend(bench, 4, Mask::Bidirectional, true, Queries::All) });
 case!(attention_of_first_tokens, bench => { attend(bench, 4, Mask::Bidirectional, true, Queries::First) });
 case!(causal_attention_in_groups, bench => {
     attend(bench, 2, Mask::Causal { window: None }, false, Queries::All)

@@ -13,7 +13,7 @@ use super::columns::{self, PerQuery, QUERIES, RowKeys};
 use super::unpacked::dot_row;
 use super::{Attention, GroupGradients, HeadGroup, SavedForward, row_key};
 use crate::arena::Arena;
-use crate::cpu::fetch;
+use crate::cpu::prefetch_l1;
 use crate::gemm::panels::{Left, PanelGemm, Right, WIDTH, transpose};
 use crate::gemm::{Mat, MatMut, Precision, Start};
 use crate::output_slice::OutputSlice;
@@ -232,7 +232,7 @@ pub unsafe fn backward(
     for number in 0..group.heads.len() * strips(group.span.queries) {
         let strip = QueryStrip::numbered(group, number);
         for row in strip.rows() {
-            fetch(&saved.out[group.columns(strip.head, row)]);
+            prefetch_l1(&saved.out[group.columns(strip.head, row)]);
         }
         let queries = group.queries(strip.head, strip.rows());
         let dout_rows = group.of_queries(dout, strip.head, strip.rows());

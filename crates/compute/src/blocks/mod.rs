@@ -16,7 +16,7 @@ pub use quantize::QuantizeError;
 use rayon::prelude::*;
 use widen::MatrixPart;
 
-use crate::cpu::fetch_second;
+use crate::cpu::prefetch_l2;
 use crate::mapped::MappedFile;
 
 /// The storage of values: half precision, or GGUF's block types, with 32 values per block, or 256
@@ -264,7 +264,7 @@ impl BlockMatrix {
     pub(crate) fn prefetch(&self, rows: Range<usize>, cols: Range<usize>) {
         let at = |col: usize| col / self.kind.values() * self.kind.bytes();
         for row in rows.start..rows.end.min(self.rows) {
-            fetch_second(&self.bytes()[row * self.row_bytes()..][at(cols.start)..at(cols.end)]);
+            prefetch_l2(&self.bytes()[row * self.row_bytes()..][at(cols.start)..at(cols.end)]);
         }
     }
 }

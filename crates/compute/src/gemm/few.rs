@@ -12,12 +12,12 @@ use rayon::prelude::*;
 use super::mat::Data;
 use super::{MAX_SERIAL_WORK, Mat, MatMut, SharedC, Start, Term, with_scratch};
 use crate::aligned::AlignedBuffer;
-use crate::blocks::dot::{MOST, StoredRows, Vectors, dot};
+use crate::blocks::dot::{MAX_VECTORS, StoredRows, Vectors, dot};
 use crate::cpu::vectorised;
 use crate::math::fused;
 
 /// Maximum number of rows of [`matmul_few`].
-pub const FEW_ROWS: usize = MOST;
+pub const FEW_ROWS: usize = MAX_VECTORS;
 /// Rows of W that a task multiplies before it writes to C.
 const GROUP: usize = 64;
 

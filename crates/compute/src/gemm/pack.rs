@@ -100,8 +100,8 @@ pub fn pack(
     assert!(out.len() == strips * panel && panel.is_multiple_of(height) && words <= panel);
     let panels = out.chunks_exact_mut(panel).zip(rows.clone().step_by(height)).map(|(out, first)| {
         let rows = first..(first + height).min(rows.end);
-        let (out, behind) = out.split_at_mut(words);
-        behind.fill(0.0);
+        let (out, padding) = out.split_at_mut(words);
+        padding.fill(0.0);
         (Strip { rows: rows.len(), scale, height, format, prefetch_bytes: 0 }, rows, out)
     });
     match m.data {
@@ -290,12 +290,12 @@ impl Strip {
     /// Packs `depth` columns as pairs; `value` returns the element (row, column).
     fn pack_pairs(&self, value: impl Fn(usize, usize) -> f32, depth: usize, out: &mut [f32]) {
         for (j, out) in (0..depth).step_by(2).zip(out.chunks_exact_mut(self.height)) {
-            let (out, behind) = out.split_at_mut(self.rows);
+            let (out, padding) = out.split_at_mut(self.rows);
             for (i, o) in out.iter_mut().enumerate() {
                 let next = if j + 1 < depth { self.scale * value(i, j + 1) } else { 0.0 };
                 *o = pair(self.scale * value(i, j), next);
             }
-            behind.fill(0.0);
+            padding.fill(0.0);
         }
     }
 

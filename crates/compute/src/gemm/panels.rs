@@ -9,7 +9,7 @@
 use super::kernel::{PanelKernel, STRIDED, Strides, Tile};
 use super::pack::{Format, pack, to_words};
 use super::{Mat, MatMut, Precision, Start};
-use crate::cpu::fetch;
+use crate::cpu::prefetch_l1;
 
 /// Columns of a panel of B, and rows of a strip of A.
 pub(crate) const WIDTH: usize = STRIDED[1];
@@ -106,7 +106,7 @@ impl PanelGemm {
         let (data, stride) = rows.stored_rows().expect("stored by rows");
         for (i, out) in out.chunks_exact_mut(depth).take(rows.rows).enumerate() {
             if i + AHEAD < rows.rows {
-                fetch(&data[(i + AHEAD) * stride..][..rows.cols]);
+                prefetch_l1(&data[(i + AHEAD) * stride..][..rows.cols]);
             }
             to_words(&data[i * stride..][..rows.cols], self.kernel.a_format, out);
         }

@@ -83,7 +83,7 @@ fn every_kernel_shape_layout_and_start() {
 }
 
 #[test]
-fn rows_apart_leave_the_gap_alone() {
+fn gaps_between_strided_rows_are_not_written() {
     let (a, b) = (numbers(20 * 10, 1), numbers(10 * 8, 2));
     let mut c = vec![7.0; 20 * 24];
     matmul(
@@ -100,7 +100,7 @@ fn rows_apart_leave_the_gap_alone() {
 }
 
 #[test]
-fn same_bits_whatever_the_threads() {
+fn results_do_not_depend_on_the_number_of_threads() {
     let (m, n, k) = (500, 200, 900);
     let (a, b) = (numbers(m * k, 1), numbers(k * n, 2));
     let terms = [(Mat::new(&a, m, k), Mat::new(&b, k, n))];
@@ -121,7 +121,7 @@ fn same_bits_whatever_the_threads() {
 }
 
 #[test]
-fn a_matrix_packed_before_gives_the_same_bits_in_both_directions() {
+fn a_prepacked_matrix_gives_the_same_bits_in_both_directions() {
     // B is shared in some cases and A in others; k has one block or several; n selects each of the
     // kernels.
     let shapes = [(1, 1, 1), (300, 40, 33), (20, 90, 1300), (8, 2500, 64), (70, 16, 700)];
@@ -165,7 +165,7 @@ fn a_matrix_packed_before_gives_the_same_bits_in_both_directions() {
 }
 
 #[test]
-fn same_bits_however_much_is_packed_at_once() {
+fn results_do_not_depend_on_how_much_is_packed_at_once() {
     let k = 1300;
     // B is the shared operand, then A.
     for (m, n) in [(100, 40), (40, 100)] {
@@ -220,7 +220,7 @@ fn bf16_kernels() -> Vec<Kernel> {
 }
 
 #[test]
-fn a_matrix_rounded_before_has_the_same_panels() {
+fn a_prerounded_matrix_has_the_same_panels() {
     // Among the numbers are ties, denormals (one of which rounds to a normal number), −0, f32::MAX,
     // which rounds to ∞, and −∞.
     let odd = [0x3f80_8000, 0x3f81_8000, 1, 0x807f_ffff, 0x007f_8000, 0x8000_0000, 0x7f7f_ffff, 0xff80_0000];

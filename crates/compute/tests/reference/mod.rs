@@ -311,8 +311,9 @@ impl Device for Reference {
                 {
                     let of_normed: Vec<f64> = dy.iter().zip(&gamma).map(|(dy, g)| dy * g).collect();
                     let mean = of_normed.iter().sum::<f64>() / width as f64;
-                    let along = of_normed.iter().zip(normed).map(|(d, x)| d * x).sum::<f64>() / width as f64;
-                    of_u.extend(of_normed.iter().zip(normed).map(|(d, x)| rstd * (d - mean - x * along)));
+                    let mean_dot =
+                        of_normed.iter().zip(normed).map(|(d, x)| d * x).sum::<f64>() / width as f64;
+                    of_u.extend(of_normed.iter().zip(normed).map(|(d, x)| rstd * (d - mean - x * mean_dot)));
                     if let Some([of_gamma, of_beta]) = gradients {
                         let of_row: Vec<f64> = dy.iter().zip(normed).map(|(dy, x)| dy * x).collect();
                         add(store.gradients.as_deref_mut().expect(BACK), of_gamma, &of_row);
@@ -356,9 +357,9 @@ impl Device for Reference {
                 let mut of_x = Vec::new();
                 for ((x, dy), rstd) in x.chunks_exact(width).zip(of_y.chunks_exact(width)).zip(rstd) {
                     let of_normed: Vec<f64> = dy.iter().zip(&gamma).map(|(dy, g)| dy * g).collect();
-                    let along =
+                    let mean_dot =
                         of_normed.iter().zip(x).map(|(d, x)| d * x * rstd).sum::<f64>() / width as f64;
-                    of_x.extend(of_normed.iter().zip(x).map(|(d, x)| rstd * (d - x * rstd * along)));
+                    of_x.extend(of_normed.iter().zip(x).map(|(d, x)| rstd * (d - x * rstd * mean_dot)));
                     if let Some(gradient) = gradient {
                         let of_row: Vec<f64> = dy.iter().zip(x).map(|(dy, x)| dy * x * rstd).collect();
                         add(store.gradients.as_deref_mut().expect(BACK), gradient, &of_row);
