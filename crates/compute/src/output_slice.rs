@@ -22,6 +22,7 @@ impl OutputSlice {
     /// # Safety
     /// The slice that this was made of is borrowed during 'a, and no one else accesses these
     /// elements.
+    #[inline]
     pub unsafe fn columns<'a>(self, row: usize, first: usize, width: usize) -> &'a mut [f32] {
         let from = row * self.stride + first;
         assert!(from + width <= self.len);
@@ -34,6 +35,7 @@ impl OutputSlice {
     /// # Safety
     /// The slice that this was made of is borrowed, and no one else accesses the element during the
     /// call.
+    #[inline]
     pub unsafe fn write(self, at: usize, value: f32) {
         assert!(at < self.len);
         // SAFETY: inside the slice by the assertion; the caller promises exclusive access.

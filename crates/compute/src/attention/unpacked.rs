@@ -10,7 +10,7 @@ use crate::output_slice::OutputSlice;
 use crate::random::{Dropout, Key};
 use crate::rows::add_row;
 
-/// Returns whether a sequence has so few queries.
+/// Returns whether a sequence has few enough queries.
 pub fn applies_to(queries: usize) -> bool {
     queries <= FEW_ROWS
 }
