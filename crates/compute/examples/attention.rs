@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use lora_drop_compute::attention::{Attention, Columns, ColumnsMut, Inputs, Kept, Queries, Sight};
+use lora_drop_compute::attention::{Attention, Columns, ColumnsMut, Inputs, Mask, Queries, SavedForward};
 use lora_drop_compute::gemm::Precision;
 use lora_drop_compute::random::{Dropout, Key};
 
@@ -84,7 +84,7 @@ fn main() {
                 bias: None,
                 dropout: (dropout > 0.0).then(|| (Dropout::new(dropout), &keys[..])),
                 queries: Queries::All,
-                sight: if causal { Sight::Causal { window: None } } else { Sight::All },
+                mask: if causal { Mask::Causal { window: None } } else { Mask::Bidirectional },
                 precision,
             };
             let of = |data, stride| Columns { data, stride };
@@ -95,11 +95,11 @@ fn main() {
             let product = (2 * sequences * length * length * wide) as f64 * if causal { 0.5 } else { 1.0 };
             pool.install(|| {
                 rates.push(2.0 * product * rate(|| attention.forward(inputs, &mut out, &mut lse)) / 1e9);
-                let kept = Kept { inputs, out: &out, lse: &lse };
+                let saved = SavedForward { inputs, out: &out, lse: &lse };
                 let backward = || {
                     let gradients = [(&mut dq, wide), (&mut dk, narrow), (&mut dv, narrow)];
                     let gradients = gradients.map(|(data, stride)| ColumnsMut { data, stride });
-                    attention.backward(kept, &dout, gradients, None);
+                    attention.backward(saved, &dout, gradients, None);
                 };
                 rates.push(5.0 * product * rate(backward) / 1e9);
             });

@@ -49,8 +49,8 @@ fn main() {
             let [f32, bf16] = BOTH.map(|precision| measure_peak(precision, 0.2) / 1e9);
             println!("{:54} {f32:16.0} {bf16:16.0}", "kernel alone");
             for (name, m, n, k) in SHAPES {
-                let [f32, bf16] =
-                    BOTH.map(|precision| [false, true].map(|turned| rate(precision, (m, n, k), turned)));
+                let [f32, bf16] = BOTH
+                    .map(|precision| [false, true].map(|by_columns| rate(precision, (m, n, k), by_columns)));
                 let text = |[rows, columns]: [f64; 2]| format!("{rows:7.0} {columns:7.0}");
                 let shape = format!("{m} × {n} × {k}");
                 println!("{name:36} {shape:17} {:>16} {:>16}", text(f32), text(bf16));

@@ -3,9 +3,9 @@
 use rayon::prelude::*;
 
 use crate::cpu::vectorised;
-use crate::kept_values::{KeptValues, round};
 use crate::math::{erf, exp, fused, tanh};
 use crate::profile::{self, Work};
+use crate::saved_values::{SavedValues, round};
 
 /// The activations that configurations name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,33 +26,33 @@ const CHUNK: usize = 2048;
 
 impl Activation {
     /// y = f(x), element by element; both of one length.
-    pub fn forward(self, x: &KeptValues, y: &mut [f32]) {
+    pub fn forward(self, x: &SavedValues, y: &mut [f32]) {
         assert_eq!(x.len(), y.len());
-        let _span = profile::operation("activation", || moved(y.len(), x.bytes()));
+        let _span = profile::operation("activation", || work(y.len(), x.bytes()));
         y.par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, y)| {
             x.copy(chunk * CHUNK, y);
             forward(self, y);
         });
     }
 
-    /// y = f(y), element by element; with `kept`, the old y is saved there, rounded to bf16.
-    pub(crate) fn forward_in_place(self, y: &mut [f32], kept: Option<&mut [u16]>) {
-        let saved = kept.as_deref().map_or(0, size_of_val);
-        let _span = profile::operation("activation", || moved(2 * y.len(), saved));
-        let Some(kept) = kept else {
+    /// y = f(y), element by element; the old y is saved in `saved`, if given, rounded to bf16.
+    pub(crate) fn forward_in_place(self, y: &mut [f32], saved: Option<&mut [u16]>) {
+        let bytes = saved.as_deref().map_or(0, size_of_val);
+        let _span = profile::operation("activation", || work(2 * y.len(), bytes));
+        let Some(saved) = saved else {
             return y.par_chunks_mut(CHUNK).for_each(|y| forward(self, y));
         };
-        assert_eq!(kept.len(), y.len());
-        y.par_chunks_mut(CHUNK).zip(kept.par_chunks_mut(CHUNK)).for_each(|(y, kept)| {
-            round(y, kept);
+        assert_eq!(saved.len(), y.len());
+        y.par_chunks_mut(CHUNK).zip(saved.par_chunks_mut(CHUNK)).for_each(|(y, saved)| {
+            round(y, saved);
             forward(self, y);
         });
     }
 
     /// dy becomes dx = f′(x) · dy, element by element; both of one length.
-    pub fn backward(self, x: &KeptValues, dy: &mut [f32]) {
+    pub fn backward(self, x: &SavedValues, dy: &mut [f32]) {
         assert_eq!(x.len(), dy.len());
-        let _span = profile::operation("activation backward", || moved(2 * dy.len(), x.bytes()));
+        let _span = profile::operation("activation backward", || work(2 * dy.len(), x.bytes()));
         dy.par_chunks_mut(CHUNK).enumerate().for_each_init(Vec::new, |buffer, (chunk, dy)| {
             backward(self, x.floats(chunk * CHUNK, dy.len(), buffer), dy);
         });
@@ -60,35 +60,35 @@ impl Activation {
 }
 
 /// The gated feed-forward part (Shazeer 2020): y = f(gate) · up, element by element.
-pub(crate) fn gated_forward(f: Activation, gate: &KeptValues, up: &KeptValues, y: &mut [f32]) {
+pub(crate) fn gated_forward(f: Activation, gate: &SavedValues, up: &SavedValues, y: &mut [f32]) {
     assert!(gate.len() == y.len() && up.len() == y.len());
-    let _span = profile::operation("activation", || moved(y.len(), gate.bytes() + up.bytes()));
+    let _span = profile::operation("activation", || work(y.len(), gate.bytes() + up.bytes()));
     y.par_chunks_mut(CHUNK).enumerate().for_each_init(Vec::new, |buffer, (chunk, y)| {
         gate.copy(chunk * CHUNK, y);
         gated(f, up.floats(chunk * CHUNK, y.len(), buffer), y);
     });
 }
 
-/// As `gated_forward`, with the gate in y; with `kept`, gate and up are saved there, rounded to
+/// As `gated_forward`, with the gate in y; gate and up are saved in `saved`, if given, rounded to
 /// bf16.
 pub(crate) fn gated_forward_in_place(
     f: Activation,
     y: &mut [f32],
     up: &[f32],
-    kept: Option<[&mut [u16]; 2]>,
+    saved: Option<[&mut [u16]; 2]>,
 ) {
     assert_eq!(up.len(), y.len());
-    let saved = kept.as_ref().map_or(0, |[gate, up]| size_of_val(*gate) + size_of_val(*up));
-    let _span = profile::operation("activation", || moved(3 * y.len(), saved));
+    let bytes = saved.as_ref().map_or(0, |[gate, up]| size_of_val(*gate) + size_of_val(*up));
+    let _span = profile::operation("activation", || work(3 * y.len(), bytes));
     let both = y.par_chunks_mut(CHUNK).zip(up.par_chunks(CHUNK));
-    let Some([gate, kept_up]) = kept else {
+    let Some([saved_gate, saved_up]) = saved else {
         return both.for_each(|(y, up)| gated(f, up, y));
     };
-    assert!(gate.len() == up.len() && kept_up.len() == up.len());
-    both.zip(gate.par_chunks_mut(CHUNK).zip(kept_up.par_chunks_mut(CHUNK))).for_each(
-        |((y, up), (gate, kept_up))| {
-            round(y, gate);
-            round(up, kept_up);
+    assert!(saved_gate.len() == up.len() && saved_up.len() == up.len());
+    both.zip(saved_gate.par_chunks_mut(CHUNK).zip(saved_up.par_chunks_mut(CHUNK))).for_each(
+        |((y, up), (saved_gate, saved_up))| {
+            round(y, saved_gate);
+            round(up, saved_up);
             gated(f, up, y);
         },
     );
@@ -98,24 +98,24 @@ pub(crate) fn gated_forward_in_place(
 /// with the gradient of the gate.
 pub(crate) fn gated_backward(
     f: Activation,
-    gate: &KeptValues,
-    up: &KeptValues,
+    gate: &SavedValues,
+    up: &SavedValues,
     dy: &mut [f32],
     dgate: &mut [f32],
 ) {
     assert!(gate.len() == dy.len() && up.len() == dy.len() && dgate.len() == dy.len());
-    let _span = profile::operation("activation backward", || moved(3 * dy.len(), gate.bytes() + up.bytes()));
+    let _span = profile::operation("activation backward", || work(3 * dy.len(), gate.bytes() + up.bytes()));
     let both = dy.par_chunks_mut(CHUNK).zip(dgate.par_chunks_mut(CHUNK)).enumerate();
     both.for_each_init(<[Vec<f32>; 2]>::default, |[gates, ups], (chunk, (dy, dgate))| {
         let [gate, up] =
             [(gate, gates), (up, ups)].map(|(x, buffer)| x.floats(chunk * CHUNK, dy.len(), buffer));
-        gated_back(f, gate, up, dy, dgate);
+        gated_backward_chunk(f, gate, up, dy, dgate);
     });
 }
 
-/// Returns the work of reading or writing `floats` f32 and `kept` bytes of saved values.
-fn moved(floats: usize, kept: usize) -> Work {
-    Work { operations: 0, bytes: (4 * floats + kept) as u64 }
+/// Returns the work of reading or writing `floats` f32 and `saved` bytes of saved values.
+fn work(floats: usize, saved: usize) -> Work {
+    Work { operations: 0, bytes: (4 * floats + saved) as u64 }
 }
 
 /// An activation as a type, so that loops are compiled for each.
@@ -251,7 +251,7 @@ vectorised! {
 }
 
 vectorised! {
-    fn gated_back(f: Activation, gate: &[f32], up: &[f32], dy: &mut [f32], dgate: &mut [f32]) {
+    fn gated_backward_chunk(f: Activation, gate: &[f32], up: &[f32], dy: &mut [f32], dgate: &mut [f32]) {
         with!(f, dy.iter_mut().zip(dgate).zip(gate).zip(up).for_each(|(((dy, dgate), &g), &u)| {
             let (value, slope) = F::both::<FMA>(g);
             *dgate = *dy * u * slope;

@@ -51,7 +51,6 @@ vectorised! {
             *m += new1 * (g - *m);
             *v = beta2 * *v + new2 * g * g;
             *w = *w * keep - step * *m / (v.sqrt() / correction + epsilon);
-            let _ = FMA;
         }
     }
 }

@@ -76,13 +76,13 @@ pub const LINE: usize = 64;
 /// Prefetches values into the L1 cache. Rows of a wide matrix are on separate pages, across which
 /// the processor does not prefetch by itself.
 #[inline(always)]
-pub fn fetch<T>(x: &[T]) {
+pub fn prefetch_l1<T>(x: &[T]) {
     prefetch::<1, T>(x);
 }
 
 /// Prefetches values into the L2 cache.
 #[inline(always)]
-pub fn fetch_second<T>(x: &[T]) {
+pub fn prefetch_l2<T>(x: &[T]) {
     prefetch::<2, T>(x);
 }
 

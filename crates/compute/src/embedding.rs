@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use crate::blocks::BlockMatrix;
+use crate::output_slice::OutputSlice;
 use crate::profile::{self, Work};
 use crate::rows::{add_row, each_row, row};
 
@@ -36,18 +37,15 @@ pub fn backward(dout: &[f32], index: &[u32], width: usize, dtable: &mut [f32]) {
     assert_eq!(dout.len(), index.len() * width);
     let _span = profile::operation("embedding backward", || Work::floats(3 * dout.len()));
     const COLUMNS: usize = 64;
-    struct OutputSlice(*mut f32, usize);
-    // SAFETY: each task writes its own columns.
-    unsafe impl Sync for OutputSlice {}
-    let shared = OutputSlice(dtable.as_mut_ptr(), dtable.len());
-    let shared = &shared;
+    let entries = dtable.len() / width.max(1);
+    let dtable = OutputSlice::new(dtable, width);
     (0..width.div_ceil(COLUMNS)).into_par_iter().for_each(|part| {
         let columns = part * COLUMNS..((part + 1) * COLUMNS).min(width);
         for (row, &entry) in dout.chunks_exact(width).zip(index) {
-            let at = entry as usize * width + columns.start;
-            assert!(at + columns.len() <= shared.1, "entry {entry} of an embedding");
-            // SAFETY: inside the table, and these columns are this task's alone.
-            let to = unsafe { std::slice::from_raw_parts_mut(shared.0.add(at), columns.len()) };
+            let entry = entry as usize;
+            assert!(entry < entries, "entry {entry} of an embedding");
+            // SAFETY: the table is borrowed mutably, and these columns are this task's alone.
+            let to = unsafe { dtable.columns(entry, columns.start, columns.len()) };
             add_row(to, &row[columns.clone()]);
         }
     });

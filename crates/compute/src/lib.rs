@@ -10,17 +10,21 @@
 //! - [`attention`], [`rotary`], [`relative`], [`embedding`], [`norm`], [`activation`]: the CPU's
 //!   operations as functions on slices
 //! - [`loss`], [`adamw`]: losses and the optimiser
-//! - [`kept_values`], [`rows`], [`random`]: saved activations, sums over rows, random numbers
+//! - [`saved_values`], [`rows`], [`random`]: saved activations, sums over rows, random numbers
 //! - [`profile`]: time and work by operation
 //!
 //! The product y = x Wᵀ on the CPU:
 //!
 //! ```
-//! use lora_drop_compute::device::{Cpu, Device, Matrix, Operation, Piece, Product, Start, Store, To};
+//! use lora_drop_compute::device::{
+//!     Cpu, Device, Matrix, Operation, Piece, Product, Start, Store, To,
+//! };
 //! use lora_drop_compute::gemm::Precision;
 //!
 //! // One buffer with x (2, 3), W (2, 3) and y (2, 2).
-//! let mut memory = vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0];
+//! let mut memory = vec![
+//!     1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0,
+//! ];
 //! let [x, w, y] = [Piece::new(0, 6), Piece::new(6, 6), Piece::new(12, 4)];
 //! let mut store: Store<Cpu> = Store { memory: &mut memory, parameters: &[], gradients: None };
 //! let product = Product {
@@ -49,19 +53,20 @@ mod cpu;
 pub mod device;
 pub mod embedding;
 pub mod gemm;
-pub mod kept_values;
 mod lanes;
 pub mod loss;
 mod magnitude;
 pub mod mapped;
 mod math;
 pub mod norm;
+mod output_slice;
 pub mod profile;
 pub mod random;
 pub mod relative;
 mod rms_norm;
 pub mod rotary;
 pub mod rows;
+pub mod saved_values;
 mod scaled;
 mod tensor;
 

@@ -126,14 +126,12 @@ fn per_norm(x: f32, norm: f32) -> f32 {
 
 vectorised! {
     fn sum_of_squares(x: &[f32]) -> f32 {
-        let _ = FMA;
         sum_by(x, |x| x * x)
     }
 }
 
 vectorised! {
     fn scale_row(x: &mut [f32], factors: &[f32]) {
-        let _ = FMA;
         for (x, &factor) in x.iter_mut().zip(factors) {
             *x *= factor;
         }
@@ -143,7 +141,6 @@ vectorised! {
 vectorised! {
     /// to += x · (y + z), where z may be empty.
     fn add_products(to: &mut [f32], x: &[f32], y: &[f32], z: &[f32]) {
-        let _ = FMA;
         if z.is_empty() {
             for ((to, &x), &y) in to.iter_mut().zip(x).zip(y) {
                 *to += x * y;

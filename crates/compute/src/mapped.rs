@@ -135,23 +135,23 @@ mod table {
     }
 
     /// The previous handler of SIGBUS: Rust's own, which reports stack overflows on some systems.
-    static BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
-    /// Several threads may fault on the same file. One writes the message, and the others wait for
-    /// it, because any of them may end the process.
-    static TELLING: AtomicBool = AtomicBool::new(false);
-    static TOLD: AtomicBool = AtomicBool::new(false);
+    static PREVIOUS: OnceLock<libc::sigaction> = OnceLock::new();
+    /// Several threads may fault on the same file. One reports it, and the others wait for that,
+    /// because any of them may end the process.
+    static REPORTING: AtomicBool = AtomicBool::new(false);
+    static REPORTED: AtomicBool = AtomicBool::new(false);
 
     pub fn install() {
         static ONCE: Once = Once::new();
         ONCE.call_once(|| {
-            let mut before = MaybeUninit::<libc::sigaction>::uninit();
+            let mut previous = MaybeUninit::<libc::sigaction>::uninit();
             // SAFETY: both structures are initialised before they are read, and `handle` calls only
             // what a handler may.
             unsafe {
-                if libc::sigaction(libc::SIGBUS, std::ptr::null(), before.as_mut_ptr()) != 0 {
+                if libc::sigaction(libc::SIGBUS, std::ptr::null(), previous.as_mut_ptr()) != 0 {
                     return;
                 }
-                let _ = BEFORE.set(before.assume_init());
+                let _ = PREVIOUS.set(previous.assume_init());
                 let mut action = MaybeUninit::<libc::sigaction>::zeroed().assume_init();
                 let handler: extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut c_void) = handle;
                 action.sa_sigaction = handler as libc::sighandler_t;
@@ -172,25 +172,25 @@ mod table {
             let start = slot.start.load(Acquire);
             start != 0 && (start..slot.end.load(Relaxed)).contains(&address)
         });
-        if lost.is_some() && TELLING.swap(true, SeqCst) {
-            while !TOLD.load(SeqCst) {
-                let moment = libc::timespec { tv_sec: 0, tv_nsec: 1_000_000 };
-                // SAFETY: `nanosleep` may be called in a handler, and only reads this structure.
-                unsafe { libc::nanosleep(&moment, null_mut()) };
+        if lost.is_some() && REPORTING.swap(true, SeqCst) {
+            while !REPORTED.load(SeqCst) {
+                // SAFETY: `poll` may be called in a handler. Without descriptors, it only waits,
+                // here for a millisecond.
+                unsafe { libc::poll(null_mut(), 0, 1) };
             }
         } else if let Some(slot) = lost {
             // SAFETY: a slot in use has a name, and names are never freed.
             let name = unsafe { *slot.name.load(Relaxed) };
-            say(b"\nerror: ");
-            say(name.as_bytes());
-            say(b": this file was cut short or written over while it was in use, or its disk failed; the work ends \
+            write_stderr(b"\nerror: ");
+            write_stderr(name.as_bytes());
+            write_stderr(b": this file was cut short or written over while it was in use, or its disk failed; the work ends \
                   here, and no file is left half-written. Restore the file and run again\n");
-            TOLD.store(true, SeqCst);
+            REPORTED.store(true, SeqCst);
         }
         // SAFETY: `sigaction` may be called in a handler; the structure is initialised.
         unsafe {
-            match BEFORE.get() {
-                Some(before) if lost.is_none() => libc::sigaction(signal, before, null_mut()),
+            match PREVIOUS.get() {
+                Some(previous) if lost.is_none() => libc::sigaction(signal, previous, null_mut()),
                 _ => {
                     let mut action = MaybeUninit::<libc::sigaction>::zeroed().assume_init();
                     action.sa_sigaction = libc::SIG_DFL;
@@ -204,7 +204,7 @@ mod table {
         }
     }
 
-    fn say(text: &[u8]) {
+    fn write_stderr(text: &[u8]) {
         // SAFETY: `write` may be called in a handler. If standard error is closed, it fails without
         // effect.
         unsafe { libc::write(libc::STDERR_FILENO, text.as_ptr().cast(), text.len()) };

@@ -123,7 +123,6 @@ vectorised! {
         for (i, (out, x)) in out.iter_mut().zip(x).enumerate() {
             *out = x * dropout.factor(key, i as u32);
         }
-        let _ = FMA;
     }
 }
 
@@ -180,9 +179,9 @@ vectorised! {
         }
         let n = dy.len() as f32;
         let mean = sum_by(du, |x| x) / n;
-        let along = sum_by_2(du, normed, |x, y| x * y) / n;
+        let mean_dot = sum_by_2(du, normed, |x, y| x * y) / n;
         for (du, &x) in du.iter_mut().zip(normed) {
-            *du = rstd * (*du - fused::<FMA>(x, along, mean));
+            *du = rstd * (*du - fused::<FMA>(x, mean_dot, mean));
         }
     }
 }

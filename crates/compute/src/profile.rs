@@ -12,18 +12,18 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Number of roots of each name whose spans are kept individually.
+/// Number of roots of each name whose spans are traced.
 pub(crate) const TRACED_ROOTS: usize = 10;
-/// Maximum number of spans that are kept individually.
-pub(crate) const MOST_SPANS: usize = 100_000;
+/// Maximum number of spans that are traced.
+pub(crate) const MAX_SPANS: usize = 100_000;
 /// The name under which time outside of operations is counted.
 pub const BETWEEN: &str = "between operations";
 
 /// Number of threads that record.
-static AT_WORK: AtomicUsize = AtomicUsize::new(0);
+static RECORDING_THREADS: AtomicUsize = AtomicUsize::new(0);
 
 thread_local! {
-    static HERE: RefCell<Option<Recorder>> = const { RefCell::new(None) };
+    static RECORDER: RefCell<Option<Recorder>> = const { RefCell::new(None) };
 }
 
 /// The work of an operation.
@@ -96,11 +96,11 @@ pub fn operation(name: &'static str, work: impl FnOnce() -> Work) -> Span {
 
 /// Runs `f` in a thread pool, with the recorder of the calling thread, if there is one.
 pub fn install<R: Send>(pool: &rayon::ThreadPool, f: impl FnOnce() -> R + Send) -> R {
-    match HERE.take() {
+    match RECORDER.take() {
         None => pool.install(f),
         Some(mut recorder) => {
             let result = pool.install(|| recorder.record(f));
-            HERE.set(Some(recorder));
+            RECORDER.set(Some(recorder));
             result
         }
     }
@@ -111,10 +111,10 @@ pub fn install<R: Send>(pool: &rayon::ThreadPool, f: impl FnOnce() -> R + Send) 
 /// it would then have to finish first. If the calling thread records, so do these threads. With n
 /// items, the time of an operation counts 1/n, so that times add up to elapsed time; the rest, in
 /// which only some items ran, is [`BETWEEN`].
-pub fn side_by_side<T: Send, R: Send>(items: Vec<T>, f: impl Fn(T) -> R + Sync) -> Vec<R> {
+pub fn concurrently<T: Send, R: Send>(items: Vec<T>, f: impl Fn(T) -> R + Sync) -> Vec<R> {
     let count = items.len();
     let branch =
-        || HERE.with_borrow(|here| here.as_ref().filter(|r| !r.open.is_empty()).map(|r| r.branch(count)));
+        || RECORDER.with_borrow(|here| here.as_ref().filter(|r| !r.open.is_empty()).map(|r| r.branch(count)));
     let items: Vec<_> = items.into_iter().map(|item| Mutex::new(Some((item, branch())))).collect();
     let run = |(item, branch): (T, Option<Recorder>)| match branch {
         None => (f(item), None),
@@ -129,7 +129,7 @@ pub fn side_by_side<T: Send, R: Send>(items: Vec<T>, f: impl Fn(T) -> R + Sync) 
     done.sort_unstable_by_key(|&(number, _)| number);
     let join = |(number, (result, branch)): (usize, (R, Option<Recorder>))| {
         if let Some(branch) = branch {
-            HERE.with_borrow_mut(|here| here.as_mut().map(|here| here.join(branch, number, count)));
+            RECORDER.with_borrow_mut(|here| here.as_mut().map(|here| here.join(branch, number, count)));
         }
         result
     };
@@ -146,8 +146,8 @@ pub struct Span {
 
 impl Span {
     fn open(kind: Kind, name: &'static str, number: Option<usize>, work: impl FnOnce() -> Work) -> Self {
-        let recorded = AT_WORK.load(Ordering::Relaxed) > 0
-            && HERE.with_borrow_mut(|here| match here {
+        let recorded = RECORDING_THREADS.load(Ordering::Relaxed) > 0
+            && RECORDER.with_borrow_mut(|here| match here {
                 Some(recorder) if kind == Kind::Root || !recorder.open.is_empty() => {
                     recorder.open(kind, name, number, work());
                     true
@@ -161,7 +161,7 @@ impl Span {
 impl Drop for Span {
     fn drop(&mut self) {
         if self.recorded {
-            HERE.with_borrow_mut(|here| here.as_mut().map(Recorder::close));
+            RECORDER.with_borrow_mut(|here| here.as_mut().map(Recorder::close));
         }
     }
 }
@@ -198,7 +198,7 @@ pub struct Traced {
     pub start: Duration,
     pub time: Duration,
     pub work: Work,
-    /// The index of its item in [`side_by_side`]; otherwise 0.
+    /// The index of its item in [`concurrently`]; otherwise 0.
     pub track: usize,
 }
 
@@ -212,7 +212,7 @@ struct Open {
     /// Time of the spans inside it.
     inside: Duration,
     work: Work,
-    /// Its index among the spans that are kept.
+    /// Its index among the traced spans.
     traced: Option<usize>,
 }
 
@@ -223,8 +223,8 @@ pub struct Recorder {
     rows: Vec<Row>,
     roots: Vec<Roots>,
     traced: Vec<Traced>,
-    /// Maximum number of spans to keep.
-    room: usize,
+    /// Maximum number of spans to trace.
+    max_traced: usize,
 }
 
 impl Default for Recorder {
@@ -235,7 +235,7 @@ impl Default for Recorder {
             rows: Vec::new(),
             roots: Vec::new(),
             traced: Vec::new(),
-            room: MOST_SPANS,
+            max_traced: MAX_SPANS,
         }
     }
 }
@@ -255,14 +255,14 @@ impl Recorder {
         }
         impl Drop for Restore<'_> {
             fn drop(&mut self) {
-                AT_WORK.fetch_sub(1, Ordering::Relaxed);
-                if let Some(recorder) = HERE.replace(self.before.take()) {
+                RECORDING_THREADS.fetch_sub(1, Ordering::Relaxed);
+                if let Some(recorder) = RECORDER.replace(self.before.take()) {
                     *self.recorder = recorder;
                 }
             }
         }
-        let before = HERE.replace(Some(std::mem::take(self)));
-        AT_WORK.fetch_add(1, Ordering::Relaxed);
+        let before = RECORDER.replace(Some(std::mem::take(self)));
+        RECORDING_THREADS.fetch_add(1, Ordering::Relaxed);
         let _restore = Restore { recorder: self, before };
         f()
     }
@@ -295,8 +295,8 @@ impl Recorder {
     /// Returns a recorder for one of `count` items that run concurrently within the open span.
     fn branch(&self, count: usize) -> Recorder {
         let around = self.open.last().map(|open| Open { inside: Duration::ZERO, ..open.clone() });
-        let room = (self.room - self.traced.len()) / count;
-        Recorder { made: self.made, open: around.into_iter().collect(), room, ..Recorder::default() }
+        let max_traced = (self.max_traced - self.traced.len()) / count;
+        Recorder { made: self.made, open: around.into_iter().collect(), max_traced, ..Recorder::default() }
     }
 
     /// Adds the recording of branch `number` of `count`.
@@ -317,13 +317,13 @@ impl Recorder {
     }
 
     fn open(&mut self, kind: Kind, name: &'static str, number: Option<usize>, work: Work) {
-        let (phase, kept) = match (kind, self.open.last()) {
+        let (phase, trace) = match (kind, self.open.last()) {
             (Kind::Root, _) => (name, self.root(name).count < TRACED_ROOTS),
             (Kind::Phase, outer) => (name, outer.is_some_and(|outer| outer.traced.is_some())),
             (_, outer) => outer.map_or((name, false), |outer| (outer.phase, outer.traced.is_some())),
         };
         let began = Instant::now();
-        let traced = (kept && self.traced.len() < self.room).then_some(self.traced.len());
+        let traced = (trace && self.traced.len() < self.max_traced).then_some(self.traced.len());
         if traced.is_some() {
             let start = began - self.made;
             self.traced.push(Traced { kind, name, number, start, time: Duration::ZERO, work, track: 0 });
@@ -415,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn kept_spans_lie_within_those_around_them() {
+    fn traced_spans_lie_within_those_around_them() {
         let mut recorder = Recorder::new();
         recorder.record(|| step(7));
         let spans = recorder.traced();
@@ -437,10 +437,10 @@ mod tests {
         assert_eq!((recorder.traced().len(), recorder.roots()[0].count), (TRACED_ROOTS, 2 * TRACED_ROOTS));
         recorder.record(|| {
             let _root = root("long", 1);
-            (0..2 * MOST_SPANS).for_each(|_| drop(operation("short", || Work::floats(1))));
+            (0..2 * MAX_SPANS).for_each(|_| drop(operation("short", || Work::floats(1))));
         });
-        assert_eq!(recorder.traced().len(), MOST_SPANS);
-        assert_eq!(row(&recorder, "long", "short").calls, 2 * MOST_SPANS);
+        assert_eq!(recorder.traced().len(), MAX_SPANS);
+        assert_eq!(row(&recorder, "long", "short").calls, 2 * MAX_SPANS);
     }
 
     #[test]
@@ -454,7 +454,7 @@ mod tests {
     }
 
     #[test]
-    fn threads_do_not_meet_and_pools_take_the_recorder_along() {
+    fn a_recorder_sees_its_own_thread_and_the_pools_that_it_installs() {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
         let mut recorder = Recorder::new();
         recorder.record(|| {
@@ -468,13 +468,13 @@ mod tests {
     }
 
     #[test]
-    fn items_side_by_side_share_the_time_that_passes() {
+    fn concurrent_items_share_the_elapsed_time() {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
         let mut recorder = Recorder::new();
         let results = recorder.record(|| {
             install(&pool, || {
                 let _root = root("step", 1);
-                side_by_side(vec![1, 2], |item| {
+                concurrently(vec![1, 2], |item| {
                     let _phase = phase("forward");
                     let _operation = operation("linear", || Work { operations: 10 * item, bytes: 1 });
                     wait();
@@ -491,7 +491,7 @@ mod tests {
         let spans: Vec<_> = recorder.traced().iter().map(|span| (span.name, span.track)).collect();
         assert_eq!(spans, [("step", 0), ("forward", 0), ("linear", 0), ("forward", 1), ("linear", 1)]);
         // Items also run without a recorder.
-        assert_eq!(side_by_side(vec![3, 4], |item| item), [3, 4]);
+        assert_eq!(concurrently(vec![3, 4], |item| item), [3, 4]);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use crate::device::Relative;
 
 /// Distances beyond this share the last bucket of their side.
-const FAR: f32 = 128.0;
+const MAX_DISTANCE: f32 = 128.0;
 
 /// The bucket of the distance key − query, out of `buckets`: half of them for each sign, exact for
 /// short distances and logarithmic for long ones.
@@ -17,7 +17,7 @@ pub fn bucket(distance: isize, buckets: usize) -> usize {
         return from + n;
     }
     // In f32, as transformers computes it, so that distances on a boundary get the same bucket.
-    let far = (n as f32 / exact as f32).ln() / (FAR / exact as f32).ln() * (side - exact) as f32;
+    let far = (n as f32 / exact as f32).ln() / (MAX_DISTANCE / exact as f32).ln() * (side - exact) as f32;
     from + (exact + far as usize).min(side - 1)
 }
 

@@ -54,14 +54,12 @@ pub fn backward(dy: &[f32], x: &[f32], gain: Gain, rstd: &[f32], dx: &mut [f32],
 
 vectorised! {
     fn inverse_deviation(x: &[f32], epsilon: f32) -> f32 {
-        let _ = FMA;
         1.0 / (sum_by(x, |x| x * x) / x.len() as f32 + epsilon).sqrt()
     }
 }
 
 vectorised! {
     fn scale_row(x: &[f32], rstd: f32, gain: Gain, y: &mut [f32]) {
-        let _ = FMA;
         for ((y, &x), &g) in y.iter_mut().zip(x).zip(gain.gamma) {
             *y = (gain.offset + g) * (x * rstd);
         }
@@ -78,20 +76,20 @@ vectorised! {
 
 /// Values of a row that the backward pass multiplies by the gain at a time, before it sums their
 /// products with x.
-const WIDEST: usize = 256;
+const CHUNK: usize = 256;
 
 vectorised! {
     /// dx += rstd · (g dy − x̂ · mean(g dy · x̂))
     fn backward_row(dy: &[f32], x: &[f32], gain: Gain, rstd: f32, dx: &mut [f32]) {
-        let mut along = 0.0;
-        let mut scaled = [0.0; WIDEST];
-        for ((dy, x), gamma) in dy.chunks(WIDEST).zip(x.chunks(WIDEST)).zip(gain.gamma.chunks(WIDEST)) {
+        let mut dot = 0.0;
+        let mut scaled = [0.0; CHUNK];
+        for ((dy, x), gamma) in dy.chunks(CHUNK).zip(x.chunks(CHUNK)).zip(gain.gamma.chunks(CHUNK)) {
             for ((s, &dy), &g) in scaled.iter_mut().zip(dy).zip(gamma) {
                 *s = dy * (gain.offset + g);
             }
-            along += sum_by_2(&scaled[..x.len()], x, |s, x| s * x);
+            dot += sum_by_2(&scaled[..x.len()], x, |s, x| s * x);
         }
-        let factor = rstd * rstd * along / x.len() as f32;
+        let factor = rstd * rstd * dot / x.len() as f32;
         for (((dx, &dy), &x), &g) in dx.iter_mut().zip(dy).zip(x).zip(gain.gamma) {
             *dx += rstd * fused::<FMA>(-x, factor, dy * (gain.offset + g));
         }

@@ -18,11 +18,11 @@ pub struct RotaryTable {
 
 /// The direction of rotation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Turn {
+pub enum Rotation {
     /// By the angle.
     Forward,
     /// By the negative angle, for gradients.
-    Back,
+    Backward,
 }
 
 impl RotaryTable {
@@ -45,23 +45,23 @@ impl RotaryTable {
     }
 
     /// Rotates every head of each row of x, (rows, heads · width), in place; `positions`: (rows).
-    pub fn turn(&self, turn: Turn, x: &mut [f32], positions: &[u32]) {
+    pub fn rotate(&self, rotation: Rotation, x: &mut [f32], positions: &[u32]) {
         if positions.is_empty() {
             return;
         }
         let (columns, half) = (x.len() / positions.len(), self.frequencies.len());
         assert!(columns * positions.len() == x.len() && columns.is_multiple_of(2 * half));
         let _span = profile::operation("rotary", || Work::floats(2 * x.len()));
-        let sign = if turn == Turn::Forward { 1.0 } else { -1.0 };
+        let sign = if rotation == Rotation::Forward { 1.0 } else { -1.0 };
         each_row(x, columns, |token, x| {
             let position = positions[token] as usize;
-            turn_row(x, row(&self.cos, position, half), row(&self.sin, position, half), sign);
+            rotate_row(x, row(&self.cos, position, half), row(&self.sin, position, half), sign);
         });
     }
 }
 
 vectorised! {
-    fn turn_row(row: &mut [f32], cos: &[f32], sin: &[f32], sign: f32) {
+    fn rotate_row(row: &mut [f32], cos: &[f32], sin: &[f32], sign: f32) {
         for head in row.chunks_exact_mut(2 * cos.len()) {
             let (low, high) = head.split_at_mut(cos.len());
             for (((a, b), &c), &s) in low.iter_mut().zip(high).zip(cos).zip(sin) {

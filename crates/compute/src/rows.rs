@@ -112,7 +112,6 @@ pub fn second_moment(width: usize, z: &[f32], total: &mut [f64]) {
 
 vectorised! {
     fn add_outer(sum: &mut [f64], z: &[f32], width: usize) {
-        let _ = FMA;
         for z in z.chunks_exact(width) {
             for (sum, &a) in sum.chunks_exact_mut(width).zip(z) {
                 for (sum, &b) in sum.iter_mut().zip(z) {

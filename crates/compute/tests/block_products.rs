@@ -81,7 +81,7 @@ fn products_are_those_of_the_widened_matrix_bit_for_bit() {
 
 /// Packing f32 as pairs flushes denormals to zero; packing bf16 leaves that to the kernel.
 #[test]
-fn denormal_numbers_of_a_file_are_multiplied_as_ever() {
+fn denormals_in_blocks_are_multiplied_as_in_f32() {
     let (out, input) = (45, 401);
     let halves = words(out * input, 3).map(|x| if x & 1 == 0 { 0x007f } else { 0x8001u16 });
     let bytes = halves.flat_map(u16::to_le_bytes).collect();
@@ -159,7 +159,7 @@ fn few_rows_against_f64() {
 }
 
 #[test]
-fn same_bits_whatever_the_threads() {
+fn results_do_not_depend_on_the_number_of_threads() {
     let (matrix, _) = blocks(Q4K, 700, 512, 3);
     let (x, dy) = (numbers(200 * 512, 1), numbers(200 * 700, 2));
     let products = |threads: usize| {

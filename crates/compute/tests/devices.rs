@@ -5,15 +5,15 @@ mod reference;
 
 use lora_drop_compute::Tensor;
 use lora_drop_compute::activation::Activation;
-use lora_drop_compute::attention::{Queries, Sight};
+use lora_drop_compute::attention::{Mask, Queries};
 use lora_drop_compute::blocks::{BlockMatrix, BlockType};
 use lora_drop_compute::device::{
-    At, Attend, Cpu, Device, Kept, LayerNorm, LowRank, Magnitude, Matrix, Operation, Piece, Product,
-    Relative, RmsNorm, Scaled, Start, Storage, Store, Targets, To,
+    At, Attend, Cpu, Device, LayerNorm, LowRank, Magnitude, Matrix, Operation, Piece, Product, Relative,
+    RmsNorm, SavedPiece, Scaled, Start, Storage, Store, Targets, To,
 };
 use lora_drop_compute::gemm::Precision;
 use lora_drop_compute::random::{Dropout, Key};
-use lora_drop_compute::rotary::{RotaryTable, Turn};
+use lora_drop_compute::rotary::{RotaryTable, Rotation};
 use reference::Reference;
 
 fn numbers(count: usize, seed: u64) -> Vec<f32> {
@@ -33,7 +33,7 @@ struct Bench<D: Device> {
 const ROOM: usize = 1 << 16;
 const PARAMETERS: usize = 1 << 12;
 
-impl<D: RoomKept> Bench<D> {
+impl<D: WithContents> Bench<D> {
     fn new(device: D) -> Self {
         let mut bench = Bench {
             memory: D::Memory::default(),
@@ -68,9 +68,9 @@ impl<D: RoomKept> Bench<D> {
     fn with<R>(&mut self, f: impl FnOnce(&D, &mut Store<D>) -> R) -> R {
         let Bench { device, memory, parameters, gradients, .. } = self;
         let mut store = Store {
-            memory: device.room_kept(memory, ROOM),
-            parameters: device.room_kept(parameters, PARAMETERS),
-            gradients: Some(device.room_kept(gradients, PARAMETERS)),
+            memory: device.room_with_contents(memory, ROOM),
+            parameters: device.room_with_contents(parameters, PARAMETERS),
+            gradients: Some(device.room_with_contents(gradients, PARAMETERS)),
         };
         f(device, &mut store)
     }
@@ -87,18 +87,18 @@ impl<D: RoomKept> Bench<D> {
 }
 
 /// `Device::room` that keeps the contents.
-trait RoomKept: Device {
-    fn room_kept<'m>(&self, memory: &'m mut Self::Memory, len: usize) -> &'m mut Self::Buffer;
+trait WithContents: Device {
+    fn room_with_contents<'m>(&self, memory: &'m mut Self::Memory, len: usize) -> &'m mut Self::Buffer;
 }
 
-impl RoomKept for Cpu {
-    fn room_kept<'m>(&self, memory: &'m mut Self::Memory, len: usize) -> &'m mut [f32] {
+impl WithContents for Cpu {
+    fn room_with_contents<'m>(&self, memory: &'m mut Self::Memory, len: usize) -> &'m mut [f32] {
         &mut memory[..len]
     }
 }
 
-impl RoomKept for Reference {
-    fn room_kept<'m>(&self, memory: &'m mut Self::Memory, len: usize) -> &'m mut [f64] {
+impl WithContents for Reference {
+    fn room_with_contents<'m>(&self, memory: &'m mut Self::Memory, len: usize) -> &'m mut [f64] {
         &mut memory[..len]
     }
 }
@@ -122,7 +122,7 @@ macro_rules! case {
     ($name:ident, $bench:ident => $body:block) => {
         #[test]
         fn $name() {
-            fn run<D: RoomKept>($bench: &mut Bench<D>) $body
+            fn run<D: WithContents>($bench: &mut Bench<D>) $body
             agree(stringify!($name), run::<Cpu>, run::<Reference>);
         }
     };
@@ -253,13 +253,19 @@ case!(rms_norms, bench => {
 case!(rotary, bench => {
     let table = RotaryTable::new(32, &[1.0, 0.3, 0.01]);
     let x = bench.take(4 * 12);
-    for (turn, positions) in [(Turn::Forward, [0, 7, 31, 2]), (Turn::Back, [1, 2, 3, 4])] {
-        bench.run(Operation::Rotary { table: &table, turn, x, positions: &positions });
+    for (rotation, positions) in [(Rotation::Forward, [0, 7, 31, 2]), (Rotation::Backward, [1, 2, 3, 4])] {
+        bench.run(Operation::Rotary { table: &table, rotation, x, positions: &positions });
     }
 });
 
 /// Runs attention over sequences of 5, 1 and 40 tokens, forward and backward.
-fn attend<D: RoomKept>(bench: &mut Bench<D>, kv_heads: usize, sight: Sight, biased: bool, queries: Queries) {
+fn attend<D: WithContents>(
+    bench: &mut Bench<D>,
+    kv_heads: usize,
+    mask: Mask,
+    biased: bool,
+    queries: Queries,
+) {
     let (offsets, heads, width, keys) = ([0, 5, 6, 46], 4, 8, keys(3));
     let asking = if queries == Queries::First { 3 } else { 46 };
     let [q, out, dout, dq] = [(); 4].map(|()| bench.take(asking * heads * width));
@@ -280,7 +286,7 @@ fn attend<D: RoomKept>(bench: &mut Bench<D>, kv_heads: usize, sight: Sight, bias
         bias: biased.then_some((table, 48)),
         dropout: Some((Dropout::new(0.2), &keys)),
         queries,
-        sight,
+        mask,
         precision: Precision::F32,
     };
     bench.run(Operation::Attention(attend));
@@ -288,13 +294,13 @@ fn attend<D: RoomKept>(bench: &mut Bench<D>, kv_heads: usize, sight: Sight, bias
     bench.run(Operation::AttentionBackward { attend, dout, dqkv, dbias });
 }
 
-case!(attention_in_both_directions, bench => { attend(bench, 4, Sight::All, true, Queries::All) });
-case!(attention_of_first_tokens, bench => { attend(bench, 4, Sight::All, true, Queries::First) });
+case!(bidirectional_attention, bench => { attend(bench, 4, Mask::Bidirectional, true, Queries::All) });
+case!(attention_of_first_tokens, bench => { attend(bench, 4, Mask::Bidirectional, true, Queries::First) });
 case!(causal_attention_in_groups, bench => {
-    attend(bench, 2, Sight::Causal { window: None }, false, Queries::All)
+    attend(bench, 2, Mask::Causal { window: None }, false, Queries::All)
 });
 case!(causal_attention_with_a_window, bench => {
-    attend(bench, 1, Sight::Causal { window: Some(9) }, false, Queries::All)
+    attend(bench, 1, Mask::Causal { window: Some(9) }, false, Queries::All)
 });
 
 case!(attention_behind_a_cache, bench => {
@@ -305,11 +311,11 @@ case!(attention_behind_a_cache, bench => {
         let [q, out] = [(); 2].map(|()| bench.take(tokens * heads * width));
         let [k, v] = [(); 2].map(|()| bench.take(tokens * kv_heads * width));
         let lse = bench.take(tokens * heads);
-        let sight = Sight::Causal { window: Some(6) };
+        let mask = Mask::Causal { window: Some(6) };
         let (queries, precision) = (Queries::All, Precision::F32);
         let attend = Attend {
             q, k, v, out, lse, offsets: &offsets, heads, kv_heads, width, scale: 0.3, bias: None, dropout: None, queries,
-            sight, precision,
+            mask, precision,
         };
         let mut caches: Vec<_> = caches.iter_mut().collect();
         bench.with(|device, store| device.attention_cached(store.memory, attend, &mut caches).unwrap());
@@ -326,24 +332,24 @@ case!(relative_biases, bench => {
 case!(activations, bench => {
     for f in [Activation::Gelu, Activation::GeluTanh, Activation::Relu, Activation::Silu, Activation::Tanh] {
         let [x, y, again, dy, over] = [(); 5].map(|()| bench.take(90));
-        let kept = Kept { piece: x, count: 90, rounded: false };
+        let saved = SavedPiece { piece: x, count: 90, rounded: false };
         for (x, y) in [(x, y), (over, over)] {
             bench.run(Operation::Activation { f, x, y, rounded: None });
         }
-        bench.run(Operation::RecomputeActivation { f, x: kept, y: again });
-        bench.run(Operation::ActivationBackward { f, x: kept, dy });
+        bench.run(Operation::RecomputeActivation { f, x: saved, y: again });
+        bench.run(Operation::ActivationBackward { f, x: saved, dy });
     }
 });
 
 case!(gates, bench => {
     for f in [Activation::Silu, Activation::GeluTanh] {
         let [gate, up, y, again, dy, dgate, over] = [(); 7].map(|()| bench.take(90));
-        let kept = [gate, up].map(|piece| Kept { piece, count: 90, rounded: false });
+        let saved = [gate, up].map(|piece| SavedPiece { piece, count: 90, rounded: false });
         for (gate, y) in [(gate, y), (over, over)] {
             bench.run(Operation::Gate { f, gate_and_up: [gate, up], y, rounded: None });
         }
-        bench.run(Operation::RecomputeGate { f, kept, y: again });
-        bench.run(Operation::GateBackward { f, kept, dy, dgate });
+        bench.run(Operation::RecomputeGate { f, saved, y: again });
+        bench.run(Operation::GateBackward { f, saved, dy, dgate });
         bench.run(Operation::Scale { x: over, factor: 25.25 });
     }
 });

@@ -4,10 +4,10 @@
 use lora_drop_compute::activation::Activation;
 use lora_drop_compute::adamw;
 use lora_drop_compute::attention::{
-    Attention, Columns, ColumnsMut, Inputs, Kept, Queries, RelativeBias, Sight,
+    Attention, Columns, ColumnsMut, Inputs, Mask, Queries, RelativeBias, SavedForward,
 };
 use lora_drop_compute::gemm::Precision;
-use lora_drop_compute::kept_values::KeptValues;
+use lora_drop_compute::saved_values::SavedValues;
 use lora_drop_compute::{embedding, loss, norm};
 use safetensors::SafeTensors;
 
@@ -79,10 +79,10 @@ fn gelu() {
     let (x, dy) = (golden.get("gelu.x"), golden.get("gelu.dy"));
     for (f, name) in [(Activation::Gelu, "erf"), (Activation::GeluTanh, "tanh")] {
         let mut y = vec![0.0; x.len()];
-        f.forward(&KeptValues::Floats(&x), &mut y);
+        f.forward(&SavedValues::Floats(&x), &mut y);
         golden.check(&format!("gelu.{name}.y"), &y);
         let mut dx = dy.clone();
-        f.backward(&KeptValues::Floats(&x), &mut dx);
+        f.backward(&SavedValues::Floats(&x), &mut dx);
         golden.check(&format!("gelu.{name}.d_x"), &dx);
     }
 }
@@ -94,12 +94,12 @@ fn activations_against_finite_differences() {
         let at = |shift: f32| {
             let moved: Vec<f32> = x.iter().map(|x| x + shift).collect();
             let mut y = vec![0.0; x.len()];
-            f.forward(&KeptValues::Floats(&moved), &mut y);
+            f.forward(&SavedValues::Floats(&moved), &mut y);
             y
         };
         let (above, below) = (at(0.01), at(-0.01));
         let mut slope = vec![1.0; x.len()];
-        f.backward(&KeptValues::Floats(&x), &mut slope);
+        f.backward(&SavedValues::Floats(&x), &mut slope);
         for i in 0..x.len() {
             let want = (above[i] - below[i]) / 0.02;
             assert!(
@@ -127,7 +127,7 @@ fn attention_with_and_without_bias() {
         let (mut dq, mut dk, mut dv) = (vec![9.0; 240], vec![9.0; 240], vec![9.0; 240]);
         attention.forward(inputs, &mut out, &mut lse);
         let gradients = [&mut dq, &mut dk, &mut dv].map(|data| ColumnsMut { data, stride: 16 });
-        attention.backward(Kept { inputs, out: &out, lse: &lse }, &dy, gradients, dbias);
+        attention.backward(SavedForward { inputs, out: &out, lse: &lse }, &dy, gradients, dbias);
         (out, [dq, dk, dv])
     };
     let plain = Attention {
@@ -139,7 +139,7 @@ fn attention_with_and_without_bias() {
         bias: None,
         dropout: None,
         queries: Queries::All,
-        sight: Sight::All,
+        mask: Mask::Bidirectional,
         precision: Precision::F32,
     };
     let (out, dqkv) = run(plain, None);
@@ -170,7 +170,7 @@ fn attention_with_and_without_bias() {
     let mut want = [vec![0.0; 240], vec![0.0; 240], vec![0.0; 240]];
     biased.forward(inputs, &mut all, &mut lse);
     let gradients = want.each_mut().map(|data| ColumnsMut { data, stride: 16 });
-    biased.backward(Kept { inputs, out: &all, lse: &lse }, &sparse, gradients, None);
+    biased.backward(SavedForward { inputs, out: &all, lse: &lse }, &sparse, gradients, None);
 
     let first = Attention { queries: Queries::First, ..biased };
     let (q, dy) = (firsts(&q), firsts(&dy));
@@ -179,7 +179,7 @@ fn attention_with_and_without_bias() {
     let (mut dk, mut dv) = (vec![0.0; 240], vec![0.0; 240]);
     first.forward(inputs, &mut out, &mut lse);
     let gradients = [&mut dq, &mut dk, &mut dv].map(|data| ColumnsMut { data, stride: 16 });
-    first.backward(Kept { inputs, out: &out, lse: &lse }, &dy, gradients, None);
+    first.backward(SavedForward { inputs, out: &out, lse: &lse }, &dy, gradients, None);
     for (got, want) in [(&out, &firsts(&all)), (&dq, &firsts(&want[0])), (&dk, &want[1]), (&dv, &want[2])] {
         assert!(got.iter().zip(want).all(|(g, w)| (g - w).abs() < 1e-6), "{got:?}\n{want:?}");
     }

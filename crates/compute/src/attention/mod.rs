@@ -1,15 +1,15 @@
 //! Softmax attention within packed sequences: O = dropout(softmax(scale · Q Kᵀ + bias)) V, head by
 //! head.
 //!
-//! Sequences are concatenated and do not see each other. Probabilities are not saved: the backward
-//! pass recomputes them from each row's log-sum-exp, for one strip of queries at a time, so memory
-//! is linear in the sequence length.
+//! Sequences are concatenated and do not attend to each other. Probabilities are not saved: the
+//! backward pass recomputes them from each row's log-sum-exp, for one strip of queries at a time,
+//! so memory is linear in the sequence length.
 
 mod columns;
-mod few;
 mod strip;
 #[cfg(test)]
 mod tests;
+mod unpacked;
 
 use std::cell::Cell;
 use std::ops::Range;
@@ -19,11 +19,12 @@ use rayon::prelude::*;
 use crate::arena::Arena;
 use crate::gemm::panels::WIDTH;
 use crate::gemm::{Mat, Precision};
+use crate::output_slice::OutputSlice;
 use crate::profile::{self, Work};
 use crate::random::{Dropout, Key};
-use columns::{LANES, Row};
+use columns::{PerQuery, QUERIES};
 
-/// The configuration of an attention: sequences, heads, and what a query sees.
+/// The configuration of an attention: sequences, heads, and the mask.
 #[derive(Clone, Copy)]
 pub struct Attention<'a> {
     /// The starts of sequences, and the end of the last: (sequences + 1).
@@ -43,18 +44,18 @@ pub struct Attention<'a> {
     pub dropout: Option<(Dropout, &'a [Key])>,
     /// Which tokens have a query.
     pub queries: Queries,
-    /// Which tokens a query sees.
-    pub sight: Sight,
+    /// Which keys a query attends to.
+    pub mask: Mask,
     /// The precision of its products; probabilities and their gradients are f32.
     pub precision: Precision,
 }
 
-/// The tokens of its sequence that a query sees.
+/// The keys of its sequence that a query attends to; all others are masked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sight {
-    /// All tokens.
-    All,
-    /// Its own and earlier tokens.
+pub enum Mask {
+    /// Those of all tokens.
+    Bidirectional,
+    /// Those of its own and of earlier tokens.
     Causal {
         /// Only the last of these, if given.
         window: Option<usize>,
@@ -118,42 +119,6 @@ impl<'a> RelativeBias<'a> {
     }
 }
 
-/// A raw pointer that tasks share. Each writes only its own sequences' rows and heads' columns.
-#[derive(Clone, Copy)]
-struct OutputSlice {
-    data: *mut f32,
-    len: usize,
-    stride: usize,
-}
-// SAFETY: tasks write disjoint elements, as the callers of `row` and `write` promise.
-unsafe impl Send for OutputSlice {}
-unsafe impl Sync for OutputSlice {}
-
-impl OutputSlice {
-    fn new(x: &mut [f32], stride: usize) -> Self {
-        OutputSlice { data: x.as_mut_ptr(), len: x.len(), stride }
-    }
-
-    /// Returns the columns of a head in one row.
-    ///
-    /// # Safety
-    /// No one else accesses them during 'a.
-    unsafe fn row<'a>(self, row: usize, head: usize, width: usize) -> &'a mut [f32] {
-        let from = row * self.stride + head * width;
-        assert!(from + width <= self.len);
-        // SAFETY: inside the slice by the assertion; the caller promises exclusive access.
-        unsafe { std::slice::from_raw_parts_mut(self.data.add(from), width) }
-    }
-
-    /// # Safety
-    /// No one else accesses the element during the call.
-    unsafe fn write(self, at: usize, value: f32) {
-        assert!(at < self.len);
-        // SAFETY: inside the slice by the assertion; the caller promises exclusive access.
-        unsafe { *self.data.add(at) = value }
-    }
-}
-
 thread_local! {
     static SCRATCH: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
     static SUMS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
@@ -164,12 +129,12 @@ thread_local! {
 /// the gradients of keys and values.
 pub fn scratch_bytes(longest: usize, width: usize) -> usize {
     let sums = Arena::room(2 * longest * width.next_multiple_of(WIDTH));
-    size_of::<f32>() * (Arena::room(strip::scratch(longest, width).max(few::scratch(longest))) + sums)
+    size_of::<f32>() * (Arena::room(strip::scratch(longest, width).max(unpacked::scratch(longest))) + sums)
 }
 
 /// What a backward pass needs from the forward pass.
 #[derive(Clone, Copy)]
-pub struct Kept<'a> {
+pub struct SavedForward<'a> {
     pub inputs: Inputs<'a>,
     /// The output, (queries, heads * width).
     pub out: &'a [f32],
@@ -192,22 +157,22 @@ impl Attention<'_> {
         let parts = (4 * rayon::current_num_threads()).div_ceil(groups);
         (0..groups * parts).into_par_iter().with_max_len(1).for_each(|task| {
             let group = self.group(task / parts, inputs);
-            let (part, few) = (task % parts, few::are_few(group.span.queries));
-            let each = if few { 1 } else { strip::strips(group.span.queries) };
+            let (part, unpacked) = (task % parts, unpacked::applies_to(group.span.queries));
+            let each = if unpacked { 1 } else { strip::strips(group.span.queries) };
             let all = group.heads.len() * each;
-            let mine = part * all / parts..(part + 1) * all / parts;
-            if mine.is_empty() {
+            let numbers = part * all / parts..(part + 1) * all / parts;
+            if numbers.is_empty() {
                 return;
             }
             let mut scratch = SCRATCH.take();
             // SAFETY: no other task accesses these heads' columns and entries of these queries.
             unsafe {
-                if few {
-                    for number in mine {
-                        few::forward(self, &group, group.heads.start + number, to, &mut scratch);
+                if unpacked {
+                    for number in numbers {
+                        unpacked::forward(self, &group, group.heads.start + number, to, &mut scratch);
                     }
                 } else {
-                    strip::forward(self, &group, mine, to, &mut scratch);
+                    strip::forward(self, &group, numbers, to, &mut scratch);
                 }
             }
             SCRATCH.set(scratch);
@@ -217,13 +182,20 @@ impl Attention<'_> {
     /// Overwrites the gradients of q, k and v; adds to `dbias`, in the shape of the bias's table,
     /// if given.
     ///
-    /// With P the probabilities and D = Σ dO·O by row: dV = dropout(P)ᵀ dO, dS = P (dropout(dO Vᵀ)
-    /// − D), dQ = scale · dS K, dK = scale · dSᵀ Q, dbias = Σ dS along diagonals.
-    pub fn backward(&self, kept: Kept, dout: &[f32], dqkv: [ColumnsMut; 3], dbias: Option<&mut [f32]>) {
-        self.check(kept.out.len(), kept.lse.len());
-        assert_eq!(dout.len(), kept.out.len());
+    /// With P the probabilities and delta = Σ dO·O by row (D in FlashAttention, Dao et al. 2022):
+    /// dV = dropout(P)ᵀ dO, dS = P (dropout(dO Vᵀ) − delta), dQ = scale · dS K, dK = scale · dSᵀ Q,
+    /// dbias = Σ dS along diagonals.
+    pub fn backward(
+        &self,
+        saved: SavedForward,
+        dout: &[f32],
+        dqkv: [ColumnsMut; 3],
+        dbias: Option<&mut [f32]>,
+    ) {
+        self.check(saved.out.len(), saved.lse.len());
+        assert_eq!(dout.len(), saved.out.len());
         // Reads Q, O, dO, K and V; writes dQ, dK and dV.
-        let _span = profile::operation("attention backward", || self.work(5, [4, 4], kept.lse.len()));
+        let _span = profile::operation("attention backward", || self.work(5, [4, 4], saved.lse.len()));
         let dqkv = dqkv.map(|d| OutputSlice::new(d.data, d.stride));
         let span = self.bias.map_or(0, |b| 2 * b.reach - 1);
         let group = self.heads / self.kv_heads;
@@ -232,14 +204,14 @@ impl Attention<'_> {
             Some(dbias) => dbias.par_chunks_mut(group * span).enumerate().for_each(|(kv_head, dbias)| {
                 for sequence in 0..self.offsets.len() - 1 {
                     let number = sequence * self.kv_heads + kv_head;
-                    self.backward_group(number, kept, dout, dqkv, Some(&mut *dbias));
+                    self.backward_group(number, saved, dout, dqkv, Some(&mut *dbias));
                 }
             }),
             // A group's heads add to the gradients of the same keys and values, so one task takes
             // them in order.
             None => {
                 let groups = (self.offsets.len() - 1) * self.kv_heads;
-                let task = |number| self.backward_group(number, kept, dout, dqkv, None);
+                let task = |number| self.backward_group(number, saved, dout, dqkv, None);
                 (0..groups).into_par_iter().with_max_len(1).for_each(task);
             }
         }
@@ -248,12 +220,12 @@ impl Attention<'_> {
     fn backward_group(
         &self,
         number: usize,
-        kept: Kept,
+        saved: SavedForward,
         dout: &[f32],
         [dq, dk, dv]: [OutputSlice; 3],
         tables: Option<&mut [f32]>,
     ) {
-        let group = self.group(number, kept.inputs);
+        let group = self.group(number, saved.inputs);
         let (length, width) = (group.span.length, self.width);
         let (mut scratch, mut buffer) = (SCRATCH.take(), SUMS.take());
         let stride = width.next_multiple_of(WIDTH);
@@ -261,21 +233,22 @@ impl Attention<'_> {
         let [of_keys, of_values] = [(); 2].map(|()| arena.take(length * stride));
         of_keys.fill(0.0);
         of_values.fill(0.0);
-        let mut sums = Sums { dk: of_keys, dv: of_values, stride, tables, heads: group.heads.clone() };
+        let mut sums =
+            GroupGradients { dk: of_keys, dv: of_values, stride, tables, heads: group.heads.clone() };
         // SAFETY: no other task accesses this sequence's rows of these heads' columns.
         unsafe {
-            if few::are_few(group.span.queries) {
+            if unpacked::applies_to(group.span.queries) {
                 for head in group.heads.clone() {
-                    few::backward(self, (&group, head), kept, dout, dq, &mut sums, &mut scratch);
+                    unpacked::backward(self, (&group, head), saved, dout, dq, &mut sums, &mut scratch);
                 }
             } else {
-                strip::backward(self, &group, kept, dout, dq, &mut sums, &mut scratch);
+                strip::backward(self, &group, saved, dout, dq, &mut sums, &mut scratch);
             }
             for (i, (of_key, of_value)) in
                 of_keys.chunks_exact(stride).zip(of_values.chunks_exact(stride)).enumerate()
             {
                 let row = group.span.token + i;
-                let (dk, dv) = (dk.row(row, group.kv_head, width), dv.row(row, group.kv_head, width));
+                let [dk, dv] = [dk, dv].map(|d| d.columns(row, group.kv_head * width, width));
                 columns::scale(dk, of_key, self.scale);
                 dv.copy_from_slice(&of_value[..width]);
             }
@@ -285,10 +258,10 @@ impl Attention<'_> {
     }
 
     /// Returns the group with this number: a sequence and one of its heads of keys and values.
-    fn group<'a>(&self, number: usize, inputs: Inputs<'a>) -> Group<'a> {
+    fn group<'a>(&self, number: usize, inputs: Inputs<'a>) -> HeadGroup<'a> {
         let (sequence, kv_head) = (number / self.kv_heads, number % self.kv_heads);
         let each = self.heads / self.kv_heads;
-        Group {
+        HeadGroup {
             sequence,
             kv_head,
             heads: kv_head * each..(kv_head + 1) * each,
@@ -299,12 +272,12 @@ impl Attention<'_> {
         }
     }
 
-    /// Returns the tokens, counted from the sequence's start, that at least one of these queries
-    /// sees.
-    fn seen_by(&self, span: &Span, queries: Range<usize>) -> Range<usize> {
-        match self.sight {
-            Sight::All => 0..span.length,
-            Sight::Causal { window } => {
+    /// Returns the keys, counted from the sequence's start, that at least one of these queries
+    /// attends to.
+    fn visible_keys(&self, span: &Span, queries: Range<usize>) -> Range<usize> {
+        match self.mask {
+            Mask::Bidirectional => 0..span.length,
+            Mask::Causal { window } => {
                 // Queries are the sequence's last tokens.
                 let before = span.length - span.queries;
                 let first = window.map_or(0, |window| (before + queries.start + 1).saturating_sub(window));
@@ -313,19 +286,19 @@ impl Attention<'_> {
         }
     }
 
-    /// Sets the scores of keys that a query does not see to −∞. Rows of `scores` are keys from
+    /// Sets the scores of keys that are masked for a query to −∞. Rows of `scores` are keys from
     /// `first_key` on, lanes are queries from `first_query` on.
-    fn hide(&self, span: &Span, first_query: usize, first_key: usize, scores: &mut [Row]) {
-        let Sight::Causal { window } = self.sight else { return };
-        // The token of the first lane's query. A query's own token is the last key that it sees.
+    fn mask_scores(&self, span: &Span, first_query: usize, first_key: usize, scores: &mut [PerQuery]) {
+        let Mask::Causal { window } = self.mask else { return };
+        // The token of the first lane's query. Its key is the last one that the query attends to.
         let first = span.length - span.queries + first_query;
         for (key, row) in (first_key..).zip(scores.iter_mut()).skip((first + 1).saturating_sub(first_key)) {
-            row[..(key - first).min(LANES)].fill(f32::NEG_INFINITY);
+            row[..(key - first).min(QUERIES)].fill(f32::NEG_INFINITY);
         }
         if let Some(window) = window {
-            let hidden = (first + LANES).saturating_sub(window).saturating_sub(first_key);
-            for (key, row) in (first_key..).zip(scores.iter_mut()).take(hidden) {
-                row[(key + window).saturating_sub(first).min(LANES)..].fill(f32::NEG_INFINITY);
+            let masked = (first + QUERIES).saturating_sub(window).saturating_sub(first_key);
+            for (key, row) in (first_key..).zip(scores.iter_mut()).take(masked) {
+                row[(key + window).saturating_sub(first).min(QUERIES)..].fill(f32::NEG_INFINITY);
             }
         }
     }
@@ -347,9 +320,9 @@ impl Attention<'_> {
         let multiplied: usize = (0..sequences)
             .map(|sequence| {
                 let span = self.span(sequence);
-                let rows = |first: usize| first..(first + LANES).min(span.queries);
-                let blocks = (0..span.queries).step_by(LANES).map(rows);
-                blocks.map(|rows| rows.len() * self.seen_by(&span, rows).len()).sum::<usize>()
+                let rows = |first: usize| first..(first + QUERIES).min(span.queries);
+                let blocks = (0..span.queries).step_by(QUERIES).map(rows);
+                blocks.map(|rows| rows.len() * self.visible_keys(&span, rows).len()).sum::<usize>()
             })
             .sum();
         let tokens = self.offsets[sequences] - self.offsets[0];
@@ -369,7 +342,7 @@ impl Attention<'_> {
         assert!(self.scale > 0.0, "a scale that turns scores around");
         assert!(self.kv_heads > 0 && self.heads.is_multiple_of(self.kv_heads), "heads of keys");
         assert!(
-            self.queries != Queries::First || self.sight == Sight::All,
+            self.queries != Queries::First || self.mask == Mask::Bidirectional,
             "a first token sees itself alone"
         );
         if let Queries::Last(n) = self.queries {
@@ -378,7 +351,7 @@ impl Attention<'_> {
         assert!(out == queries * self.heads * self.width && lse == queries * self.heads);
         assert!(self.offsets.windows(2).all(|w| w[0] < w[1]), "an empty sequence");
         if let Some(bias) = self.bias {
-            assert!(self.sight == Sight::All, "a relative bias goes with full sight");
+            assert!(self.mask == Mask::Bidirectional, "a relative bias goes with full sight");
             assert_eq!(bias.table.len(), self.heads * (2 * bias.reach - 1));
             assert!(self.offsets.windows(2).all(|w| w[1] - w[0] <= bias.reach));
         }
@@ -399,7 +372,7 @@ struct Span {
 }
 
 /// The heads of a sequence that share keys and values.
-struct Group<'a> {
+struct HeadGroup<'a> {
     sequence: usize,
     span: Span,
     kv_head: usize,
@@ -409,7 +382,7 @@ struct Group<'a> {
     inputs: Inputs<'a>,
 }
 
-impl<'a> Group<'a> {
+impl<'a> HeadGroup<'a> {
     /// (length, width)
     fn keys(&self) -> Mat<'a> {
         self.inputs.k.head(self.span.token, self.kv_head, self.span.length, self.width)
@@ -444,7 +417,7 @@ impl<'a> Group<'a> {
 }
 
 /// Gradients summed over the heads of a group.
-struct Sums<'a> {
+struct GroupGradients<'a> {
     /// Gradient of the keys without the factor `scale`, (length, stride); the first `width` columns
     /// are used.
     dk: &'a mut [f32],
@@ -456,7 +429,7 @@ struct Sums<'a> {
     heads: Range<usize>,
 }
 
-impl Sums<'_> {
+impl GroupGradients<'_> {
     fn table_of(&mut self, head: usize) -> Option<&mut [f32]> {
         let tables = self.tables.as_deref_mut()?;
         let each = tables.len() / self.heads.len();

@@ -5,17 +5,18 @@
 //! sums lane by lane, and Pᵀ and dSᵀ serve without a transposition both as a panel of queries (for
 //! Vᵀ Pᵀ and Kᵀ dSᵀ) and as rows of keys (for Pᵀ dO and dSᵀ Q). O and dQ are computed transposed as
 //! well, one row per column of the head. The forward pass holds the scores of one strip, length ·
-//! `LANES`; the backward pass holds those of `KEYS` keys at a time.
+//! `QUERIES`; the backward pass holds those of `KEYS` keys at a time.
 
 use std::ops::Range;
 
-use super::columns::{self, LANES, Row, RowKeys};
-use super::few::dot_row;
-use super::{Attention, Group, Kept, OutputSlice, Sums, row_key};
+use super::columns::{self, PerQuery, QUERIES, RowKeys};
+use super::unpacked::dot_row;
+use super::{Attention, GroupGradients, HeadGroup, SavedForward, row_key};
 use crate::arena::Arena;
-use crate::cpu::fetch;
-use crate::gemm::panels::{Left, Panels, Right, WIDTH, transpose};
+use crate::cpu::prefetch_l1;
+use crate::gemm::panels::{Left, PanelGemm, Right, WIDTH, transpose};
 use crate::gemm::{Mat, MatMut, Precision, Start};
+use crate::output_slice::OutputSlice;
 
 /// Keys that the backward pass processes at a time: their scores and the gradients of these take 32
 /// KiB.
@@ -24,7 +25,7 @@ const KEYS: usize = 128;
 /// The sizes of packed operands, in words.
 #[derive(Clone, Copy)]
 struct Sizes {
-    panels: Panels,
+    panels: PanelGemm,
     length: usize,
     width: usize,
 }
@@ -47,76 +48,76 @@ impl Sizes {
 
     /// Returns the words of a panel with queries as columns, `k` values deep.
     fn panel(self, k: usize) -> usize {
-        self.words(k) * LANES
+        self.words(k) * QUERIES
     }
 
-    /// Returns the words of a strip's part of Oᵀ or dQᵀ, (width, `LANES`), and of its transpose.
-    fn turned(self) -> usize {
-        2 * self.width * LANES
+    /// Returns the words of a strip's part of Oᵀ or dQᵀ, (width, `QUERIES`), and of its transpose.
+    fn transposed(self) -> usize {
+        2 * self.width * QUERIES
     }
 
     fn forward(self) -> usize {
         let length = self.length;
         let packed = self.rows() + self.columns(length) + self.panel(self.width);
-        packed + LANES * length + self.panel(length) + self.turned()
+        packed + QUERIES * length + self.panel(length) + self.transposed()
     }
 
     fn backward(self) -> usize {
         let packed = 2 * self.rows() + self.columns(self.length);
-        let of_queries = 2 * self.panel(self.width) + 2 * self.columns(LANES);
-        let of_keys = 2 * LANES * KEYS + 2 * KEYS * self.words(LANES) + self.panel(KEYS);
-        packed + of_queries + of_keys + self.turned()
+        let of_queries = 2 * self.panel(self.width) + 2 * self.columns(QUERIES);
+        let of_keys = 2 * QUERIES * KEYS + 2 * KEYS * self.words(QUERIES) + self.panel(KEYS);
+        packed + of_queries + of_keys + self.transposed()
     }
 }
 
 /// Upper bound on the floats of scratch memory that `forward` and `backward` take for heads of this
 /// width and sequences of this length.
 pub fn scratch(length: usize, width: usize) -> usize {
-    let sizes = |precision| Sizes { panels: Panels::new(precision), length, width };
+    let sizes = |precision| Sizes { panels: PanelGemm::new(precision), length, width };
     let both = [Precision::F32, Precision::Bf16].map(sizes);
     both.map(|sizes| sizes.forward().max(sizes.backward())).into_iter().max().unwrap_or(0)
 }
 
 /// Returns the number of strips of a head with this number of queries.
 pub fn strips(queries: usize) -> usize {
-    queries.div_ceil(LANES)
+    queries.div_ceil(QUERIES)
 }
 
 /// A strip of one head's queries.
-struct Strip {
+struct QueryStrip {
     head: usize,
     /// First query, and number of queries.
     first: usize,
     queries: usize,
 }
 
-impl Strip {
+impl QueryStrip {
     /// Returns the strip with this number among all strips of a group's heads.
-    fn numbered(group: &Group, number: usize) -> Strip {
+    fn numbered(group: &HeadGroup, number: usize) -> QueryStrip {
         let each = strips(group.span.queries);
-        let first = number % each * LANES;
+        let first = number % each * QUERIES;
         let head = group.heads.start + number / each;
-        Strip { head, first, queries: LANES.min(group.span.queries - first) }
+        QueryStrip { head, first, queries: QUERIES.min(group.span.queries - first) }
     }
 
     fn rows(&self) -> Range<usize> {
         self.first..self.first + self.queries
     }
 
-    fn row_keys(&self, attention: &Attention, group: &Group) -> Option<RowKeys> {
+    fn row_keys(&self, attention: &Attention, group: &HeadGroup) -> Option<RowKeys> {
         let (_, keys) = attention.dropout?;
         Some(RowKeys::new(self.rows().map(|row| row_key(keys[group.sequence], self.head, row))))
     }
 
     /// Prepares scores for exp, from the products of queries with the keys from `first_key` on:
-    /// adds the bias, and sets keys that a query does not see to −∞. Returns the scale that is
-    /// still to be applied.
+    /// adds the bias, and sets those of masked keys to −∞. Returns the scale that is still to be
+    /// applied.
     fn finish_scores(
         &self,
         attention: &Attention,
-        group: &Group,
+        group: &HeadGroup,
         first_key: usize,
-        scores: &mut [Row],
+        scores: &mut [PerQuery],
     ) -> f32 {
         let mut scale = attention.scale;
         if let Some(bias) = attention.bias {
@@ -124,7 +125,7 @@ impl Strip {
             columns::add_bias(scores, scale, table, bias.reach - 1 + first_key - self.first, self.queries);
             scale = 1.0;
         }
-        attention.hide(&group.span, self.first, first_key, scores);
+        attention.mask_scores(&group.span, self.first, first_key, scores);
         scale
     }
 }
@@ -136,34 +137,34 @@ impl Strip {
 /// No one else accesses them during the call.
 pub unsafe fn forward(
     attention: &Attention,
-    group: &Group,
+    group: &HeadGroup,
     numbers: Range<usize>,
     [out, lse]: [OutputSlice; 2],
     scratch: &mut Vec<f32>,
 ) {
     let (length, width) = (group.span.length, attention.width);
-    let panels = Panels::new(attention.precision);
+    let panels = PanelGemm::new(attention.precision);
     let sizes = Sizes { panels, length, width };
     let mut arena = Arena::new(scratch, sizes.forward());
     let key_rows = arena.take(sizes.rows());
     panels.pack_rows(group.keys(), key_rows);
     let value_columns = arena.take(sizes.columns(length));
-    panels.pack_turned(group.values(), value_columns);
+    panels.pack_transposed(group.values(), value_columns);
     let query_panel = arena.take(sizes.panel(width));
-    let scores = arena.take(LANES * length);
+    let scores = arena.take(QUERIES * length);
     let panel = arena.take(sizes.panel(length));
-    let [turned, of_queries] = [(); 2].map(|()| arena.take(width * LANES));
+    let [transposed, of_queries] = [(); 2].map(|()| arena.take(width * QUERIES));
     let depth = sizes.words(width);
 
     for number in numbers {
-        let strip = Strip::numbered(group, number);
-        let seen = attention.seen_by(&group.span, strip.rows());
-        let first_key = panels.cut(seen.start);
-        let count = seen.end - first_key;
+        let strip = QueryStrip::numbered(group, number);
+        let visible = attention.visible_keys(&group.span, strip.rows());
+        let first_key = panels.cut(visible.start);
+        let count = visible.end - first_key;
         panels.pack_right(group.queries(strip.head, strip.rows()).t(), query_panel);
-        let scores = &mut scores[..LANES * count];
+        let scores = &mut scores[..QUERIES * count];
         panels.multiply(
-            MatMut::new(scores, count, LANES),
+            MatMut::new(scores, count, QUERIES),
             Start::Zero,
             Left::rows(&key_rows[first_key * depth..], depth),
             Right { words: query_panel, panel: query_panel.len() },
@@ -171,7 +172,7 @@ pub unsafe fn forward(
         );
         let rows = scores.as_chunks_mut().0;
         let scale = strip.finish_scores(attention, group, first_key, rows);
-        let (mut top, mut sum) = ([0.0; LANES], [0.0; LANES]);
+        let (mut top, mut sum) = ([0.0; QUERIES], [0.0; QUERIES]);
         columns::largest(rows, &mut top);
         columns::exponentials(rows, scale, &top, &mut sum);
         if let (Some((dropout, _)), Some(keys)) = (attention.dropout, strip.row_keys(attention, group)) {
@@ -179,19 +180,19 @@ pub unsafe fn forward(
         }
         let panel = panels.strip_panel(scores, panel);
         panels.multiply(
-            MatMut::new(turned, width, LANES),
+            MatMut::new(transposed, width, QUERIES),
             Start::Zero,
-            Left::turned(&value_columns[sizes.words(first_key) * WIDTH..], sizes.words(length) * WIDTH),
+            Left::transposed(&value_columns[sizes.words(first_key) * WIDTH..], sizes.words(length) * WIDTH),
             Right { words: panel, panel: panel.len() },
             sizes.words(count),
         );
-        transpose(Mat::new(turned, width, LANES), of_queries);
+        transpose(Mat::new(transposed, width, QUERIES), of_queries);
         for (i, values) in of_queries.chunks_exact(width).take(strip.queries).enumerate() {
             let row = strip.first + i;
             // SAFETY: the caller promises exclusive access to these entries and columns.
             let to = unsafe {
                 lse.write(group.entry(strip.head, row), scale * top[i] + sum[i].ln());
-                out.row(group.span.query + row, strip.head, width)
+                out.columns(group.span.query + row, strip.head * width, width)
             };
             columns::scale(to, values, 1.0 / sum[i]);
         }
@@ -204,34 +205,34 @@ pub unsafe fn forward(
 /// No one else accesses these columns of dq during the call.
 pub unsafe fn backward(
     attention: &Attention,
-    group: &Group,
-    kept: Kept,
+    group: &HeadGroup,
+    saved: SavedForward,
     dout: &[f32],
     dq: OutputSlice,
-    sums: &mut Sums,
+    sums: &mut GroupGradients,
     scratch: &mut Vec<f32>,
 ) {
     let (length, width) = (group.span.length, attention.width);
-    let panels = Panels::new(attention.precision);
+    let panels = PanelGemm::new(attention.precision);
     let sizes = Sizes { panels, length, width };
     let mut arena = Arena::new(scratch, sizes.backward());
     let [key_rows, value_rows] = [(); 2].map(|()| arena.take(sizes.rows()));
     panels.pack_rows(group.keys(), key_rows);
     panels.pack_rows(group.values(), value_rows);
     let key_columns = arena.take(sizes.columns(length));
-    panels.pack_turned(group.keys(), key_columns);
+    panels.pack_transposed(group.keys(), key_columns);
     let [query_panel, dout_panel] = [(); 2].map(|()| arena.take(sizes.panel(width)));
-    let [query_columns, dout_columns] = [(); 2].map(|()| arena.take(sizes.columns(LANES)));
-    let [p, ds] = [(); 2].map(|()| arena.take(LANES * KEYS));
-    let [p_words, ds_words] = [(); 2].map(|()| arena.take(KEYS * sizes.words(LANES)));
+    let [query_columns, dout_columns] = [(); 2].map(|()| arena.take(sizes.columns(QUERIES)));
+    let [p, ds] = [(); 2].map(|()| arena.take(QUERIES * KEYS));
+    let [p_words, ds_words] = [(); 2].map(|()| arena.take(KEYS * sizes.words(QUERIES)));
     let ds_panel = arena.take(sizes.panel(KEYS));
-    let [turned, of_queries] = [(); 2].map(|()| arena.take(width * LANES));
+    let [transposed, of_queries] = [(); 2].map(|()| arena.take(width * QUERIES));
     let depth = sizes.words(width);
 
     for number in 0..group.heads.len() * strips(group.span.queries) {
-        let strip = Strip::numbered(group, number);
+        let strip = QueryStrip::numbered(group, number);
         for row in strip.rows() {
-            fetch(&kept.out[group.columns(strip.head, row)]);
+            prefetch_l1(&saved.out[group.columns(strip.head, row)]);
         }
         let queries = group.queries(strip.head, strip.rows());
         let dout_rows = group.of_queries(dout, strip.head, strip.rows());
@@ -244,24 +245,24 @@ pub unsafe fn backward(
             panels.pack_right(rows.t(), panel);
             panels.pack_right(rows, columns);
         }
-        let (mut lse, mut along) = ([0.0; LANES], [0.0; LANES]);
+        let (mut lse, mut delta) = ([0.0; QUERIES], [0.0; QUERIES]);
         for (i, row) in strip.rows().enumerate() {
-            lse[i] = kept.lse[group.entry(strip.head, row)];
+            lse[i] = saved.lse[group.entry(strip.head, row)];
             let columns = group.columns(strip.head, row);
-            along[i] = dot_row(&kept.out[columns.clone()], &dout[columns]);
+            delta[i] = dot_row(&saved.out[columns.clone()], &dout[columns]);
         }
         let row_keys = strip.row_keys(attention, group);
-        let seen = attention.seen_by(&group.span, strip.rows());
-        for (number, first_key) in (panels.cut(seen.start)..seen.end).step_by(KEYS).enumerate() {
-            let count = KEYS.min(seen.end - first_key);
+        let visible = attention.visible_keys(&group.span, strip.rows());
+        for (number, first_key) in (panels.cut(visible.start)..visible.end).step_by(KEYS).enumerate() {
+            let count = KEYS.min(visible.end - first_key);
             // Products may read rows past the last key, whose results are not stored.
-            let whole = LANES * panels.padded(count);
+            let whole = QUERIES * panels.padded(count);
             let (p, ds) = (&mut p[..whole], &mut ds[..whole]);
             for (to, rows, panel) in
                 [(&mut *p, &*key_rows, &*query_panel), (&mut *ds, &*value_rows, &*dout_panel)]
             {
                 panels.multiply(
-                    MatMut::new(&mut to[..LANES * count], count, LANES),
+                    MatMut::new(&mut to[..QUERIES * count], count, QUERIES),
                     Start::Zero,
                     Left::rows(&rows[first_key * depth..], depth),
                     Right { words: panel, panel: panel.len() },
@@ -269,13 +270,13 @@ pub unsafe fn backward(
                 );
             }
             {
-                let [p, ds] = [&mut *p, &mut *ds].map(|x| x[..LANES * count].as_chunks_mut().0);
+                let [p, ds] = [&mut *p, &mut *ds].map(|x| x[..QUERIES * count].as_chunks_mut().0);
                 let scale = strip.finish_scores(attention, group, first_key, p);
                 match (attention.dropout, &row_keys) {
                     (Some((dropout, _)), Some(keys)) => {
-                        columns::gradients_dropped(p, ds, scale, &lse, &along, first_key, dropout, keys)
+                        columns::gradients_dropped(p, ds, scale, &lse, &delta, first_key, dropout, keys)
                     }
-                    _ => columns::gradients(p, ds, scale, &lse, &along),
+                    _ => columns::gradients(p, ds, scale, &lse, &delta),
                 }
                 if let Some(table) = sums.table_of(strip.head) {
                     let zero = table.len() / 2 + first_key - strip.first;
@@ -292,7 +293,7 @@ pub unsafe fn backward(
                 panels.multiply(
                     MatMut::strided(to, count, width, sums.stride),
                     Start::Keep,
-                    Left::rows(rows, sizes.words(LANES)),
+                    Left::rows(rows, sizes.words(QUERIES)),
                     Right { words: columns, panel },
                     sizes.words(strip.queries),
                 );
@@ -300,20 +301,20 @@ pub unsafe fn backward(
             let ds_panel = if panels.rows_are_panels() {
                 ds_rows
             } else {
-                panels.strip_panel(&ds[..LANES * count], ds_panel)
+                panels.strip_panel(&ds[..QUERIES * count], ds_panel)
             };
             panels.multiply(
-                MatMut::new(turned, width, LANES),
+                MatMut::new(transposed, width, QUERIES),
                 if number == 0 { Start::Zero } else { Start::Keep },
-                Left::turned(&key_columns[sizes.words(first_key) * WIDTH..], sizes.words(length) * WIDTH),
+                Left::transposed(&key_columns[sizes.words(first_key) * WIDTH..], sizes.words(length) * WIDTH),
                 Right { words: ds_panel, panel: ds_panel.len() },
                 sizes.words(count),
             );
         }
-        transpose(Mat::new(turned, width, LANES), of_queries);
+        transpose(Mat::new(transposed, width, QUERIES), of_queries);
         for (row, values) in strip.rows().zip(of_queries.chunks_exact(width)) {
             // SAFETY: the caller promises exclusive access to these columns of dq.
-            let dq = unsafe { dq.row(group.span.query + row, strip.head, width) };
+            let dq = unsafe { dq.columns(group.span.query + row, strip.head * width, width) };
             columns::scale(dq, values, attention.scale);
         }
     }

@@ -37,11 +37,11 @@ impl Definition<'_> {
         };
         let scores: Vec<f64> = (0..span.length)
             .map(|key| {
-                let seen = match a.sight {
-                    Sight::All => true,
-                    Sight::Causal { window } => key <= token && window.is_none_or(|w| token - key < w),
+                let visible = match a.mask {
+                    Mask::Bidirectional => true,
+                    Mask::Causal { window } => key <= token && window.is_none_or(|w| token - key < w),
                 };
-                if !seen {
+                if !visible {
                     return f64::NEG_INFINITY;
                 }
                 let bias = a
@@ -103,9 +103,9 @@ fn check(name: &str, attention: Attention) {
             let dp: Vec<f64> = (0..span.length)
                 .map(|key| factors[key] * dot(dout, definition.of_key(&v, span.token + key, head)))
                 .collect();
-            let along: f64 = p.iter().zip(&dp).map(|(p, dp)| p * dp).sum();
+            let delta: f64 = p.iter().zip(&dp).map(|(p, dp)| p * dp).sum();
             for key in 0..span.length {
-                let ds = p[key] * (dp[key] - along);
+                let ds = p[key] * (dp[key] - delta);
                 let token = span.token + key;
                 let kv = (token * a.kv_heads + head / (a.heads / a.kv_heads)) * a.width;
                 add(
@@ -139,8 +139,8 @@ fn check(name: &str, attention: Attention) {
                     ColumnsMut { data: &mut dk, stride: narrow },
                     ColumnsMut { data: &mut dv, stride: narrow },
                 ];
-                let kept = Kept { inputs, out: &out, lse: &lse };
-                attention.backward(kept, &dout, gradients, table.as_deref_mut());
+                let saved = SavedForward { inputs, out: &out, lse: &lse };
+                attention.backward(saved, &dout, gradients, table.as_deref_mut());
             });
             ([out, lse, dq, dk, dv], table)
         };
@@ -159,7 +159,7 @@ fn check(name: &str, attention: Attention) {
     }
 }
 
-/// Sequences shorter and longer than a strip, than a block of keys, and than what counts as few.
+/// Sequences shorter and longer than a strip, than a block of keys, and than what is left unpacked.
 const OFFSETS: [usize; 7] = [0, 1, 6, 37, 69, 202, 233];
 
 fn plain(width: usize) -> Attention<'static> {
@@ -172,7 +172,7 @@ fn plain(width: usize) -> Attention<'static> {
         bias: None,
         dropout: None,
         queries: Queries::All,
-        sight: Sight::All,
+        mask: Mask::Bidirectional,
         precision: Precision::F32,
     }
 }
@@ -185,10 +185,10 @@ fn widths_of_heads() {
 }
 
 #[test]
-fn sights_and_groups() {
+fn masks_and_head_groups() {
     for window in [None, Some(2), Some(7), Some(50), Some(1000)] {
         for kv_heads in [1, 2, 4] {
-            let attention = Attention { kv_heads, sight: Sight::Causal { window }, ..plain(16) };
+            let attention = Attention { kv_heads, mask: Mask::Causal { window }, ..plain(16) };
             check(&format!("window {window:?}, {kv_heads} heads of keys"), attention);
         }
     }
@@ -203,21 +203,21 @@ fn bias_and_dropout() {
     check("bias", Attention { bias, ..plain(8) });
     check("dropout", Attention { dropout, ..plain(8) });
     check("both", Attention { bias, dropout, ..plain(8) });
-    let sight = Sight::Causal { window: Some(40) };
-    check("dropout in a window", Attention { dropout, sight, kv_heads: 2, ..plain(8) });
+    let mask = Mask::Causal { window: Some(40) };
+    check("dropout in a window", Attention { dropout, mask, kv_heads: 2, ..plain(8) });
 }
 
 #[test]
-fn some_queries() {
+fn queries_of_some_tokens() {
     let offsets = [0, 40, 90, 223];
     let plain = Attention { offsets: &offsets, ..plain(16) };
     check("first", Attention { queries: Queries::First, ..plain });
     for last in [1, 8, 9, 35] {
         for window in [None, Some(20)] {
-            let (queries, sight) = (Queries::Last(last), Sight::Causal { window });
+            let (queries, mask) = (Queries::Last(last), Mask::Causal { window });
             check(
                 &format!("last {last}, window {window:?}"),
-                Attention { queries, sight, kv_heads: 2, ..plain },
+                Attention { queries, mask, kv_heads: 2, ..plain },
             );
         }
     }

@@ -15,9 +15,9 @@ use crate::cpu::prefetch_line;
 use crate::lanes::{LANES, Lanes, for_each_level};
 
 /// Maximum number of vectors.
-pub const MOST: usize = 8;
+pub const MAX_VECTORS: usize = 8;
 /// Values, over all vectors, that are multiplied with all rows before the next part: 24 KiB.
-const NEAR: usize = 6 << 10;
+const CACHED_VALUES: usize = 6 << 10;
 
 /// A few vectors of one length, in the order in which the kernels read them: the first 16 values of
 /// each, the next 16 of each, and so on. Zeros pad the last run, and vectors of zeros pad the
@@ -46,7 +46,7 @@ impl Vectors {
         length: usize,
         stride: usize,
     ) {
-        assert!((1..=MOST).contains(&count), "{count} vectors");
+        assert!((1..=MAX_VECTORS).contains(&count), "{count} vectors");
         self.count = count.next_power_of_two();
         self.values.clear();
         self.values.resize(length.div_ceil(LANES) * self.count, [0.0; LANES]);
@@ -154,9 +154,9 @@ fn some_vectors<L: Layout, S: Lanes, const M: usize, const R: usize>(
     let blocks = stored.row_bytes.div_ceil(L::BYTES);
     // Number of blocks in a part of the columns: the values of all vectors in a part stay in the L1
     // cache while the rows pass.
-    let part = (NEAR / (L::VALUES * M)).max(1);
+    let part = (CACHED_VALUES / (L::VALUES * M)).max(1);
     let mut sums = SUMS.take();
-    let mut kept = (blocks > part).then(|| {
+    let mut partial_sums = (blocks > part).then(|| {
         sums.clear();
         sums.resize(rows.len().next_multiple_of(R) * M, [0.0; LANES]);
         &mut sums
@@ -164,12 +164,12 @@ fn some_vectors<L: Layout, S: Lanes, const M: usize, const R: usize>(
     // At least one iteration, so that rows without columns have products of zero.
     for from in (0..blocks.max(1)).step_by(part) {
         let blocks = from..(from + part).min(blocks);
-        some_columns::<L, S, M, R>(s, stored, rows.clone(), blocks, x, kept.as_deref_mut(), out);
+        some_columns::<L, S, M, R>(s, stored, rows.clone(), blocks, x, partial_sums.as_deref_mut(), out);
     }
     SUMS.set(sums);
 }
 
-/// Adds the products of the columns of `blocks` to the sums in `kept`, or to zeros if that is None.
+/// Adds the products of the columns of `blocks` to `partial_sums`, or to zeros if that is None.
 /// After the last column, writes the totals of the sums to `out`.
 #[inline(always)]
 fn some_columns<L: Layout, S: Lanes, const M: usize, const R: usize>(
@@ -178,7 +178,7 @@ fn some_columns<L: Layout, S: Lanes, const M: usize, const R: usize>(
     rows: Range<usize>,
     blocks: Range<usize>,
     x: &Vectors,
-    mut kept: Option<&mut Sums>,
+    mut partial_sums: Option<&mut Sums>,
     out: &mut [f32],
 ) {
     let runs = L::VALUES / LANES;
@@ -199,11 +199,11 @@ fn some_columns<L: Layout, S: Lanes, const M: usize, const R: usize>(
             ahead[i] = ahead[i].wrapping_add((first + R + i) * stored.stride);
         }
         let mut sums = [[s.splat(0.0); M]; R];
-        if let Some(kept) = &kept {
-            let kept = &kept[group * R * M..];
+        if let Some(partial_sums) = &partial_sums {
+            let partial_sums = &partial_sums[group * R * M..];
             for i in 0..R {
                 for vector in 0..M {
-                    sums[i][vector] = s.load(&kept[i * M + vector]);
+                    sums[i][vector] = s.load(&partial_sums[i * M + vector]);
                 }
             }
         }
@@ -231,11 +231,11 @@ fn some_columns<L: Layout, S: Lanes, const M: usize, const R: usize>(
             }
             add_block::<L, S, M, R>(s, last, 0, &x[whole.len() * runs * M..], &[], &mut sums);
         }
-        if let Some(kept) = &mut kept {
-            let kept = &mut kept[group * R * M..];
+        if let Some(partial_sums) = &mut partial_sums {
+            let partial_sums = &mut partial_sums[group * R * M..];
             for i in 0..R {
                 for vector in 0..M {
-                    s.store(sums[i][vector], &mut kept[i * M + vector]);
+                    s.store(sums[i][vector], &mut partial_sums[i * M + vector]);
                 }
             }
         }
@@ -359,12 +359,12 @@ mod tests {
     #[test]
     fn a_vector_s_products_do_not_depend_on_the_others() {
         // Long rows are multiplied in parts, which are shorter for more vectors.
-        let (cols, rows) = (2 * NEAR + 256, 5);
+        let (cols, rows) = (2 * CACHED_VALUES + 256, 5);
         for kind in [Some(BlockType::Q4_1), Some(BlockType::Q4K), Some(BlockType::F16), None] {
             let row_bytes = kind.map_or(4 * cols, |kind| BlockMatrix::size(kind, 1, cols).unwrap());
             let bytes: Vec<u8> = (0..rows * row_bytes).map(|i| (i * 37 % 251) as u8 & 63).collect();
             let stored = StoredRows { kind, bytes: &bytes, stride: row_bytes, row_bytes };
-            let data: Vec<f32> = (0..MOST * cols).map(|i| ((i * 7) % 11) as f32 - 5.0).collect();
+            let data: Vec<f32> = (0..MAX_VECTORS * cols).map(|i| ((i * 7) % 11) as f32 - 5.0).collect();
             let products = |data: &[f32], count: usize| {
                 let mut x = Vectors::new();
                 x.fill(kind, data, count, cols, cols);
@@ -372,9 +372,9 @@ mod tests {
                 dot(stored, 0..rows, &x, &mut out);
                 out
             };
-            let together = products(&data, MOST);
+            let together = products(&data, MAX_VECTORS);
             for (vector, data) in data.chunks_exact(cols).enumerate() {
-                let alone: Vec<f32> = together.iter().copied().skip(vector).step_by(MOST).collect();
+                let alone: Vec<f32> = together.iter().copied().skip(vector).step_by(MAX_VECTORS).collect();
                 assert_eq!(products(data, 1), alone, "{kind:?}, vector {vector}");
             }
         }

@@ -61,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn every_f16_there_and_back() {
+    fn every_f16_round_trips() {
         for bits in 0..=u16::MAX {
             let (got, want) = (from_f16(bits), value(bits));
             if want.is_nan() {

@@ -14,9 +14,9 @@ use std::sync::Arc;
 
 pub use quantize::QuantizeError;
 use rayon::prelude::*;
-use widen::Piece;
+use widen::MatrixPart;
 
-use crate::cpu::fetch_second;
+use crate::cpu::prefetch_l2;
 use crate::mapped::MappedFile;
 
 /// The storage of values: half precision, or GGUF's block types, with 32 values per block, or 256
@@ -92,7 +92,7 @@ impl BlockType {
         let (cols, stride) = (0..out.len(), out.len());
         if stride > 0 {
             let row_bytes = blocks.len();
-            widen::widen(self, Piece { bytes: blocks, row_bytes, rows: 0..1, cols, out, stride });
+            widen::widen(self, MatrixPart { bytes: blocks, row_bytes, rows: 0..1, cols, out, stride });
         }
     }
 }
@@ -256,7 +256,7 @@ impl BlockMatrix {
         );
         let row_bytes = self.row_bytes();
         if !rows.is_empty() && !cols.is_empty() {
-            widen::widen(self.kind, Piece { bytes: self.bytes(), row_bytes, rows, cols, out, stride });
+            widen::widen(self.kind, MatrixPart { bytes: self.bytes(), row_bytes, rows, cols, out, stride });
         }
     }
 
@@ -264,7 +264,7 @@ impl BlockMatrix {
     pub(crate) fn prefetch(&self, rows: Range<usize>, cols: Range<usize>) {
         let at = |col: usize| col / self.kind.values() * self.kind.bytes();
         for row in rows.start..rows.end.min(self.rows) {
-            fetch_second(&self.bytes()[row * self.row_bytes()..][at(cols.start)..at(cols.end)]);
+            prefetch_l2(&self.bytes()[row * self.row_bytes()..][at(cols.start)..at(cols.end)]);
         }
     }
 }

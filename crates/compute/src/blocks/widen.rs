@@ -69,7 +69,7 @@ fn widen_row<L: Layout, S: Lanes>(s: S, row: &[u8], cols: Range<usize>, out: &mu
 
 /// A part of a matrix to be widened: columns `cols` of the rows `rows`, which are `row_bytes` long,
 /// into rows of `out` that start `stride` apart. Neither range is empty.
-pub struct Piece<'a> {
+pub struct MatrixPart<'a> {
     pub bytes: &'a [u8],
     pub row_bytes: usize,
     pub rows: Range<usize>,
@@ -78,7 +78,7 @@ pub struct Piece<'a> {
     pub stride: usize,
 }
 
-impl Piece<'_> {
+impl MatrixPart<'_> {
     /// Calls `f` with each row's bytes, the columns, and the row's part of `out`.
     #[inline(always)]
     fn for_each_row(self, mut f: impl FnMut(&[u8], Range<usize>, &mut [f32])) {
@@ -90,30 +90,30 @@ impl Piece<'_> {
 }
 
 #[inline(always)]
-fn widen_piece<L: Layout, S: Lanes>(s: S, piece: Piece) {
-    piece.for_each_row(
+fn widen_part<L: Layout, S: Lanes>(s: S, part: MatrixPart) {
+    part.for_each_row(
         #[inline(always)]
         |row, cols, out| widen_row::<L, S>(s, row, cols, out),
     );
 }
 
-/// Widens a piece that is stored as `kind`.
+/// Widens a part that is stored as `kind`.
 #[inline(always)]
-fn blocks<S: Lanes>(s: S, kind: BlockType, piece: Piece) {
+fn blocks<S: Lanes>(s: S, kind: BlockType, part: MatrixPart) {
     if kind.values() == 1 {
-        return widen_halves(kind, piece);
+        return widen_halves(kind, part);
     }
-    with_layout!(kind, L => widen_piece::<L, S>(s, piece))
+    with_layout!(kind, L => widen_part::<L, S>(s, part))
 }
 
 for_each_level! {
-    /// Widens a piece of a matrix.
-    pub fn widen(kind: BlockType, piece: Piece) = blocks
+    /// Widens a part of a matrix.
+    pub fn widen(kind: BlockType, part: MatrixPart) = blocks
 }
 
 vectorised! {
-    fn widen_halves(kind: BlockType, piece: Piece) {
-        piece.for_each_row(#[inline(always)] |row, cols, out| {
+    fn widen_halves(kind: BlockType, part: MatrixPart) {
+        part.for_each_row(#[inline(always)] |row, cols, out| {
             let halves = row[2 * cols.start..2 * cols.end].as_chunks::<2>().0;
             for (o, &half) in out.iter_mut().zip(halves) {
                 let half = u16::from_le_bytes(half);
@@ -135,19 +135,25 @@ mod tests {
             let row_bytes = BlockMatrix::size(kind, 1, 512).unwrap();
             // Bytes below 64, so that all scales are finite.
             let bytes: Vec<u8> = (0..2 * row_bytes).map(|i| (i * 37 % 251) as u8 & 63).collect();
-            let with = |widen: fn(BlockType, Piece)| {
+            let with = |widen: fn(BlockType, MatrixPart)| {
                 let mut out = vec![0.0f32; 2 * 512];
-                let piece =
-                    Piece { bytes: &bytes, row_bytes, rows: 0..2, cols: 21..501, out: &mut out, stride: 512 };
-                widen(kind, piece);
+                let part = MatrixPart {
+                    bytes: &bytes,
+                    row_bytes,
+                    rows: 0..2,
+                    cols: 21..501,
+                    out: &mut out,
+                    stride: 512,
+                };
+                widen(kind, part);
                 out.iter().map(|x| x.to_bits()).collect::<Vec<_>>()
             };
             let best = with(widen);
-            assert!(best == with(|kind, piece| blocks(Portable, kind, piece)), "{kind:?}");
+            assert!(best == with(|kind, part| blocks(Portable, kind, part)), "{kind:?}");
             #[cfg(target_arch = "x86_64")]
             if crate::cpu::level() >= crate::cpu::Level::Avx2 {
                 // SAFETY: the level has AVX2 and FMA.
-                let avx2 = |kind, piece: Piece| blocks(unsafe { crate::lanes::Avx2::new() }, kind, piece);
+                let avx2 = |kind, part: MatrixPart| blocks(unsafe { crate::lanes::Avx2::new() }, kind, part);
                 assert!(best == with(avx2), "{kind:?}");
             }
         }

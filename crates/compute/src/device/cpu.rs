@@ -8,8 +8,8 @@ use crate::aligned::AlignedBuffer;
 use crate::attention::{self, Attention, ColumnsMut, Queries};
 use crate::blocks::BlockMatrix;
 use crate::gemm::{self, FEW_ROWS, MatMut, PackedMatrix, Precision};
-use crate::kept_values::{self, KeptValues};
 use crate::rms_norm::Gain;
+use crate::saved_values::{self, SavedValues};
 use crate::{
     Tensor, activation, embedding, loss, magnitude, norm, profile, relative, rms_norm, rows, scaled,
 };
@@ -32,7 +32,7 @@ pub enum Storage {
 
 /// Names in profiles of a layer's products, and of those with few rows.
 const LINEAR: &str = "linear";
-const FEW: &str = "linear, few rows";
+const LINEAR_FEW_ROWS: &str = "linear, few rows";
 
 /// Returns the gradients of a store. Panics in a pass without a backward pass.
 fn gradients<'a>(store: &'a mut Option<&mut [f32]>) -> &'a mut [f32] {
@@ -179,7 +179,9 @@ impl Device for Cpu {
                 let gradient = gradient.map(|piece| part(gradients(all), piece));
                 rms_norm::backward(from.get(dy), from.get(norm.x), gain, from.get(norm.rstd), dx, gradient);
             }
-            Operation::Rotary { table, turn, x, positions } => table.turn(turn, part(memory, x), positions),
+            Operation::Rotary { table, rotation, x, positions } => {
+                table.rotate(rotation, part(memory, x), positions)
+            }
             Operation::Attention(attend) => {
                 let ([out, lse], from) = split(memory, parameters, [attend.out, attend.lse]);
                 from.attention(&attend).forward(from.inputs(&attend), out, lse);
@@ -191,8 +193,8 @@ impl Device for Cpu {
                 let dqkv = [(dq, wide), (dk, pair), (dv, pair)];
                 let dqkv = dqkv.map(|(data, stride)| ColumnsMut { data, stride });
                 let (out, lse) = (from.get(attend.out), from.get(attend.lse));
-                let kept = attention::Kept { inputs: from.inputs(&attend), out, lse };
-                from.attention(&attend).backward(kept, from.get(dout), dqkv, dbias.map(|_| table));
+                let saved = attention::SavedForward { inputs: from.inputs(&attend), out, lse };
+                from.attention(&attend).backward(saved, from.get(dout), dqkv, dbias.map(|_| table));
             }
             Operation::RelativeBias { weight, of, table } => {
                 let ([table], from) = split(memory, parameters, [table]);
@@ -202,46 +204,46 @@ impl Device for Cpu {
                 relative::backward(part(memory, dtable), of, part(gradients(all), gradient));
             }
             Operation::Activation { f, x, y, rounded } if x == y => {
-                let piece = rounded.map_or(Piece::default(), |kept| kept.piece);
+                let piece = rounded.map_or(Piece::default(), |saved| saved.piece);
                 let ([y, halves], _) = split(memory, parameters, [y, piece]);
-                let halves = rounded.map(|kept| kept_values::halves_mut(halves, kept.count));
+                let halves = rounded.map(|saved| saved_values::halves_mut(halves, saved.count));
                 f.forward_in_place(y, halves);
             }
             Operation::Activation { f, x, y, rounded } => {
                 assert!(rounded.is_none(), "an input that is saved rounded is overwritten");
                 let ([y], from) = split(memory, parameters, [y]);
-                f.forward(&KeptValues::Floats(from.get(x)), y);
+                f.forward(&SavedValues::Floats(from.get(x)), y);
             }
             Operation::RecomputeActivation { f, x, y } => {
                 let ([y], from) = split(memory, parameters, [y]);
-                f.forward(&from.kept(x), y);
+                f.forward(&from.saved(x), y);
             }
             Operation::ActivationBackward { f, x, dy } => {
                 let ([dy], from) = split(memory, parameters, [dy]);
-                f.backward(&from.kept(x), dy);
+                f.backward(&from.saved(x), dy);
             }
             Operation::Gate { f, gate_and_up: [gate, up], y, rounded } if gate == y => {
-                let pieces = rounded.map_or([Piece::default(); 2], |kept| kept.map(|kept| kept.piece));
+                let pieces = rounded.map_or([Piece::default(); 2], |saved| saved.map(|saved| saved.piece));
                 let ([y, gates, ups], from) = split(memory, parameters, [y, pieces[0], pieces[1]]);
                 let halves = rounded.map(|[gate, up]| {
-                    [kept_values::halves_mut(gates, gate.count), kept_values::halves_mut(ups, up.count)]
+                    [saved_values::halves_mut(gates, gate.count), saved_values::halves_mut(ups, up.count)]
                 });
                 activation::gated_forward_in_place(f, y, from.get(up), halves);
             }
             Operation::Gate { f, gate_and_up, y, rounded } => {
                 assert!(rounded.is_none(), "a gate that is saved rounded is overwritten");
                 let ([y], from) = split(memory, parameters, [y]);
-                let [gate, up] = gate_and_up.map(|piece| KeptValues::Floats(from.get(piece)));
+                let [gate, up] = gate_and_up.map(|piece| SavedValues::Floats(from.get(piece)));
                 activation::gated_forward(f, &gate, &up, y);
             }
-            Operation::RecomputeGate { f, kept, y } => {
+            Operation::RecomputeGate { f, saved, y } => {
                 let ([y], from) = split(memory, parameters, [y]);
-                let [gate, up] = kept.map(|of| from.kept(of));
+                let [gate, up] = saved.map(|of| from.saved(of));
                 activation::gated_forward(f, &gate, &up, y);
             }
-            Operation::GateBackward { f, kept, dy, dgate } => {
+            Operation::GateBackward { f, saved, dy, dgate } => {
                 let ([dy, dgate], from) = split(memory, parameters, [dy, dgate]);
-                let [gate, up] = kept.map(|of| from.kept(of));
+                let [gate, up] = saved.map(|of| from.saved(of));
                 activation::gated_backward(f, &gate, &up, dy, dgate);
             }
         }
@@ -316,7 +318,7 @@ fn product(store: &mut Store<Cpu>, product: Product<Cpu>) {
     });
     let mats = &mats[..terms.len()];
     let few = few && rows <= FEW_ROWS;
-    let name = if few && name == LINEAR { FEW } else { name };
+    let name = if few && name == LINEAR { LINEAR_FEW_ROWS } else { name };
     let _span = profile::operation(name, || gemm::work(&c, start, mats));
     if !few {
         return gemm::matmul(precision, c, start, scale, mats);

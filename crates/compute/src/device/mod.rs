@@ -14,10 +14,10 @@ pub use cpu::{Cpu, Storage};
 pub use key_values::KeyValues;
 
 use crate::activation::Activation;
-use crate::attention::{Queries, Sight};
+use crate::attention::{Mask, Queries};
 use crate::gemm::Precision;
 use crate::random::{Dropout, Key};
-use crate::rotary::{RotaryTable, Turn};
+use crate::rotary::{RotaryTable, Rotation};
 
 /// A part of a buffer: `len` values from index `start` on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -170,13 +170,13 @@ pub struct Product<'a, D: Device + ?Sized> {
 /// `count` values that are saved for the backward pass in `piece`: as f32, or with `rounded` as
 /// bf16 in half the memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Kept {
+pub struct SavedPiece {
     pub piece: Piece,
     pub count: usize,
     pub rounded: bool,
 }
 
-impl Kept {
+impl SavedPiece {
     /// Number of f32 of memory that `count` values take.
     pub fn floats(count: usize, rounded: bool) -> usize {
         if rounded { count.div_ceil(2) } else { count }
@@ -256,7 +256,7 @@ pub struct Attend<'a> {
     pub bias: Option<(Piece, usize)>,
     pub dropout: Dropped<'a>,
     pub queries: Queries,
-    pub sight: Sight,
+    pub mask: Mask,
     pub precision: Precision,
 }
 
@@ -339,8 +339,8 @@ pub enum Operation<'a, D: Device + ?Sized> {
     RmsNormBackward { norm: RmsNorm<'a, D>, dy: Piece, dx: Piece, gradient: Option<Piece> },
 
     /// Rotates every head of each row of x, (rows, heads · width), in place and in the direction
-    /// `turn`, by the angles that `table` has for `positions`, (rows).
-    Rotary { table: &'a RotaryTable, turn: Turn, x: Piece, positions: &'a [u32] },
+    /// `rotation`, by the angles that `table` has for `positions`, (rows).
+    Rotary { table: &'a RotaryTable, rotation: Rotation, x: Piece, positions: &'a [u32] },
 
     /// Computes the output and the log-sum-exps.
     Attention(Attend<'a>),
@@ -354,19 +354,19 @@ pub enum Operation<'a, D: Device + ?Sized> {
     RelativeBiasBackward { of: Relative, dtable: Piece, gradient: Piece },
 
     /// y = f(x), element by element; with `rounded`, x is saved there, rounded to bf16. y may be x.
-    Activation { f: Activation, x: Piece, y: Piece, rounded: Option<Kept> },
+    Activation { f: Activation, x: Piece, y: Piece, rounded: Option<SavedPiece> },
     /// Recomputes y = f(x) from the saved x.
-    RecomputeActivation { f: Activation, x: Kept, y: Piece },
+    RecomputeActivation { f: Activation, x: SavedPiece, y: Piece },
     /// dy becomes dx = f′(x) · dy.
-    ActivationBackward { f: Activation, x: Kept, dy: Piece },
+    ActivationBackward { f: Activation, x: SavedPiece, dy: Piece },
     /// y = f(gate) · up, element by element; with `rounded`, gate and up are saved there. y may be
     /// gate.
-    Gate { f: Activation, gate_and_up: [Piece; 2], y: Piece, rounded: Option<[Kept; 2]> },
-    /// Recomputes y = f(gate) · up from `kept`, the saved gate and up.
-    RecomputeGate { f: Activation, kept: [Kept; 2], y: Piece },
-    /// dy becomes the gradient of up; `dgate`, the gradient of gate, is overwritten. `kept`: the
+    Gate { f: Activation, gate_and_up: [Piece; 2], y: Piece, rounded: Option<[SavedPiece; 2]> },
+    /// Recomputes y = f(gate) · up from `saved`, the saved gate and up.
+    RecomputeGate { f: Activation, saved: [SavedPiece; 2], y: Piece },
+    /// dy becomes the gradient of up; `dgate`, the gradient of gate, is overwritten. `saved`: the
     /// saved gate and up.
-    GateBackward { f: Activation, kept: [Kept; 2], dy: Piece, dgate: Piece },
+    GateBackward { f: Activation, saved: [SavedPiece; 2], dy: Piece, dgate: Piece },
 }
 
 /// A processor with its own buffers, and the operations on them.

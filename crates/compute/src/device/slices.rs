@@ -1,9 +1,9 @@
 //! Splits the CPU's buffers into slices: the pieces that an operation writes, and what it reads.
 
-use super::{At, Attend, Cpu, Kept, Matrix, Piece, Scaled, Start, Storage};
+use super::{At, Attend, Cpu, Matrix, Piece, SavedPiece, Scaled, Start, Storage};
 use crate::attention::{Attention, Columns, Inputs, RelativeBias};
 use crate::gemm::{self, Mat};
-use crate::kept_values::{self, KeptValues};
+use crate::saved_values::{self, SavedValues};
 use crate::scaled;
 
 /// Returns a piece of a buffer as a mutable slice.
@@ -99,12 +99,12 @@ impl<'a, const N: usize> Operands<'a, N> {
         }
     }
 
-    pub fn kept(&self, of: Kept) -> KeptValues<'a> {
+    pub fn saved(&self, of: SavedPiece) -> SavedValues<'a> {
         let values = self.get(of.piece);
         if of.rounded {
-            KeptValues::Rounded(kept_values::halves(values, of.count))
+            SavedValues::Rounded(saved_values::halves(values, of.count))
         } else {
-            KeptValues::Floats(values)
+            SavedValues::Floats(values)
         }
     }
 
@@ -114,10 +114,10 @@ impl<'a, const N: usize> Operands<'a, N> {
     }
 
     pub fn attention(&self, attend: &Attend<'a>) -> Attention<'a> {
-        let Attend { offsets, heads, kv_heads, width, scale, dropout, queries, sight, precision, .. } =
+        let Attend { offsets, heads, kv_heads, width, scale, dropout, queries, mask, precision, .. } =
             *attend;
         let bias = attend.bias.map(|(table, reach)| RelativeBias { table: self.get(table), reach });
-        Attention { offsets, heads, kv_heads, width, scale, bias, dropout, queries, sight, precision }
+        Attention { offsets, heads, kv_heads, width, scale, bias, dropout, queries, mask, precision }
     }
 }
 

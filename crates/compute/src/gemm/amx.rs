@@ -15,7 +15,7 @@ use std::arch::x86_64::*;
 use std::cell::Cell;
 use std::mem::MaybeUninit;
 
-use super::kernel::{Kernel, PanelKernel, Sizes, Strides, Tile, avx512};
+use super::kernel::{BlockSizes, Kernel, PanelKernel, Strides, Tile, avx512};
 use super::pack::Format;
 use super::{Operand, Start};
 
@@ -25,7 +25,7 @@ const TILE: usize = SIDE * SIDE;
 
 /// A strip of the shared operand, at most 32 KiB, stays in the L1 cache while a task's own operand,
 /// 512 KiB, streams past. The part of C to which they add stays in L2.
-const SIZES: Sizes = Sizes { depth: 256, own: 128 << 10 };
+const SIZES: BlockSizes = BlockSizes { depth: 256, own_words: 128 << 10 };
 
 macro_rules! kernel {
     ($name:literal, $mt:literal, $nt:literal, $run:ident) => {
@@ -34,7 +34,7 @@ macro_rules! kernel {
             name: $name,
             mr: SIDE * $mt,
             nr: SIDE * $nt,
-            a_format: Format::Rows,
+            a_format: Format::AmxTiles,
             b_format: Format::Pairs,
             step: SIDE,
             sizes: SIZES,
@@ -50,7 +50,7 @@ const FLAT: Kernel = kernel!("amx 16 × 32", 1, 2, run);
 /// For few columns.
 const TALL: Kernel = kernel!("amx 32 × 16", 2, 1, run);
 
-/// For operands that their owner packs. A is in `Format::Rows`, so its strides are not used.
+/// For operands that their owner packs. A is in `Format::AmxTiles`, so its strides are not used.
 pub const PANELS: PanelKernel = PanelKernel {
     a_format: WIDE.a_format,
     b_format: WIDE.b_format,
@@ -142,10 +142,10 @@ unsafe fn run<const MT: usize, const NT: usize>(depth: usize, a: &[f32], b: &[f3
     // are read.
     unsafe {
         set_sizes();
-        let product = match (MT, NT, tile.passing) {
+        let product = match (MT, NT, tile.streamed) {
             (2, 2, None) => wide,
-            (2, 2, Some(Operand::A)) => wide_passing_a,
-            (2, 2, Some(Operand::B)) => wide_passing_b,
+            (2, 2, Some(Operand::A)) => wide_streamed_a,
+            (2, 2, Some(Operand::B)) => wide_streamed_b,
             (1, 2, _) => flat,
             (2, 1, _) => tall,
             _ => unreachable!("no kernel of {MT} × {NT} tiles"),
@@ -265,8 +265,8 @@ macro_rules! wide {
 wide!(wide, "tileloadd", "tileloadd");
 // The panel that changes with the next tile is loaded with a hint to bypass the L1 cache, where the
 // other panel stays.
-wide!(wide_passing_a, "tileloaddt1", "tileloadd");
-wide!(wide_passing_b, "tileloadd", "tileloaddt1");
+wide!(wide_streamed_a, "tileloaddt1", "tileloadd");
+wide!(wide_streamed_b, "tileloadd", "tileloaddt1");
 product!(
     flat,
     1,

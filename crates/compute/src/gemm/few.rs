@@ -10,14 +10,14 @@ use std::cell::Cell;
 use rayon::prelude::*;
 
 use super::mat::Data;
-use super::{Mat, MatMut, SMALL, SharedC, Start, Term, with_scratch};
+use super::{MAX_SERIAL_WORK, Mat, MatMut, SharedC, Start, Term, with_scratch};
 use crate::aligned::AlignedBuffer;
-use crate::blocks::dot::{MOST, StoredRows, Vectors, dot};
+use crate::blocks::dot::{MAX_VECTORS, StoredRows, Vectors, dot};
 use crate::cpu::vectorised;
 use crate::math::fused;
 
 /// Maximum number of rows of [`matmul_few`].
-pub const FEW_ROWS: usize = MOST;
+pub const FEW_ROWS: usize = MAX_VECTORS;
 /// Rows of W that a task multiplies before it writes to C.
 const GROUP: usize = 64;
 
@@ -64,7 +64,7 @@ fn few(c: MatMut, start: Start, wide: Term, thin: Option<Term>, parallel: bool) 
         (move |row: usize| &z_data[row * z_stride..][..z.cols], b_data, b_stride)
     });
 
-    let parallel = parallel && n.saturating_mul(m * k) > SMALL;
+    let parallel = parallel && n.saturating_mul(m * k) > MAX_SERIAL_WORK;
     let threads = if parallel { rayon::current_num_threads() } else { 1 };
     let tasks = if threads > 1 { 4 * threads } else { 1 };
     let each = n.div_ceil(tasks).next_multiple_of(4);

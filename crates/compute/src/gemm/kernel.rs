@@ -26,10 +26,10 @@ pub struct Tile<'a> {
     pub rows: usize,
     pub cols: usize,
     pub start: Start<'a>,
-    /// The operand whose panel changes with the next tile, while the panel of the other operand is
-    /// used again.
+    /// The operand that streams past: its panel changes with the next tile, while the panel of the
+    /// other operand is used again.
     #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "for AMX"))]
-    pub passing: Option<Operand>,
+    pub streamed: Option<Operand>,
 }
 
 /// A kernel and the size of its tile.
@@ -45,7 +45,7 @@ pub struct Kernel {
     /// The depth of a panel is a multiple of this number of words.
     pub step: usize,
     /// Sizes of blocks, chosen for the caches.
-    pub sizes: Sizes,
+    pub sizes: BlockSizes,
     /// Computes a tile from (depth in words, A panel of depth · mr words, B panel of depth · nr
     /// words, tile). Safety: the panels have these sizes, and the tile is inside a matrix that no
     /// one else accesses.
@@ -55,16 +55,16 @@ pub struct Kernel {
 /// Sizes of the blocks that a kernel's products pack, in words. A word is an f32 or two bf16 of
 /// consecutive k.
 #[derive(Clone, Copy, PartialEq)]
-pub struct Sizes {
+pub struct BlockSizes {
     /// Maximum depth of a block of k.
     pub depth: usize,
     /// Words of its own operand that a task packs at a time; they stay in the L2 cache.
-    pub own: usize,
+    pub own_words: usize,
 }
 
 /// Panels stream from the L2 cache: a panel of B takes at most 72 KiB, a task's own operand 384
 /// KiB.
-pub const STREAMED: Sizes = Sizes { depth: 576, own: 96 << 10 };
+pub const STREAMED: BlockSizes = BlockSizes { depth: 576, own_words: 96 << 10 };
 
 /// The shape of C for which a kernel is made.
 #[derive(Clone, Copy)]
@@ -79,17 +79,17 @@ pub enum Shape {
 /// Rows and columns of the tile of kernels that read A at any strides.
 pub const STRIDED: [usize; 2] = [8, 32];
 
-/// Strides of A in words: word (row i, k) is at i · `row` + k · `next`.
+/// Strides of A in words: word j of row i is at i · `row` + j · `k`.
 #[derive(Clone, Copy)]
 pub struct Strides {
     pub row: usize,
-    pub next: usize,
+    pub k: usize,
 }
 
 /// A kernel for operands that their owner packs, because it multiplies them more than once.
 #[derive(Clone, Copy)]
 pub struct PanelKernel {
-    /// Format of A, whose words may have any strides, except in `Format::Rows`.
+    /// Format of A, whose words may have any strides, except in `Format::AmxTiles`.
     pub a_format: Format,
     /// Format of the panels of B.
     pub b_format: Format,
@@ -172,7 +172,7 @@ impl PanelKernel {
 /// Panics unless A holds `depth` words of every row, and B a whole panel.
 pub fn check_strided(depth: usize, a: &[f32], strides: Strides, b: &[f32]) {
     let [rows, cols] = STRIDED;
-    assert!(depth > 0 && (rows - 1) * strides.row + (depth - 1) * strides.next < a.len());
+    assert!(depth > 0 && (rows - 1) * strides.row + (depth - 1) * strides.k < a.len());
     assert!(b.len() >= depth * cols);
 }
 
@@ -192,7 +192,7 @@ pub const PORTABLE: Kernel = Kernel {
 /// # Safety
 /// As for `Kernel::run`.
 unsafe fn portable(depth: usize, a: &[f32], b: &[f32], tile: Tile) {
-    let sum = portable_block(depth, a, Strides { row: 1, next: 4 }, b, 16);
+    let sum = portable_block(depth, a, Strides { row: 1, k: 4 }, b, 16);
     // SAFETY: the caller promises that the tile is inside C.
     unsafe { store_part(&tile, sum.as_flattened(), 16) };
 }
@@ -218,7 +218,7 @@ fn portable_block(depth: usize, a: &[f32], strides: Strides, b: &[f32], width: u
     for k in 0..depth {
         let b = &b[k * width..][..16];
         for (i, sum) in sum.iter_mut().enumerate() {
-            let a = a[i * strides.row + k * strides.next];
+            let a = a[i * strides.row + k * strides.k];
             for (s, &b) in sum.iter_mut().zip(b) {
                 *s += a * b;
             }
@@ -351,7 +351,7 @@ pub mod avx512 {
         b: &[f32],
         tile: Tile,
     ) {
-        let strides = Strides { row: 1, next: MR };
+        let strides = Strides { row: 1, k: MR };
         // SAFETY: the caller's promise; no kernel here has more than MR rows.
         unsafe {
             match tile.rows {
@@ -391,7 +391,7 @@ pub mod avx512 {
                         *sum = multiply_add::<PAIRS>(x, row, *sum);
                     }
                 }
-                a = a.wrapping_add(strides.next);
+                a = a.wrapping_add(strides.k);
                 b = b.add(16 * NV);
             }
         }
@@ -478,7 +478,7 @@ pub mod avx2 {
         let mut whole = [0.0f32; 6 * 16];
         // SAFETY: the caller's promise; the assertion checked the panels' sizes.
         unsafe {
-            block::<6>(depth, a.as_ptr(), Strides { row: 1, next: 6 }, b.as_ptr(), 16, &mut whole);
+            block::<6>(depth, a.as_ptr(), Strides { row: 1, k: 6 }, b.as_ptr(), 16, &mut whole);
             store_part(&tile, &whole, 16);
         }
     }
@@ -525,7 +525,7 @@ pub mod avx2 {
                     sum[1] = _mm256_fmadd_ps(x, row[1], sum[1]);
                 }
             }
-            (a, b) = (a.wrapping_add(strides.next), b.wrapping_add(width));
+            (a, b) = (a.wrapping_add(strides.k), b.wrapping_add(width));
         }
         for (i, sum) in sum.iter().enumerate() {
             let out = &mut out[i * width..][..16];

@@ -104,18 +104,7 @@ impl<'a> MatMut<'a> {
     /// The slice is too short, or rows would overlap.
     pub fn strided(data: &'a mut [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
         check_extent(data.len(), rows, cols, row_stride);
-        // SAFETY: the extent was checked, and the slice is borrowed mutably for 'a.
-        unsafe { MatMut::from_raw(data.as_mut_ptr(), rows, cols, row_stride) }
-    }
-
-    /// A matrix whose gaps between rows may belong to another borrower.
-    ///
-    /// # Safety
-    /// The `cols` elements of each of the `rows` rows are valid for 'a, and no one else reads or
-    /// writes them.
-    pub(crate) unsafe fn from_raw(data: *mut f32, rows: usize, cols: usize, row_stride: usize) -> Self {
-        assert!(row_stride >= cols, "rows overlap: stride {row_stride}, {cols} columns");
-        MatMut { data, rows, cols, row_stride, borrowed: PhantomData }
+        MatMut { data: data.as_mut_ptr(), rows, cols, row_stride, borrowed: PhantomData }
     }
 }
 

@@ -39,7 +39,7 @@ pub use choose::instructions;
 pub(crate) use few::add_rows;
 pub(crate) use few::matmul_few_local;
 pub use few::{FEW_ROWS, matmul_few};
-use kernel::{Kernel, MAX_MR, MAX_NR, STREAMED, Sizes, Tile};
+use kernel::{BlockSizes, Kernel, MAX_MR, MAX_NR, STREAMED, Tile};
 use mat::Data;
 pub use mat::{Mat, MatMut};
 use pack::Format;
@@ -49,11 +49,11 @@ pub use work::work;
 
 /// Approximate number of words of the shared operand packed at a time: 4 MiB, which stay in the L3
 /// cache.
-const SHARED: usize = 1 << 20;
+const SHARED_WORDS: usize = 1 << 20;
 /// Strips that one packing task packs.
-const TOGETHER: usize = 4;
+const STRIPS_PER_TASK: usize = 4;
 /// Maximum number of multiplications of a product that runs on the calling thread alone.
-const SMALL: usize = 1 << 16;
+const MAX_SERIAL_WORK: usize = 1 << 16;
 
 /// The type in which operands are multiplied; sums are f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -90,7 +90,7 @@ pub type Term<'a> = (Mat<'a>, Mat<'a>);
 /// C = start + scale · Σ AᵢBᵢ, on all threads.
 pub fn matmul(precision: Precision, c: MatMut, start: Start, scale: f32, terms: &[Term]) {
     let kernel = Kernel::choose(precision, c.rows, c.cols);
-    run(kernel, c, start, scale, terms, true, SHARED);
+    run(kernel, c, start, scale, terms, true, SHARED_WORDS);
 }
 
 thread_local! {
@@ -108,8 +108,8 @@ pub fn scratch_bytes(
 ) -> usize {
     let b = if packed { 0 } else { n };
     let (shared, own) = if m <= n { (m, b) } else { (b, m) };
-    let most = Kernel::choose(Precision::Bf16, usize::MAX, usize::MAX).sizes.own;
-    size_of::<f32>() * (callers * (shared * k).min(SHARED) + threads * (own * k).min(most))
+    let most = Kernel::choose(Precision::Bf16, usize::MAX, usize::MAX).sizes.own_words;
+    size_of::<f32>() * (callers * (shared * k).min(SHARED_WORDS) + threads * (own * k).min(most))
 }
 
 /// Calls `f` with a buffer of `len` floats that the thread keeps between calls. The buffer starts
@@ -145,7 +145,7 @@ struct Side {
     format: Format,
     /// The depth of a panel is a multiple of this number of words.
     step: usize,
-    sizes: Sizes,
+    sizes: BlockSizes,
 }
 
 impl Side {
@@ -200,8 +200,8 @@ impl Side {
         }
     }
 
-    /// Returns whether this operand of the term is a [`PackedMatrix`].
-    fn is_packed(self, (_, b): &Term) -> bool {
+    /// Returns whether this operand is a [`PackedMatrix`] in a term whose B is `b`.
+    fn is_packed(self, b: &Mat) -> bool {
         self.operand == Operand::B && matches!(b.data, Data::Packed { .. })
     }
 }
@@ -231,7 +231,7 @@ fn groups<'a>(terms: &[Term<'a>], shared: Side, limit: usize) -> Vec<Group<'a>> 
     let all = shared.strips();
     // If one term's B is packed already, the other terms are thin, so all strips are packed at
     // once.
-    let packed_before = terms.iter().any(|term| shared.is_packed(term));
+    let packed_before = terms.iter().any(|(_, b)| shared.is_packed(b));
     let each = if packed_before { all } else { (limit / (shared.sizes.depth * shared.height)).clamp(1, all) };
     let mut groups = Vec::new();
     // If all strips of a block of k fit into a group, the other operand is packed only once.
@@ -239,13 +239,12 @@ fn groups<'a>(terms: &[Term<'a>], shared: Side, limit: usize) -> Vec<Group<'a>> 
         let strips = from..(from + each).min(all);
         let mut blocks: Vec<KBlock> = Vec::new();
         let (mut packed, mut first) = (0, true);
-        for term in terms {
-            let &(a, b) = term;
+        for &(a, b) in terms {
             let depth = shared.block_depth(a.cols);
             for from in (0..a.cols).step_by(depth) {
                 let k = from..(from + depth).min(a.cols);
                 let words = shared.words(k.len());
-                let size = if shared.is_packed(term) { 0 } else { words * strips.len() * shared.height };
+                let size = if shared.is_packed(&b) { 0 } else { words * strips.len() * shared.height };
                 if packed + size > limit && !blocks.is_empty() {
                     groups.push(Group { blocks: std::mem::take(&mut blocks), first, strips: strips.clone() });
                     (packed, first) = (0, false);
@@ -300,7 +299,7 @@ fn run(kernel: Kernel, c: MatMut, start: Start, scale: f32, terms: &[Term], para
         return;
     }
     let work = terms.iter().map(|(a, _)| a.cols).sum::<usize>().saturating_mul(m * n);
-    let parallel = parallel && work > SMALL && rayon::current_num_threads() > 1;
+    let parallel = parallel && work > MAX_SERIAL_WORK && rayon::current_num_threads() > 1;
     for group in &groups {
         let start = if group.first { start } else { Start::Keep };
         multiply(&c, start, scale, kernel, group, [shared, own], parallel);
@@ -319,100 +318,148 @@ fn multiply(
 ) {
     let (blocks, strips) = (&group.blocks, group.strips.len());
     let threads = if parallel { rayon::current_num_threads() } else { 1 };
-    let unpacked = |block: &&KBlock| shared.packed(block, 0..0).is_none();
-    let depth: usize = blocks.iter().filter(unpacked).map(|b| b.depth).sum();
-    let deepest = blocks.iter().map(|b| b.depth).max().unwrap_or(0);
+    let unpacked = blocks.iter().filter(|block| !shared.is_packed(&block.b));
+    let depth: usize = unpacked.map(|block| block.depth).sum();
+    let deepest = blocks.iter().map(|block| block.depth).max().unwrap_or(0);
     // Split the own operand into parts that differ by at most one strip. Their number is a multiple
     // of the number of threads, unless there are too few strips.
     let wanted = if parallel { 2 * threads } else { 1 };
-    let parts = (own.strips() * deepest * own.height).div_ceil(own.sizes.own).max(wanted);
-    let parts = parts.next_multiple_of(threads).min(own.strips());
+    let own_parts = (own.strips() * deepest * own.height).div_ceil(own.sizes.own_words).max(wanted);
+    let own_parts = own_parts.next_multiple_of(threads).min(own.strips());
     // If there are too few parts to occupy all threads, split the shared operand as well.
-    let cuts = wanted.div_ceil(parts).min(strips);
+    let shared_parts = wanted.div_ceil(own_parts).min(strips);
 
     with_scratch(&SHARED_SCRATCH, depth * strips * shared.height, |packed| {
-        let mut rest = &mut *packed;
-        let mut jobs = Vec::new();
-        for block in blocks.iter().filter(unpacked) {
-            let (out, tail) = rest.split_at_mut(shared.panel(block) * strips);
-            rest = tail;
-            for (from, out) in
-                group.strips.clone().step_by(TOGETHER).zip(out.chunks_mut(TOGETHER * shared.panel(block)))
-            {
-                jobs.push((block, from..(from + TOGETHER).min(group.strips.end), out));
-            }
-        }
-        let pack = |(block, strips, out): (&KBlock, Range<usize>, &mut [f32])| {
-            shared.pack(block, strips, scale, out)
-        };
-        if parallel {
-            jobs.into_par_iter().for_each(pack);
-        } else {
-            jobs.into_iter().for_each(pack);
-        }
-
+        pack_shared(shared, group, scale, packed, parallel);
         let packed = &*packed;
-        let to = SharedC(c.data);
-        let stride = c.row_stride;
+        let (to, row_stride) = (SharedC(c.data), c.row_stride);
         let task = |task: usize| {
-            let (part, cut) = (task / cuts, task % cuts);
-            let mine = part * own.strips() / parts..(part + 1) * own.strips() / parts;
-            let theirs = cut * strips / cuts..(cut + 1) * strips / cuts;
+            let (own_part, shared_part) = (task / shared_parts, task % shared_parts);
+            let own_strips = part(own.strips(), own_part, own_parts);
+            let shared_strips = part(strips, shared_part, shared_parts);
             let mut rest = packed;
             for (number, block) in blocks.iter().enumerate() {
-                let depth = block.depth;
-                let theirs_packed = shared.packed(block, group.strips.clone()).unwrap_or_else(|| {
+                let start = if number == 0 { start } else { Start::Keep };
+                let panel = shared.panel(block);
+                let shared_panels = shared.packed(block, group.strips.clone()).unwrap_or_else(|| {
                     let all;
-                    (all, rest) = rest.split_at(shared.panel(block) * strips);
+                    (all, rest) = rest.split_at(panel * strips);
                     all
                 });
-                let multiply = |mine_packed: &[f32]| {
-                    for theirs in theirs.clone() {
-                        let their = &theirs_packed[theirs * shared.panel(block)..][..shared.panel(block)];
-                        let theirs = group.strips.start + theirs;
-                        let theirs = shared.range(theirs..theirs + 1);
-                        for (strip, my) in mine.clone().zip(mine_packed.chunks(own.panel(block))) {
-                            let mine = own.range(strip..strip + 1);
-                            let (a, b, rows, columns) = match own.operand {
-                                Operand::A => (my, their, mine, theirs.clone()),
-                                Operand::B => (their, my, theirs.clone(), mine),
-                            };
-                            let tile = Tile {
-                                // SAFETY: the row and the column are inside C, whose extent was
-                                // checked when `c` was made.
-                                c: unsafe { to.at(rows.start * stride + columns.start) },
-                                row_stride: stride,
-                                rows: rows.len(),
-                                cols: columns.len(),
-                                start: match (number, start) {
-                                    (0, Start::Zero) => Start::Zero,
-                                    (0, Start::Bias(bias)) => Start::Bias(&bias[columns]),
-                                    _ => Start::Keep,
-                                },
-                                passing: Some(own.operand),
-                            };
-                            // SAFETY: a and b are panels packed for this kernel. No other task
-                            // writes these rows and columns of C, which is borrowed mutably.
-                            unsafe { (kernel.run)(depth, a, b, tile) };
-                        }
-                    }
+                let shared_panels = StripPanels {
+                    side: shared,
+                    strips: group.strips.start + shared_strips.start..group.strips.start + shared_strips.end,
+                    words: &shared_panels[panel * shared_strips.start..panel * shared_strips.end],
                 };
-                match own.packed(block, mine.clone()) {
-                    Some(panels) => multiply(panels),
-                    None => with_scratch(&OWN_SCRATCH, mine.len() * own.panel(block), |panels| {
-                        own.pack(block, mine.clone(), scale, panels);
-                        multiply(panels);
+                let multiply = |words: &[f32]| {
+                    let own_panels = StripPanels { side: own, strips: own_strips.clone(), words };
+                    // SAFETY: the panels were packed for this kernel. Strips are inside C, whose
+                    // extent was checked when `c` was made and which is borrowed mutably. No other
+                    // task has the same strips of both operands.
+                    unsafe {
+                        multiply_block(kernel, to, row_stride, start, block, &shared_panels, &own_panels)
+                    };
+                };
+                match own.packed(block, own_strips.clone()) {
+                    Some(words) => multiply(words),
+                    None => with_scratch(&OWN_SCRATCH, own_strips.len() * own.panel(block), |words| {
+                        own.pack(block, own_strips.clone(), scale, words);
+                        multiply(words);
                     }),
                 }
             }
         };
-        let tasks = parts * cuts;
+        let tasks = own_parts * shared_parts;
         if parallel {
             (0..tasks).into_par_iter().with_max_len(1).for_each(task);
         } else {
             (0..tasks).for_each(task);
         }
     });
+}
+
+/// Returns part `number` of `parts` about equal parts of 0..`count`.
+fn part(count: usize, number: usize, parts: usize) -> Range<usize> {
+    number * count / parts..(number + 1) * count / parts
+}
+
+/// Packs the shared operand's strips of a group into `out`, one block of k after the other. Leaves
+/// out blocks that are packed already.
+fn pack_shared(shared: Side, group: &Group, scale: f32, out: &mut [f32], parallel: bool) {
+    let strips = &group.strips;
+    let mut rest = out;
+    let mut jobs = Vec::new();
+    for block in group.blocks.iter().filter(|block| !shared.is_packed(&block.b)) {
+        let panel = shared.panel(block);
+        let (out, tail) = rest.split_at_mut(panel * strips.len());
+        rest = tail;
+        let firsts = strips.clone().step_by(STRIPS_PER_TASK);
+        for (first, out) in firsts.zip(out.chunks_mut(panel * STRIPS_PER_TASK)) {
+            jobs.push((block, first..(first + STRIPS_PER_TASK).min(strips.end), out));
+        }
+    }
+    let pack =
+        |(block, strips, out): (&KBlock, Range<usize>, &mut [f32])| shared.pack(block, strips, scale, out);
+    if parallel {
+        jobs.into_par_iter().for_each(pack);
+    } else {
+        jobs.into_iter().for_each(pack);
+    }
+}
+
+/// The panels of consecutive strips of an operand in one block of k.
+struct StripPanels<'a> {
+    side: Side,
+    strips: Range<usize>,
+    words: &'a [f32],
+}
+
+impl StripPanels<'_> {
+    /// Iterates over the strips: the rows (A) or columns (B) of each, and its panel.
+    #[inline(always)]
+    fn iter(&self, block: &KBlock) -> impl Iterator<Item = (Range<usize>, &[f32])> {
+        let panels = self.words.chunks(self.side.panel(block));
+        self.strips.clone().zip(panels).map(|(strip, panel)| (self.side.range(strip..strip + 1), panel))
+    }
+}
+
+/// Multiplies the panels of one block of k, tile by tile: each shared panel with every own panel.
+///
+/// # Safety
+/// The panels are packed for this kernel, and their strips are inside C, whose rows are
+/// `row_stride` apart. No one else accesses these rows and columns of C.
+#[inline(always)]
+unsafe fn multiply_block(
+    kernel: Kernel,
+    c: SharedC,
+    row_stride: usize,
+    start: Start,
+    block: &KBlock,
+    shared: &StripPanels,
+    own: &StripPanels,
+) {
+    for (shared_range, shared_panel) in shared.iter(block) {
+        for (own_range, own_panel) in own.iter(block) {
+            let (a, b, rows, columns) = match own.side.operand {
+                Operand::A => (own_panel, shared_panel, own_range, shared_range.clone()),
+                Operand::B => (shared_panel, own_panel, shared_range.clone(), own_range),
+            };
+            let tile = Tile {
+                // SAFETY: the caller promises that the strips are inside C.
+                c: unsafe { c.at(rows.start * row_stride + columns.start) },
+                row_stride,
+                rows: rows.len(),
+                cols: columns.len(),
+                start: match start {
+                    Start::Bias(bias) => Start::Bias(&bias[columns]),
+                    start => start,
+                },
+                streamed: Some(own.side.operand),
+            };
+            // SAFETY: the caller promises the panels' format and sole access to the tile.
+            unsafe { (kernel.run)(block.depth, a, b, tile) };
+        }
+    }
 }
 
 /// Sets C to `start`, for a product without terms or with k = 0.
@@ -458,7 +505,7 @@ fn peak(kernel: Kernel, seconds: f64) -> f64 {
                     rows: kernel.mr,
                     cols: kernel.nr,
                     start: Start::Zero,
-                    passing: None,
+                    streamed: None,
                 };
                 // SAFETY: the panels and the tile have the kernel's sizes.
                 unsafe { (kernel.run)(depth, a, b, tile) };

@@ -61,7 +61,7 @@ unsafe fn f32_kernel<const NV: usize>(depth: usize, a: &[f32], b: &[f32], tile: 
     assert!(a.len() >= depth * MR && b.len() >= depth * 4 * NV);
     // SAFETY: the caller's promise; the assertion checked the panels' sizes.
     unsafe {
-        let sums = f32_block::<NV>(depth, a.as_ptr(), Strides { row: 1, next: MR }, b.as_ptr(), 4 * NV);
+        let sums = f32_block::<NV>(depth, a.as_ptr(), Strides { row: 1, k: MR }, b.as_ptr(), 4 * NV);
         store(&sums, &tile);
     }
 }
@@ -72,7 +72,7 @@ unsafe fn bf16_kernel<const NV: usize>(depth: usize, a: &[f32], b: &[f32], tile:
     assert!(a.len() >= depth * MR && b.len() >= depth * 4 * NV);
     // SAFETY: the caller's promise; the assertion checked the panels' sizes.
     unsafe {
-        let sums = bf16_block::<NV>(depth, a.as_ptr(), Strides { row: 1, next: MR }, b.as_ptr(), 4 * NV);
+        let sums = bf16_block::<NV>(depth, a.as_ptr(), Strides { row: 1, k: MR }, b.as_ptr(), 4 * NV);
         store(&sums, &tile);
     }
 }
@@ -154,7 +154,7 @@ unsafe fn f32_block<const NV: usize>(
                     *sum = vfmaq_n_f32(*sum, row, x);
                 }
             }
-            (a, b) = (a.wrapping_add(strides.next), b.wrapping_add(width));
+            (a, b) = (a.wrapping_add(strides.k), b.wrapping_add(width));
         }
         sums
     }
@@ -177,7 +177,7 @@ unsafe fn bf16_block<const NV: usize>(
         let mut sums = [[[vdupq_n_f32(0.0); 2]; NV]; MR / 2];
         for _ in 0..depth / 2 {
             add_words::<true, NV>(&mut sums, a, strides, b, width);
-            (a, b) = (a.wrapping_add(2 * strides.next), b.wrapping_add(2 * width));
+            (a, b) = (a.wrapping_add(2 * strides.k), b.wrapping_add(2 * width));
         }
         if depth % 2 == 1 {
             add_words::<false, NV>(&mut sums, a, strides, b, width);
@@ -233,12 +233,12 @@ unsafe fn two_rows<const TWO: bool>(a: *const f32, strides: Strides) -> float32x
     // SAFETY: the caller promises that the words are inside A.
     unsafe {
         if TWO && strides.row == 1 {
-            let (words, next) = (vld1_f32(a), vld1_f32(a.add(strides.next)));
+            let (words, next) = (vld1_f32(a), vld1_f32(a.add(strides.k)));
             return vcombine_f32(vzip1_f32(words, next), vzip2_f32(words, next));
         }
         let row = |a: *const f32| match TWO {
-            true if strides.next == 1 => vld1_f32(a),
-            true => vld1_lane_f32::<1>(a.add(strides.next), vld1_dup_f32(a)),
+            true if strides.k == 1 => vld1_f32(a),
+            true => vld1_lane_f32::<1>(a.add(strides.k), vld1_dup_f32(a)),
             false => vld1_lane_f32::<0>(a, vdup_n_f32(0.0)),
         };
         vcombine_f32(row(a), row(a.add(strides.row)))

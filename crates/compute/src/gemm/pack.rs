@@ -25,10 +25,10 @@ thread_local! {
 
 /// Values of k that are widened at a time before the strip is transposed, so that it stays in the
 /// L1 cache.
-const PIECE: usize = 128;
+const WIDENED_K: usize = 128;
 /// The same for a transposed matrix, where each k is a stored row and the columns of all strips are
 /// widened.
-const FEW: usize = 8;
+const WIDENED_ROWS: usize = 8;
 
 /// Values of the smallest blocks, and height of the panels into which blocks are packed by columns.
 #[cfg(target_arch = "x86_64")]
@@ -48,7 +48,7 @@ pub enum Format {
     Pairs,
     /// Pairs, ordered by block of 32 values of k, then by row: a row's 16 words are adjacent. AMX
     /// loads these as tiles of A.
-    Rows,
+    AmxTiles,
 }
 
 impl Format {
@@ -56,17 +56,17 @@ impl Format {
     pub const fn per_word(self) -> usize {
         match self {
             Format::F32 | Format::Rounded => 1,
-            Format::Pairs | Format::Rows => 2,
+            Format::Pairs | Format::AmxTiles => 2,
         }
     }
 
     /// Returns the number of values of k after which a panel can be split, so that each part may be
     /// packed by itself.
-    const fn apart(self) -> usize {
+    const fn granularity(self) -> usize {
         match self {
             Format::F32 | Format::Rounded => 1,
             Format::Pairs => 2,
-            Format::Rows => 32,
+            Format::AmxTiles => 32,
         }
     }
 }
@@ -77,7 +77,7 @@ impl Format {
 ///
 /// - f32 or rounded: word (k − k₀) · height + i is the value at (r₀ + i, k)
 /// - pairs: word (k − k₀) / 2 · height + i has the values at k and k + 1 of row r₀ + i
-/// - rows: word (n · height + i) · 16 + p is pair p of the n-th 32 values of k of row r₀ + i
+/// - AMX tiles: word (n · height + i) · 16 + p is pair p of the n-th 32 values of k of row r₀ + i
 ///
 /// Rows that a strip lacks, and values after the last k, are zero. The length of `out` determines
 /// the depth of the panels.
@@ -96,25 +96,25 @@ pub fn pack(
     }
     let strips = rows.len().div_ceil(height);
     let panel = out.len() / strips;
-    let words = k.len().next_multiple_of(format.apart()) / format.per_word() * height;
+    let words = k.len().next_multiple_of(format.granularity()) / format.per_word() * height;
     assert!(out.len() == strips * panel && panel.is_multiple_of(height) && words <= panel);
     let panels = out.chunks_exact_mut(panel).zip(rows.clone().step_by(height)).map(|(out, first)| {
         let rows = first..(first + height).min(rows.end);
-        let (out, behind) = out.split_at_mut(words);
-        behind.fill(0.0);
-        (Strip { rows: rows.len(), scale, height, format, next: 0 }, rows, out)
+        let (out, padding) = out.split_at_mut(words);
+        padding.fill(0.0);
+        (Strip { rows: rows.len(), scale, height, format, prefetch_bytes: 0 }, rows, out)
     });
     match m.data {
         Data::Floats { data, row_stride, col_stride: 1 } if row_stride != 1 => {
             for (strip, rows, out) in panels {
-                let strip = Strip { next: size_of::<f32>() * height * row_stride, ..strip };
+                let strip = Strip { prefetch_bytes: size_of::<f32>() * height * row_stride, ..strip };
                 strip.pack_rows(&data[rows.start * row_stride + k.start..], row_stride, k.len(), out);
             }
         }
         Data::Floats { data, row_stride, col_stride } => {
             assert_eq!(row_stride, 1, "rows or columns without gaps");
             for (strip, rows, out) in panels {
-                let strip = Strip { next: size_of::<f32>() * AHEAD * col_stride, ..strip };
+                let strip = Strip { prefetch_bytes: size_of::<f32>() * AHEAD * col_stride, ..strip };
                 strip.pack_columns(&data[rows.start + k.start * col_stride..], col_stride, k.len(), out);
             }
         }
@@ -126,7 +126,7 @@ pub fn pack(
             let (values, stride) = (matrix.bytes().as_chunks::<2>().0, matrix.cols());
             for (strip, rows, out) in panels {
                 let ahead = if transposed { AHEAD } else { height };
-                let strip = Strip { next: size_of::<u16>() * ahead * stride, ..strip };
+                let strip = Strip { prefetch_bytes: size_of::<u16>() * ahead * stride, ..strip };
                 // SAFETY: pairs are used only on processors with AVX-512 and BF16.
                 unsafe {
                     match transposed {
@@ -169,29 +169,31 @@ pub fn pack(
             // SAFETY: pairs are used only on processors with AVX-512 and BF16.
             unsafe { avx512::pair_block_columns(&mut panels.collect::<Vec<_>>(), matrix, k) };
         }
-        Data::Blocks { matrix, transposed: false } => with_scratch(&WIDE_SCRATCH, height * PIECE, |wide| {
-            for (strip, rows, out) in panels {
-                matrix.prefetch(rows.end..rows.end + height, k.clone());
-                let pieces = out.chunks_mut(PIECE / format.per_word() * height);
-                for (out, from) in pieces.zip(k.clone().step_by(PIECE)) {
-                    let k = from..(from + PIECE).min(k.end);
-                    matrix.widen(rows.clone(), k.clone(), wide, PIECE);
-                    strip.pack_rows(wide, PIECE, k.len(), out);
+        Data::Blocks { matrix, transposed: false } => {
+            with_scratch(&WIDE_SCRATCH, height * WIDENED_K, |wide| {
+                for (strip, rows, out) in panels {
+                    matrix.prefetch(rows.end..rows.end + height, k.clone());
+                    let pieces = out.chunks_mut(WIDENED_K / format.per_word() * height);
+                    for (out, from) in pieces.zip(k.clone().step_by(WIDENED_K)) {
+                        let k = from..(from + WIDENED_K).min(k.end);
+                        matrix.widen(rows.clone(), k.clone(), wide, WIDENED_K);
+                        strip.pack_rows(wide, WIDENED_K, k.len(), out);
+                    }
                 }
-            }
-        }),
+            })
+        }
         Data::Packed { .. } => panic!("a matrix that is packed already is B of a product and nothing else"),
         // Each stored row belongs to all panels, so the matrix is widened row by row, in the order
         // of its storage.
         Data::Blocks { matrix, transposed: true } => {
-            let few = FEW.max(format.apart());
-            with_scratch(&WIDE_SCRATCH, few * rows.len(), |wide| {
+            let each = WIDENED_ROWS.max(format.granularity());
+            with_scratch(&WIDE_SCRATCH, each * rows.len(), |wide| {
                 let mut panels: Vec<_> = panels.collect();
-                for (number, from) in k.clone().step_by(few).enumerate() {
-                    let k = from..(from + few).min(k.end);
+                for (number, from) in k.clone().step_by(each).enumerate() {
+                    let k = from..(from + each).min(k.end);
                     matrix.widen(k.clone(), rows.clone(), wide, rows.len());
                     for (strip, part, out) in &mut panels {
-                        let mut parts = out.chunks_mut(few / format.per_word() * height);
+                        let mut parts = out.chunks_mut(each / format.per_word() * height);
                         let out = parts.nth(number).expect("a part for each of its k");
                         strip.pack_columns(&wide[part.start - rows.start..], rows.len(), k.len(), out);
                     }
@@ -209,9 +211,9 @@ pub fn to_words(x: &[f32], format: Format, out: &mut [f32]) {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: pairs are used only on processors with AVX-512 and BF16; `out` has a word for
         // each two values.
-        Format::Pairs | Format::Rows => unsafe { avx512::pairs(x, out) },
+        Format::Pairs | Format::AmxTiles => unsafe { avx512::pairs(x, out) },
         #[cfg(not(target_arch = "x86_64"))]
-        Format::Pairs | Format::Rows => pairs(x, out),
+        Format::Pairs | Format::AmxTiles => pairs(x, out),
         Format::F32 => out.copy_from_slice(x),
         Format::Rounded => {
             out.copy_from_slice(x);
@@ -229,7 +231,7 @@ struct Strip {
     /// Prefetch distance in bytes: rows are far apart, on separate pages, across which the
     /// processor does not prefetch by itself. 0 for values that are in the cache already.
     #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "for AVX-512"))]
-    next: usize,
+    prefetch_bytes: usize,
 }
 
 impl Strip {
@@ -242,7 +244,7 @@ impl Strip {
             // inside `data` by the assertion.
             unsafe {
                 match self.format {
-                    Format::Pairs | Format::Rows => avx512::pair_rows(self, data, stride, depth, out),
+                    Format::Pairs | Format::AmxTiles => avx512::pair_rows(self, data, stride, depth, out),
                     _ => avx512::rows(self, data, stride, depth, out),
                 }
             }
@@ -267,7 +269,7 @@ impl Strip {
             // SAFETY: as in `pack_rows`.
             unsafe {
                 match self.format {
-                    Format::Pairs | Format::Rows => avx512::pair_columns(self, data, stride, depth, out),
+                    Format::Pairs | Format::AmxTiles => avx512::pair_columns(self, data, stride, depth, out),
                     _ => avx512::columns(self, data, stride, depth, out),
                 }
             }
@@ -288,12 +290,12 @@ impl Strip {
     /// Packs `depth` columns as pairs; `value` returns the element (row, column).
     fn pack_pairs(&self, value: impl Fn(usize, usize) -> f32, depth: usize, out: &mut [f32]) {
         for (j, out) in (0..depth).step_by(2).zip(out.chunks_exact_mut(self.height)) {
-            let (out, behind) = out.split_at_mut(self.rows);
+            let (out, padding) = out.split_at_mut(self.rows);
             for (i, o) in out.iter_mut().enumerate() {
                 let next = if j + 1 < depth { self.scale * value(i, j + 1) } else { 0.0 };
                 *o = pair(self.scale * value(i, j), next);
             }
-            behind.fill(0.0);
+            padding.fill(0.0);
         }
     }
 
@@ -359,7 +361,7 @@ mod tests {
                     from_bf16(to_bf16(value(first + word % height, k.start + word / height))).to_bits()
                 }
                 Format::Pairs => pair(first + word % height, k.start + word / height * 2),
-                Format::Rows => {
+                Format::AmxTiles => {
                     let (row, p) = (word / 16, word % 16);
                     pair(first + row % height, k.start + row / height * 32 + 2 * p)
                 }
@@ -382,14 +384,14 @@ mod tests {
             (Format::Rounded, 6, 1),
             (Format::Pairs, 14, 1),
             (Format::Pairs, 32, 16),
-            (Format::Rows, 32, 16),
-            (Format::Rows, 16, 16),
+            (Format::AmxTiles, 32, 16),
+            (Format::AmxTiles, 16, 16),
         ];
-        // `Format::Rows` is for AMX; packing it needs AVX-512.
+        // `Format::AmxTiles` is for AMX; packing it needs AVX-512.
         let is_there = |format: Format| match format {
             Format::F32 | Format::Rounded => true,
             Format::Pairs => has_bf16(),
-            Format::Rows => has_bf16() && cfg!(target_arch = "x86_64"),
+            Format::AmxTiles => has_bf16() && cfg!(target_arch = "x86_64"),
         };
         let formats = formats.into_iter().filter(|f| is_there(f.0));
         for ((format, height, step), mat) in formats.flat_map(|f| stored.map(|mat| (f, mat))) {

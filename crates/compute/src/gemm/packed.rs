@@ -6,7 +6,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use super::kernel::Kernel;
-use super::{KBlock, Mat, Precision, Side, TOGETHER};
+use super::{KBlock, Mat, Precision, STRIPS_PER_TASK, Side};
 use crate::Tensor;
 use crate::aligned::AlignedBuffer;
 use crate::magnitude::squares_of;
@@ -17,14 +17,16 @@ use crate::magnitude::squares_of;
 pub struct PackedMatrix {
     rows: usize,
     cols: usize,
-    forth: Arc<Panels>,
-    back: Arc<Panels>,
+    /// Panels of Wᵀ, for y = x Wᵀ.
+    forward: Arc<PackedPanels>,
+    /// Panels of W, for dx = dy W.
+    input_gradient: Arc<PackedPanels>,
     /// Σ w² of each row of W, (out): panels give no access to rows.
     squares: Arc<[f32]>,
 }
 
 /// All panels of a matrix as B, ordered by block of k, then by strip.
-struct Panels {
+struct PackedPanels {
     side: Side,
     /// Depth of the blocks of k, in values.
     block: usize,
@@ -47,7 +49,7 @@ impl PackedMatrix {
     /// Returns the bytes of all panels of a matrix (rows, cols).
     pub fn bytes_for(precision: Precision, rows: usize, cols: usize) -> usize {
         let words = |k: usize, n: usize| {
-            Panels::words(Side::columns(&Kernel::choose(precision, usize::MAX, n), n), k)
+            PackedPanels::words(Side::columns(&Kernel::choose(precision, usize::MAX, n), n), k)
         };
         size_of::<f32>() * (words(cols, rows) + words(rows, cols))
     }
@@ -56,8 +58,14 @@ impl PackedMatrix {
     pub(super) fn for_kernels(kernel: impl Fn(usize) -> Kernel, tensor: &Tensor) -> Self {
         let &[rows, cols] = tensor.shape() else { panic!("{tensor:?} is no matrix") };
         let mat = Mat::new(tensor, rows, cols);
-        let panels = |b: Mat| Arc::new(Panels::new(Side::columns(&kernel(b.cols()), b.cols()), b));
-        PackedMatrix { rows, cols, forth: panels(mat.t()), back: panels(mat), squares: Arc::default() }
+        let panels = |b: Mat| Arc::new(PackedPanels::new(Side::columns(&kernel(b.cols()), b.cols()), b));
+        PackedMatrix {
+            rows,
+            cols,
+            forward: panels(mat.t()),
+            input_gradient: panels(mat),
+            squares: Arc::default(),
+        }
     }
 
     /// Number of rows of W.
@@ -97,22 +105,25 @@ impl PackedMatrix {
         self.of(transposed).of(side, block, strips)
     }
 
-    fn of(&self, transposed: bool) -> &Panels {
-        if transposed { &self.forth } else { &self.back }
+    fn of(&self, transposed: bool) -> &PackedPanels {
+        if transposed { &self.forward } else { &self.input_gradient }
     }
 }
 
 impl std::fmt::Debug for PackedMatrix {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        write!(f, "PackedMatrix(({}, {}), {:?})", self.rows, self.cols, self.forth.side.format)
+        write!(f, "PackedMatrix(({}, {}), {:?})", self.rows, self.cols, self.forward.side.format)
     }
 }
 
-impl Panels {
+impl PackedPanels {
     fn new(side: Side, b: Mat) -> Self {
         let k = b.rows();
-        let mut panels =
-            Panels { side, block: side.block_depth(k), words: AlignedBuffer::new(Self::words(side, k)) };
+        let mut panels = PackedPanels {
+            side,
+            block: side.block_depth(k),
+            words: AlignedBuffer::new(Self::words(side, k)),
+        };
         let mut jobs = Vec::new();
         let mut rest = &mut *panels.words;
         for from in (0..k).step_by(panels.block) {
@@ -120,9 +131,9 @@ impl Panels {
             let panel = side.words(k.len()) * side.height;
             let (out, tail) = rest.split_at_mut(panel * side.strips());
             rest = tail;
-            let strips = (0..side.strips()).step_by(TOGETHER);
-            for (first, out) in strips.zip(out.chunks_mut(panel * TOGETHER)) {
-                jobs.push((k.clone(), first..(first + TOGETHER).min(side.strips()), out));
+            let strips = (0..side.strips()).step_by(STRIPS_PER_TASK);
+            for (first, out) in strips.zip(out.chunks_mut(panel * STRIPS_PER_TASK)) {
+                jobs.push((k.clone(), first..(first + STRIPS_PER_TASK).min(side.strips()), out));
             }
         }
         jobs.into_par_iter().for_each(|(k, strips, out)| {

@@ -4,12 +4,12 @@
 //!
 //! B is stored in panels of `WIDTH` columns, as `pack` writes them. A is stored in strips of
 //! `WIDTH` rows: rows of words, or panels that are read as the rows of their transpose. For AMX
-//! both are in `Format::Rows`, and the last strip is padded with zeros.
+//! both are in `Format::AmxTiles`, and the last strip is padded with zeros.
 
 use super::kernel::{PanelKernel, STRIDED, Strides, Tile};
 use super::pack::{Format, pack, to_words};
 use super::{Mat, MatMut, Precision, Start};
-use crate::cpu::fetch;
+use crate::cpu::prefetch_l1;
 
 /// Columns of a panel of B, and rows of a strip of A.
 pub(crate) const WIDTH: usize = STRIDED[1];
@@ -19,12 +19,12 @@ const AHEAD: usize = 16;
 
 /// Packs and multiplies operands in one precision on this machine.
 #[derive(Clone, Copy)]
-pub(crate) struct Panels {
+pub(crate) struct PanelGemm {
     kernel: PanelKernel,
 }
 
-/// The left operand. Word (row i, k) of a strip is at i · `strides.row` + k · `strides.next`;
-/// strips are `strip` words apart.
+/// The left operand. Word j of row i of a strip is at i · `strides.row` + j · `strides.k`; strips
+/// are `strip` words apart.
 #[derive(Clone, Copy)]
 pub(crate) struct Left<'a> {
     words: &'a [f32],
@@ -35,12 +35,12 @@ pub(crate) struct Left<'a> {
 impl<'a> Left<'a> {
     /// Rows of `depth` words each, as `pack_rows` and `strip_rows` write them.
     pub fn rows(words: &'a [f32], depth: usize) -> Self {
-        Left { words, strip: WIDTH * depth, strides: Strides { row: depth, next: 1 } }
+        Left { words, strip: WIDTH * depth, strides: Strides { row: depth, k: 1 } }
     }
 
-    /// Rows that are the columns of panels `panel` words apart, as `pack_turned` writes them.
-    pub fn turned(words: &'a [f32], panel: usize) -> Self {
-        Left { words, strip: panel, strides: Strides { row: 1, next: WIDTH } }
+    /// Rows that are the columns of panels `panel` words apart, as `pack_transposed` writes them.
+    pub fn transposed(words: &'a [f32], panel: usize) -> Self {
+        Left { words, strip: panel, strides: Strides { row: 1, k: WIDTH } }
     }
 }
 
@@ -51,9 +51,9 @@ pub(crate) struct Right<'a> {
     pub panel: usize,
 }
 
-impl Panels {
+impl PanelGemm {
     pub fn new(precision: Precision) -> Self {
-        Panels { kernel: PanelKernel::choose(precision) }
+        PanelGemm { kernel: PanelKernel::choose(precision) }
     }
 
     /// Returns the depth in words of `k` packed values.
@@ -85,7 +85,7 @@ impl Panels {
                     rows: self.kernel.rows.min(c.rows - first_row),
                     cols: WIDTH.min(c.cols - first_col),
                     start,
-                    passing: None,
+                    streamed: None,
                 };
                 let a_words = &a.words[first_row / WIDTH * a.strip + first_row % WIDTH * a.strides.row..];
                 // SAFETY: the kernel was chosen for this machine; the tile is inside C, which is
@@ -97,23 +97,23 @@ impl Panels {
 
     /// Packs the rows of a matrix as rows of A.
     pub fn pack_rows(self, rows: Mat, out: &mut [f32]) {
-        if self.kernel.a_format == Format::Rows {
+        if self.kernel.a_format == Format::AmxTiles {
             let strips = rows.rows.div_ceil(WIDTH) * WIDTH * self.words(rows.cols);
-            pack(rows, 0..rows.rows, 0..rows.cols, 1.0, WIDTH, Format::Rows, &mut out[..strips]);
+            pack(rows, 0..rows.rows, 0..rows.cols, 1.0, WIDTH, Format::AmxTiles, &mut out[..strips]);
             return;
         }
         let depth = self.words(rows.cols);
         let (data, stride) = rows.stored_rows().expect("stored by rows");
         for (i, out) in out.chunks_exact_mut(depth).take(rows.rows).enumerate() {
             if i + AHEAD < rows.rows {
-                fetch(&data[(i + AHEAD) * stride..][..rows.cols]);
+                prefetch_l1(&data[(i + AHEAD) * stride..][..rows.cols]);
             }
             to_words(&data[i * stride..][..rows.cols], self.kernel.a_format, out);
         }
     }
 
-    /// Packs the columns of a matrix as rows of A, for `Left::turned`.
-    pub fn pack_turned(self, m: Mat, out: &mut [f32]) {
+    /// Packs the columns of a matrix as rows of A, for `Left::transposed`.
+    pub fn pack_transposed(self, m: Mat, out: &mut [f32]) {
         pack(m.t(), 0..m.cols, 0..m.rows, 1.0, WIDTH, self.kernel.a_format, out);
     }
 
@@ -167,11 +167,11 @@ mod tests {
     }
 
     #[test]
-    fn every_kernel_multiplies_rows_and_turned_panels() {
+    fn every_kernel_multiplies_rows_and_transposed_panels() {
         for (kernel, (m, n, k)) in PanelKernel::available().into_iter().flat_map(|kernel| {
             [(1, 1, 1), (8, 32, 16), (13, 45, 37), (32, 64, 128)].map(|shape| (kernel, shape))
         }) {
-            let panels = Panels { kernel };
+            let panels = PanelGemm { kernel };
             let (a, b) = (numbers(m * k, 1), numbers(k * n, 2));
             let factor = |x: f32| match kernel.b_format {
                 Format::F32 => x as f64,
@@ -181,13 +181,13 @@ mod tests {
                 (0..k).map(|k_| factor(a[i * k + k_]) * factor(b[k_ * n + j])).sum()
             };
             let depth = panels.words(k);
-            let [mut rows, mut turned] = [(); 2].map(|()| vec![0.0; m.next_multiple_of(WIDTH) * depth]);
+            let [mut rows, mut transposed] = [(); 2].map(|()| vec![0.0; m.next_multiple_of(WIDTH) * depth]);
             let mut columns = vec![0.0; n.next_multiple_of(WIDTH) * depth];
             panels.pack_right(Mat::new(&b, k, n), &mut columns);
             panels.pack_rows(Mat::new(&a, m, k), &mut rows);
-            panels.pack_turned(Mat::new(&a, m, k).t(), &mut turned);
+            panels.pack_transposed(Mat::new(&a, m, k).t(), &mut transposed);
             let right = Right { words: &columns, panel: WIDTH * depth };
-            for left in [Left::rows(&rows, depth), Left::turned(&turned, WIDTH * depth)] {
+            for left in [Left::rows(&rows, depth), Left::transposed(&transposed, WIDTH * depth)] {
                 for start in [Start::Zero, Start::Keep] {
                     // The gap after each row must stay unchanged.
                     let mut c = vec![3.0; m * (n + 5)];
@@ -207,7 +207,7 @@ mod tests {
     #[test]
     fn strips_are_rows_and_panels() {
         for kernel in PanelKernel::available() {
-            let panels = Panels { kernel };
+            let panels = PanelGemm { kernel };
             for k in [1, 2, 31, 64, 100] {
                 let strip = numbers(k * WIDTH, 3);
                 let mut wanted = vec![9.0; panels.words(k) * WIDTH];

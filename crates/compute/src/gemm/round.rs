@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn processors_differ_in_denormal_numbers_alone() {
+    fn rounding_differs_between_processors_only_for_denormals() {
         let lower = [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff];
         let bits = (0..=u16::MAX).flat_map(|upper| lower.map(|lower| u32::from(upper) << 16 | lower));
         let values: Vec<f32> = bits.map(f32::from_bits).collect();

@@ -65,7 +65,7 @@ fn every_kernel_shape_layout_and_start() {
             for start in [Start::Zero, Start::Bias(&bias), Start::Keep] {
                 let before = numbers(m * n, 8);
                 let mut c = before.clone();
-                run(kernel, MatMut::new(&mut c, m, n), start, 0.5, &terms, true, SHARED);
+                run(kernel, MatMut::new(&mut c, m, n), start, 0.5, &terms, true, SHARED_WORDS);
                 for (at, (&got, &product)) in c.iter().zip(products).enumerate() {
                     let from = match start {
                         Start::Zero => 0.0,
@@ -83,7 +83,7 @@ fn every_kernel_shape_layout_and_start() {
 }
 
 #[test]
-fn rows_apart_leave_the_gap_alone() {
+fn gaps_between_strided_rows_are_not_written() {
     let (a, b) = (numbers(20 * 10, 1), numbers(10 * 8, 2));
     let mut c = vec![7.0; 20 * 24];
     matmul(
@@ -100,7 +100,7 @@ fn rows_apart_leave_the_gap_alone() {
 }
 
 #[test]
-fn same_bits_whatever_the_threads() {
+fn results_do_not_depend_on_the_number_of_threads() {
     let (m, n, k) = (500, 200, 900);
     let (a, b) = (numbers(m * k, 1), numbers(k * n, 2));
     let terms = [(Mat::new(&a, m, k), Mat::new(&b, k, n))];
@@ -115,13 +115,13 @@ fn same_bits_whatever_the_threads() {
         assert!(product(2) == one && product(5) == one);
         let mut alone = vec![0.0; m * n];
         let kernel = Kernel::choose(precision, m, n);
-        run(kernel, MatMut::new(&mut alone, m, n), Start::Zero, 1.0, &terms, false, SHARED);
+        run(kernel, MatMut::new(&mut alone, m, n), Start::Zero, 1.0, &terms, false, SHARED_WORDS);
         assert!(alone == one);
     }
 }
 
 #[test]
-fn a_matrix_packed_before_gives_the_same_bits_in_both_directions() {
+fn a_prepacked_matrix_gives_the_same_bits_in_both_directions() {
     // B is shared in some cases and A in others; k has one block or several; n selects each of the
     // kernels.
     let shapes = [(1, 1, 1), (300, 40, 33), (20, 90, 1300), (8, 2500, 64), (70, 16, 700)];
@@ -134,7 +134,7 @@ fn a_matrix_packed_before_gives_the_same_bits_in_both_directions() {
         let products = |kernel: Kernel, n: usize, terms: &[Term]| {
             [false, true].map(|parallel| {
                 let mut c = numbers(m * n, 6);
-                run(kernel, MatMut::new(&mut c, m, n), Start::Keep, 0.5, terms, parallel, SHARED);
+                run(kernel, MatMut::new(&mut c, m, n), Start::Keep, 0.5, terms, parallel, SHARED_WORDS);
                 c
             })
         };
@@ -165,7 +165,7 @@ fn a_matrix_packed_before_gives_the_same_bits_in_both_directions() {
 }
 
 #[test]
-fn same_bits_however_much_is_packed_at_once() {
+fn results_do_not_depend_on_how_much_is_packed_at_once() {
     let k = 1300;
     // B is the shared operand, then A.
     for (m, n) in [(100, 40), (40, 100)] {
@@ -183,7 +183,7 @@ fn same_bits_however_much_is_packed_at_once() {
                 run(kernel, MatMut::new(&mut c, m, n), start, 1.0, &terms, parallel, limit);
                 c
             };
-            let whole = product(SHARED, false);
+            let whole = product(SHARED_WORDS, false);
             for limit in [1, STREAMED.depth * 14, STREAMED.depth * 32, STREAMED.depth * 70, 900 * 128] {
                 assert!(product(limit, false) == whole && product(limit, true) == whole, "{limit}");
             }
@@ -197,7 +197,7 @@ fn groups_cover_the_product_and_stay_below_the_limit() {
     let terms = [(Mat::new(&a, 1, 900), Mat::new(&b, 900, 100))];
     let shared =
         Side { operand: Operand::B, extent: 100, height: 32, format: Format::F32, step: 1, sizes: STREAMED };
-    for limit in [STREAMED.depth * 32, STREAMED.depth * 70, STREAMED.depth * 150, SHARED] {
+    for limit in [STREAMED.depth * 32, STREAMED.depth * 70, STREAMED.depth * 150, SHARED_WORDS] {
         let groups = groups(&terms, shared, limit);
         let size = |g: &Group| g.blocks.iter().map(|b| b.k.len()).sum::<usize>() * g.strips.len() * 32;
         assert!(groups.iter().all(|g| size(g) <= limit));
@@ -220,7 +220,7 @@ fn bf16_kernels() -> Vec<Kernel> {
 }
 
 #[test]
-fn a_matrix_rounded_before_has_the_same_panels() {
+fn a_prerounded_matrix_has_the_same_panels() {
     // Among the numbers are ties, denormals (one of which rounds to a normal number), −0, f32::MAX,
     // which rounds to ∞, and −∞.
     let odd = [0x3f80_8000, 0x3f81_8000, 1, 0x807f_ffff, 0x007f_8000, 0x8000_0000, 0x7f7f_ffff, 0xff80_0000];
@@ -276,7 +276,7 @@ fn kernels_agree() {
         for (rows, cols) in [(rows, cols), (1, 1), (rows - 1, cols - 1)] {
             let mut c = vec![9.0; m * n];
             let tile =
-                Tile { c: c.as_mut_ptr(), row_stride: n, rows, cols, start: Start::Zero, passing: None };
+                Tile { c: c.as_mut_ptr(), row_stride: n, rows, cols, start: Start::Zero, streamed: None };
             // SAFETY: the panels are packed for this kernel; the tile is inside c.
             unsafe { (kernel.run)(depth, &a_packed, &b_packed, tile) };
             for (at, &got) in c.iter().enumerate() {

@@ -1,7 +1,7 @@
 //! Activations and attention by their definitions, in f64.
 
 use lora_drop_compute::activation::Activation;
-use lora_drop_compute::attention::{Queries, Sight};
+use lora_drop_compute::attention::{Mask, Queries};
 use lora_drop_compute::device::Attend;
 
 fn sigmoid(x: f64) -> f64 {
@@ -47,12 +47,12 @@ pub fn slope(f: Activation, x: f64) -> f64 {
         / (12.0 * h)
 }
 
-/// A query: its sequence, its row, its token, and the tokens that it sees.
+/// A query: its sequence, its row, its token, and the keys that it attends to.
 pub struct Query {
     pub sequence: usize,
     pub row: usize,
     pub token: usize,
-    pub seen: std::ops::Range<usize>,
+    pub visible: std::ops::Range<usize>,
 }
 
 pub fn queries(attend: &Attend) -> Vec<Query> {
@@ -65,14 +65,14 @@ pub fn queries(attend: &Attend) -> Vec<Query> {
             Queries::Last(count) => length - count..length,
         };
         for place in asking {
-            let seen = match attend.sight {
-                Sight::All => 0..length,
-                Sight::Causal { window } => {
+            let visible = match attend.mask {
+                Mask::Bidirectional => 0..length,
+                Mask::Causal { window } => {
                     window.map_or(0, |window| (place + 1).saturating_sub(window))..place + 1
                 }
             };
-            let seen = ends[0] + seen.start..ends[0] + seen.end;
-            found.push(Query { sequence, row: found.len(), token: ends[0] + place, seen });
+            let visible = ends[0] + visible.start..ends[0] + visible.end;
+            found.push(Query { sequence, row: found.len(), token: ends[0] + place, visible });
         }
     }
     found
@@ -88,7 +88,7 @@ pub fn scores(
     bias: &[f64],
 ) -> (Vec<f64>, f64) {
     let (width, group) = (attend.width, attend.heads / attend.kv_heads);
-    let scores: Vec<f64> = (query.seen.clone())
+    let scores: Vec<f64> = (query.visible.clone())
         .map(|key| {
             let q = &q[(query.row * attend.heads + head) * width..][..width];
             let k = &k[(key * attend.kv_heads + head / group) * width..][..width];
@@ -107,7 +107,7 @@ pub fn scores(
 /// Returns the dropout factors of a query's probabilities in a head.
 pub fn dropped(attend: &Attend, query: &Query, head: usize) -> Vec<f64> {
     let first = attend.offsets[query.sequence];
-    (query.seen.clone())
+    (query.visible.clone())
         .map(|key| match attend.dropout {
             None => 1.0,
             Some((dropout, keys)) => {
@@ -128,7 +128,7 @@ pub fn attention(attend: &Attend, q: &[f64], k: &[f64], v: &[f64], bias: &[f64])
             let (scores, sum) = scores(attend, query, head, q, k, bias);
             sums[query.row * heads + head] = sum;
             let factors = dropped(attend, query, head);
-            for ((key, score), factor) in query.seen.clone().zip(scores).zip(factors) {
+            for ((key, score), factor) in query.visible.clone().zip(scores).zip(factors) {
                 let p = (score - sum).exp() * factor;
                 for i in 0..width {
                     out[(query.row * heads + head) * width + i] +=
@@ -156,12 +156,12 @@ pub fn attention_backward(
             let p: Vec<f64> = scores.iter().map(|score| (score - sum).exp()).collect();
             let row = (query.row * heads + head) * width;
             let at = |key: usize| (key * attend.kv_heads + head / group) * width;
-            let of_p: Vec<f64> = (query.seen.clone().zip(&factors))
+            let of_p: Vec<f64> = (query.visible.clone().zip(&factors))
                 .map(|(key, factor)| factor * (0..width).map(|i| dout[row + i] * v[at(key) + i]).sum::<f64>())
                 .collect();
-            let mean: f64 = p.iter().zip(&of_p).map(|(p, d)| p * d).sum();
-            for (n, key) in query.seen.clone().enumerate() {
-                let of_score = p[n] * (of_p[n] - mean);
+            let delta: f64 = p.iter().zip(&of_p).map(|(p, d)| p * d).sum();
+            for (n, key) in query.visible.clone().enumerate() {
+                let of_score = p[n] * (of_p[n] - delta);
                 for i in 0..width {
                     dv[at(key) + i] += p[n] * factors[n] * dout[row + i];
                     dq[row + i] += f64::from(attend.scale) * of_score * k[at(key) + i];

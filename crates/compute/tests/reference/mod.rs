@@ -16,7 +16,7 @@ use lora_drop_compute::device::{
 };
 use lora_drop_compute::random::{Dropout, Key};
 use lora_drop_compute::relative;
-use lora_drop_compute::rotary::Turn;
+use lora_drop_compute::rotary::Rotation;
 
 use formulas::{activate, attention, attention_backward, slope};
 
@@ -311,8 +311,9 @@ impl Device for Reference {
                 {
                     let of_normed: Vec<f64> = dy.iter().zip(&gamma).map(|(dy, g)| dy * g).collect();
                     let mean = of_normed.iter().sum::<f64>() / width as f64;
-                    let along = of_normed.iter().zip(normed).map(|(d, x)| d * x).sum::<f64>() / width as f64;
-                    of_u.extend(of_normed.iter().zip(normed).map(|(d, x)| rstd * (d - mean - x * along)));
+                    let mean_dot =
+                        of_normed.iter().zip(normed).map(|(d, x)| d * x).sum::<f64>() / width as f64;
+                    of_u.extend(of_normed.iter().zip(normed).map(|(d, x)| rstd * (d - mean - x * mean_dot)));
                     if let Some([of_gamma, of_beta]) = gradients {
                         let of_row: Vec<f64> = dy.iter().zip(normed).map(|(dy, x)| dy * x).collect();
                         add(store.gradients.as_deref_mut().expect(BACK), of_gamma, &of_row);
@@ -356,9 +357,9 @@ impl Device for Reference {
                 let mut of_x = Vec::new();
                 for ((x, dy), rstd) in x.chunks_exact(width).zip(of_y.chunks_exact(width)).zip(rstd) {
                     let of_normed: Vec<f64> = dy.iter().zip(&gamma).map(|(dy, g)| dy * g).collect();
-                    let along =
+                    let mean_dot =
                         of_normed.iter().zip(x).map(|(d, x)| d * x * rstd).sum::<f64>() / width as f64;
-                    of_x.extend(of_normed.iter().zip(x).map(|(d, x)| rstd * (d - x * rstd * along)));
+                    of_x.extend(of_normed.iter().zip(x).map(|(d, x)| rstd * (d - x * rstd * mean_dot)));
                     if let Some(gradient) = gradient {
                         let of_row: Vec<f64> = dy.iter().zip(x).map(|(dy, x)| dy * x * rstd).collect();
                         add(store.gradients.as_deref_mut().expect(BACK), gradient, &of_row);
@@ -366,7 +367,7 @@ impl Device for Reference {
                 }
                 add(store.memory, dx, &of_x);
             }
-            Operation::Rotary { table, turn, x, positions } => {
+            Operation::Rotary { table, rotation, x, positions } => {
                 let half = table.frequencies().len();
                 let columns = x.len / positions.len().max(1);
                 let mut values = get(memory, x);
@@ -375,7 +376,7 @@ impl Device for Reference {
                         for (i, &frequency) in table.frequencies().iter().enumerate() {
                             // The angle is computed in f32, as in the models' training.
                             let angle = f64::from(position as f32 * frequency);
-                            let angle = if turn == Turn::Forward { angle } else { -angle };
+                            let angle = if rotation == Rotation::Forward { angle } else { -angle };
                             let (a, b) = (head[i], head[i + half]);
                             head[i] = a * angle.cos() - b * angle.sin();
                             head[i + half] = b * angle.cos() + a * angle.sin();
@@ -420,7 +421,7 @@ impl Device for Reference {
                 let x = get(memory, x);
                 // Values are not rounded on this device, and a piece of half the size has no room
                 // for exact ones, so the caller must not ask for it.
-                assert!(rounded.is_none(), "nothing is kept rounded on this device");
+                assert!(rounded.is_none(), "nothing is saved rounded on this device");
                 set(memory, y, &x.iter().map(|&x| activate(f, x)).collect::<Vec<_>>());
             }
             Operation::RecomputeActivation { f, x, y } => {
@@ -432,16 +433,16 @@ impl Device for Reference {
                 set(memory, dy, &dx);
             }
             Operation::Gate { f, gate_and_up: [gate, up], y, rounded } => {
-                assert!(rounded.is_none(), "nothing is kept rounded on this device");
+                assert!(rounded.is_none(), "nothing is saved rounded on this device");
                 let pairs = get(memory, gate).into_iter().zip(get(memory, up));
                 set(memory, y, &pairs.map(|(gate, up)| activate(f, gate) * up).collect::<Vec<_>>());
             }
-            Operation::RecomputeGate { f, kept, y } => {
-                let gate_and_up = kept.map(|kept| kept.piece);
+            Operation::RecomputeGate { f, saved, y } => {
+                let gate_and_up = saved.map(|saved| saved.piece);
                 return self.compute(store, Operation::Gate { f, gate_and_up, y, rounded: None });
             }
-            Operation::GateBackward { f, kept, dy, dgate } => {
-                let [gate, up, of_y] = [kept[0].piece, kept[1].piece, dy].map(|piece| get(memory, piece));
+            Operation::GateBackward { f, saved, dy, dgate } => {
+                let [gate, up, of_y] = [saved[0].piece, saved[1].piece, dy].map(|piece| get(memory, piece));
                 let of_gate: Vec<f64> =
                     of_y.iter().zip(&gate).zip(&up).map(|((dy, &g), u)| dy * u * slope(f, g)).collect();
                 let of_up: Vec<f64> = of_y.iter().zip(&gate).map(|(dy, &g)| dy * activate(f, g)).collect();

@@ -118,7 +118,7 @@ impl WorkerArenas {
         let places: Vec<&mut Memory> = self.places[..count].iter_mut().collect();
         match count {
             0 | 1 => places.into_iter().try_for_each(work)?,
-            _ => profile::side_by_side(places, work).into_iter().collect::<Result<()>>()?,
+            _ => profile::concurrently(places, work).into_iter().collect::<Result<()>>()?,
         }
         Ok(())
     }

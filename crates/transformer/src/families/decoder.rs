@@ -1,6 +1,6 @@
 //! Common parts of decoders: keys of config.json, names of modules, embedding and head.
 
-use lora_drop_compute::attention::Sight;
+use lora_drop_compute::attention::Mask;
 use serde_json::{Map, Value};
 
 use super::family::{Module, WeightCollector, module};
@@ -164,7 +164,7 @@ pub fn attention(b: &mut Builder, config: &ModelConfig, number: usize, qkv: [Val
         kv_heads: config.kv_heads,
         width: config.head_dim,
         scale: config.attention_scale,
-        sight: Sight::Causal { window: config.windows[number] },
+        mask: Mask::Causal { window: config.windows[number] },
         biased: false,
     };
     b.attention(

@@ -3,7 +3,7 @@
 //! the output layer, on the first token, or the output layer alone, on labelled tokens.
 
 use lora_drop_compute::activation::Activation;
-use lora_drop_compute::attention::Sight;
+use lora_drop_compute::attention::Mask;
 use lora_drop_compute::device::Relative;
 
 use super::decoder::is_token;
@@ -219,7 +219,7 @@ impl Layer {
             kv_heads: config.heads,
             width: config.head_dim,
             scale: config.attention_scale,
-            sight: Sight::All,
+            mask: Mask::Bidirectional,
             biased: true,
         };
         let context = b.attention(qkv, heads, dropout(Site::Attention(number), Rate::Attention, false));

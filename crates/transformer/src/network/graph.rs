@@ -7,7 +7,7 @@
 //! not state them.
 
 use lora_drop_compute::activation::Activation;
-use lora_drop_compute::attention::Sight;
+use lora_drop_compute::attention::Mask;
 use lora_drop_compute::device::Relative;
 
 use crate::dropout::{DropoutPlan, Site};
@@ -154,7 +154,7 @@ pub struct Heads {
     pub kv_heads: usize,
     pub width: usize,
     pub scale: f32,
-    pub sight: Sight,
+    pub mask: Mask,
     /// Whether the relative position bias is added to the scores.
     pub biased: bool,
 }

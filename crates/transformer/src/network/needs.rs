@@ -1,6 +1,6 @@
 //! What the backward pass needs of a segment, derived from its operations and from what trains.
 
-use lora_drop_compute::device::{Device, Kept, Piece};
+use lora_drop_compute::device::{Device, Piece, SavedPiece};
 use lora_drop_compute::gemm::Precision;
 
 use super::graph::{LayerId, Op, Segment, Value, ValueId, WeightId};
@@ -103,8 +103,8 @@ impl<D: Device> Walk<'_, '_, D> {
                 SavedAs::Input => self.rounds(value),
             };
             let count = self.count(value);
-            let piece = self.space.take(Kept::floats(count, rounded));
-            Some(Kept { piece, count, rounded })
+            let piece = self.space.take(SavedPiece::floats(count, rounded));
+            Some(SavedPiece { piece, count, rounded })
         });
         let values = values.collect();
         let aux = (needs.aux.iter().enumerate())

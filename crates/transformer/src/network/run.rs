@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use lora_drop_compute::device::{Device, DeviceError, Dropped, Operation, Piece, Store};
 use lora_drop_compute::random::Key;
-use lora_drop_compute::rotary::{RotaryTable, Turn};
+use lora_drop_compute::rotary::{RotaryTable, Rotation};
 
 use super::Network;
 use super::cache::Cache;
@@ -127,9 +127,9 @@ impl<'a, D: Device> Run<'a, D> {
         Ok(observing.observer.forward(seen, observing.observations)?)
     }
 
-    pub fn rotary(&mut self, rope: usize, turn: Turn, x: Piece) -> Result<()> {
+    pub fn rotary(&mut self, rope: usize, rotation: Rotation, x: Piece) -> Result<()> {
         let (table, positions) = (&*self.rotary[rope], self.positions);
-        self.compute(Operation::Rotary { table, turn, x, positions })
+        self.compute(Operation::Rotary { table, rotation, x, positions })
     }
 
     /// Returns the row indices into each table.

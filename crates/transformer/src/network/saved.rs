@@ -1,6 +1,6 @@
 //! What a segment saves for its backward pass.
 
-use lora_drop_compute::device::{Kept, Piece};
+use lora_drop_compute::device::{Piece, SavedPiece};
 
 use super::graph::ValueId;
 use super::space::Space;
@@ -34,7 +34,7 @@ impl Needs {
 
 /// What a segment has saved.
 pub struct Saved {
-    pub(super) values: Vec<Option<Kept>>,
+    pub(super) values: Vec<Option<SavedPiece>>,
     /// Auxiliary values by operation: a layer norm's x̂ and 1/σ of each row, an RMS norm's 1/rms of
     /// each row, attention's log-sum-exps of each row, and what the adapter of each layer saves.
     pub(super) aux: Vec<Vec<Piece>>,
@@ -53,7 +53,7 @@ impl Saved {
     }
 
     /// Returns a value that is saved rounded.
-    pub(super) fn rounded(&self, value: ValueId) -> Option<Kept> {
+    pub(super) fn rounded(&self, value: ValueId) -> Option<SavedPiece> {
         self.values[value].filter(|value| value.rounded)
     }
 }

@@ -7,7 +7,7 @@
 use lora_drop_compute::attention::Queries;
 use lora_drop_compute::device::{At, Attend, Device, LayerNorm, Operation, Piece, RmsNorm};
 use lora_drop_compute::gemm::Precision;
-use lora_drop_compute::rotary::Turn;
+use lora_drop_compute::rotary::Rotation;
 
 use super::graph::{DropoutSpec, Heads, LayerId, Op, Rows, Segment, TakenOver, Value, ValueId, WeightId};
 use super::run::{Result, Run};
@@ -222,7 +222,7 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
             Op::Rotary { x, rope, y } => {
                 let y = self.assign_memory(places, Some(*x), *y, saved);
                 match &mut self.run {
-                    Some(run) => run.rotary(*rope, Turn::Forward, y),
+                    Some(run) => run.rotary(*rope, Rotation::Forward, y),
                     None => Ok(()),
                 }
             }
@@ -376,7 +376,7 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
             bias: run.bias.filter(|_| heads.biased),
             dropout: keys.get(),
             queries: if few { Queries::First } else { Queries::All },
-            sight: heads.sight,
+            mask: heads.mask,
             precision: if run.caches.is_some() { Precision::F32 } else { self.net.precision() },
         };
         let block = self.block.expect("attention is in blocks");
@@ -415,7 +415,7 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
                 self.call(Operation::RecomputeActivation { f: *f, x: of(*x), y })?;
             }
             Op::Gate { f, gate, up, .. } => {
-                self.call(Operation::RecomputeGate { f: *f, kept: [*gate, *up].map(of), y })?;
+                self.call(Operation::RecomputeGate { f: *f, saved: [*gate, *up].map(of), y })?;
             }
             Op::Gather { x, y: gathered } => {
                 let width = self.value(*gathered).width;
@@ -571,7 +571,7 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
             Op::Rotary { x, rope, y } => {
                 let g = grads.take(*y);
                 if let Some(run) = &mut self.run {
-                    run.rotary(*rope, Turn::Back, g.piece)?;
+                    run.rotary(*rope, Rotation::Backward, g.piece)?;
                 }
                 grads.of[*x] = Some(g);
             }
@@ -595,7 +595,7 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
                 let g = grads.take(*y);
                 let kept = [gate, up].map(|value| saved.values[*value].expect("a gate saves what it reads"));
                 let (dgate, _) = self.gradient(grads, *gate);
-                self.call(Operation::GateBackward { f: *f, kept, dy: g.piece, dgate })?;
+                self.call(Operation::GateBackward { f: *f, saved: kept, dy: g.piece, dgate })?;
                 grads.of[*up] = Some(g);
             }
             Op::Add { x, branch, y } => {

@@ -10,12 +10,12 @@ use crate::blocks::layout::{Layout, RUN, with_layout};
 use crate::lanes::Avx512;
 
 impl Strip {
-    /// Prefetches the value `next` bytes after `at`; neither address need be valid.
+    /// Prefetches the value `prefetch_bytes` after `at`; neither address need be valid.
     #[inline(always)]
     fn fetch_ahead<const HINT: i32>(&self, at: *const impl Sized) {
-        if self.next > 0 {
+        if self.prefetch_bytes > 0 {
             // SAFETY: any address may be prefetched.
-            unsafe { _mm_prefetch::<HINT>(at.wrapping_byte_add(self.next).cast()) };
+            unsafe { _mm_prefetch::<HINT>(at.wrapping_byte_add(self.prefetch_bytes).cast()) };
         }
     }
 }
@@ -45,7 +45,7 @@ pub unsafe fn rows(strip: &Strip, data: &[f32], stride: usize, depth: usize, out
             _mm512_mul_ps(x, scale)
         };
         // SAFETY: `out` has the words of all k from j on; the caller promises AVX-512F.
-        unsafe { turn(strip, load, (depth - j).min(16), &mut out[j * strip.height..]) };
+        unsafe { transpose_words(strip, load, (depth - j).min(16), &mut out[j * strip.height..]) };
     }
 }
 
@@ -70,7 +70,7 @@ pub unsafe fn pair_rows(strip: &Strip, data: &[f32], stride: usize, depth: usize
         };
         let words = (depth - j).min(32).div_ceil(2);
         // SAFETY: `out` has the words of all k from j on; the caller promises AVX-512F.
-        unsafe { turn(strip, load, words, &mut out[j / 2 * strip.height..]) };
+        unsafe { transpose_words(strip, load, words, &mut out[j / 2 * strip.height..]) };
     }
 }
 
@@ -119,7 +119,7 @@ pub unsafe fn halves_by_rows(
             _mm512_castsi512_ps(unsafe { _mm512_maskz_loadu_epi16(mask, at.cast()) })
         };
         // SAFETY: `out` has the words of all k from j on; the caller promises AVX-512F.
-        unsafe { turn(strip, load, left.div_ceil(2), &mut out[j / 2 * strip.height..]) };
+        unsafe { transpose_words(strip, load, left.div_ceil(2), &mut out[j / 2 * strip.height..]) };
     }
 }
 
@@ -161,7 +161,7 @@ unsafe fn pair_layout<L: Layout>(
             let block = |row: usize| &bytes[(first + row) * row_bytes + in_block * L::BYTES..][..L::BYTES];
             let starts = (in_block * L::VALUES).max(k.start)..((in_block + 1) * L::VALUES).min(k.end);
             if L::VALUES == BLOCK {
-                turn(
+                transpose_words(
                     strip,
                     #[inline(always)]
                     |row| pair_runs::<L>(s, block(row), &L::scales(s, block(row)), 0),
@@ -177,7 +177,7 @@ unsafe fn pair_layout<L: Layout>(
             }
             for start in starts.step_by(BLOCK) {
                 let run = start % L::VALUES / RUN;
-                turn(
+                transpose_words(
                     strip,
                     #[inline(always)]
                     |row| pair_runs::<L>(s, block(row), &scales[row], run),
@@ -266,13 +266,14 @@ unsafe fn pair_layout_columns<L: Layout>(
 }
 
 /// Transposes at most 16 words of each row of the strip, which `load` returns, into `out`. For
-/// `Format::Rows`, stores the rows as they are.
+/// `Format::AmxTiles`, stores the rows as they are.
 ///
 /// # Safety
-/// The processor has AVX-512F; `out` has `words` · height words, or 16 · height for `Format::Rows`.
+/// The processor has AVX-512F; `out` has `words` · height words, or 16 · height for
+/// `Format::AmxTiles`.
 #[inline(always)]
-unsafe fn turn(strip: &Strip, load: impl Fn(usize) -> __m512, words: usize, out: &mut [f32]) {
-    if strip.format == Format::Rows {
+unsafe fn transpose_words(strip: &Strip, load: impl Fn(usize) -> __m512, words: usize, out: &mut [f32]) {
+    if strip.format == Format::AmxTiles {
         assert!(16 * strip.height <= out.len());
         for i in 0..strip.height {
             // SAFETY: the caller promises AVX-512F; `out` has 16 words for each row.
@@ -324,8 +325,8 @@ pub unsafe fn columns(strip: &Strip, data: &[f32], stride: usize, depth: usize, 
 }
 
 /// # Safety
-/// As for `columns`, with BF16 and half as many words; for `Format::Rows`, as many as for `depth`
-/// rounded up to a multiple of 32.
+/// As for `columns`, with BF16 and half as many words; for `Format::AmxTiles`, as many as for
+/// `depth` rounded up to a multiple of 32.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 pub unsafe fn pair_columns(strip: &Strip, data: &[f32], stride: usize, depth: usize, out: &mut [f32]) {
     let scale = _mm512_set1_ps(strip.scale);
@@ -407,7 +408,7 @@ unsafe fn interleave(
         // SAFETY: the caller promises AVX-512 BW.
         unsafe { _mm512_castsi512_ps(_mm512_permutexvar_epi16(order, both)) }
     };
-    if strip.format == Format::Rows {
+    if strip.format == Format::AmxTiles {
         for (number, j) in (0..depth).step_by(32).enumerate() {
             let out = &mut out[16 * number * strip.height..][..16 * strip.height];
             for (first, out) in (0..strip.height).step_by(16).zip(out.chunks_exact_mut(16 * 16)) {

@@ -6,7 +6,7 @@ use crate::cpu::vectorised;
 
 /// Saved values in the memory of a pass.
 #[derive(Clone, Copy)]
-pub enum KeptValues<'a> {
+pub enum SavedValues<'a> {
     Floats(&'a [f32]),
     /// The bits of bf16.
     Rounded(&'a [u16]),
@@ -29,12 +29,12 @@ pub(crate) fn halves_mut(memory: &mut [f32], count: usize) -> &mut [u16] {
     &mut halves[..count]
 }
 
-impl KeptValues<'_> {
+impl SavedValues<'_> {
     /// The number of values.
     pub fn len(&self) -> usize {
         match self {
-            KeptValues::Floats(x) => x.len(),
-            KeptValues::Rounded(x) => x.len(),
+            SavedValues::Floats(x) => x.len(),
+            SavedValues::Rounded(x) => x.len(),
         }
     }
 
@@ -45,22 +45,22 @@ impl KeptValues<'_> {
 
     pub(crate) fn bytes(&self) -> usize {
         match self {
-            KeptValues::Floats(x) => size_of_val(*x),
-            KeptValues::Rounded(x) => size_of_val(*x),
+            SavedValues::Floats(x) => size_of_val(*x),
+            SavedValues::Rounded(x) => size_of_val(*x),
         }
     }
 
     /// Copies the values from `start` on to `out`.
     pub(crate) fn copy(&self, start: usize, out: &mut [f32]) {
         match self {
-            KeptValues::Floats(x) => out.copy_from_slice(&x[start..][..out.len()]),
-            KeptValues::Rounded(x) => widen(&x[start..][..out.len()], out),
+            SavedValues::Floats(x) => out.copy_from_slice(&x[start..][..out.len()]),
+            SavedValues::Rounded(x) => widen(&x[start..][..out.len()], out),
         }
     }
 
     /// Returns the `len` values from `start` on in f32, converted into `buffer` if they are bf16.
     pub(crate) fn floats<'b>(&'b self, start: usize, len: usize, buffer: &'b mut Vec<f32>) -> &'b [f32] {
-        if let KeptValues::Floats(x) = self {
+        if let SavedValues::Floats(x) = self {
             return &x[start..][..len];
         }
         buffer.resize(len, 0.0);
@@ -71,7 +71,6 @@ impl KeptValues<'_> {
 
 vectorised! {
     fn widen(x: &[u16], out: &mut [f32]) {
-        let _ = FMA;
         out.iter_mut().zip(x).for_each(|(out, &x)| *out = from_bf16(x));
     }
 }
@@ -79,7 +78,6 @@ vectorised! {
 vectorised! {
     /// Rounds each value to the nearest bf16.
     pub(crate) fn round(x: &[f32], out: &mut [u16]) {
-        let _ = FMA;
         out.iter_mut().zip(x).for_each(|(out, &x)| *out = to_bf16(x));
     }
 }
@@ -105,48 +103,48 @@ mod tests {
     }
 
     #[test]
-    fn an_activation_of_a_rounded_input_goes_on_with_the_plain_one_and_back_from_the_rounded() {
+    fn outputs_use_the_exact_input_and_gradients_the_rounded_one() {
         let (x, dy) = (numbers(1), numbers(2));
         for f in [Activation::Gelu, Activation::GeluTanh, Activation::Relu, Activation::Silu] {
             let mut plain = vec![0.0; COUNT];
-            f.forward(&KeptValues::Floats(&x), &mut plain);
+            f.forward(&SavedValues::Floats(&x), &mut plain);
             let mut y = x.clone();
             f.forward_in_place(&mut y, None);
             assert!(y == plain, "{f:?}");
             let (mut memory, mut y) = (memory(), x.clone());
             f.forward_in_place(&mut y, Some(halves_mut(&mut memory, COUNT)));
             assert!(y == plain, "{f:?}");
-            let kept = KeptValues::Rounded(halves(&memory, COUNT));
+            let saved = SavedValues::Rounded(halves(&memory, COUNT));
             let (mut wanted, mut got) = (dy.clone(), dy.clone());
-            f.backward(&KeptValues::Floats(&rounded(&x)), &mut wanted);
-            f.backward(&kept, &mut got);
+            f.backward(&SavedValues::Floats(&rounded(&x)), &mut wanted);
+            f.backward(&saved, &mut got);
             assert!(got == wanted, "{f:?}");
-            f.forward(&KeptValues::Floats(&rounded(&x)), &mut plain);
-            f.forward(&kept, &mut y);
+            f.forward(&SavedValues::Floats(&rounded(&x)), &mut plain);
+            f.forward(&saved, &mut y);
             assert!(y == plain, "{f:?}");
         }
     }
 
     #[test]
-    fn the_gated_part_likewise() {
+    fn gated_outputs_use_the_exact_inputs_and_gradients_the_rounded_ones() {
         let (gate, up, dy) = (numbers(1), numbers(2), numbers(3));
-        let back = |gate: KeptValues, up: KeptValues| {
+        let back = |gate: SavedValues, up: SavedValues| {
             let (mut again, mut dup, mut dgate) = (vec![0.0; COUNT], dy.clone(), vec![0.0; COUNT]);
             gated_forward(Activation::GeluTanh, &gate, &up, &mut again);
             gated_backward(Activation::GeluTanh, &gate, &up, &mut dup, &mut dgate);
             (again, dup, dgate)
         };
-        let plain = back(KeptValues::Floats(&gate), KeptValues::Floats(&up));
+        let plain = back(SavedValues::Floats(&gate), SavedValues::Floats(&up));
         let (near_gate, near_up) = (rounded(&gate), rounded(&up));
-        let near = back(KeptValues::Floats(&near_gate), KeptValues::Floats(&near_up));
+        let near = back(SavedValues::Floats(&near_gate), SavedValues::Floats(&near_up));
         let mut y = gate.clone();
         gated_forward_in_place(Activation::GeluTanh, &mut y, &up, None);
         assert!(y == plain.0);
         let (mut one, mut two, mut y) = (memory(), memory(), gate.clone());
-        let kept = [halves_mut(&mut one, COUNT), halves_mut(&mut two, COUNT)];
-        gated_forward_in_place(Activation::GeluTanh, &mut y, &up, Some(kept));
+        let saved = [halves_mut(&mut one, COUNT), halves_mut(&mut two, COUNT)];
+        gated_forward_in_place(Activation::GeluTanh, &mut y, &up, Some(saved));
         assert!(y == plain.0);
-        let got = back(KeptValues::Rounded(halves(&one, COUNT)), KeptValues::Rounded(halves(&two, COUNT)));
+        let got = back(SavedValues::Rounded(halves(&one, COUNT)), SavedValues::Rounded(halves(&two, COUNT)));
         assert!(got == near);
     }
 }

@@ -1,16 +1,17 @@
-//! Attention for few queries. Keys and values are read in place, because packing them would cost as
-//! much as their products. Rows are queries, and products are in f32 whatever the precision.
+//! Attention for few queries, with unpacked keys and values: packing them would cost as much as
+//! their products. Rows are queries, and products are in f32 whatever the precision.
 
-use super::{Attention, Group, Kept, OutputSlice, Sums, row_key};
+use super::{Attention, GroupGradients, HeadGroup, SavedForward, row_key};
 use crate::arena::Arena;
 use crate::cpu::vectorised;
 use crate::gemm::{FEW_ROWS, MatMut, Start, add_rows, matmul_few_local};
 use crate::math::{exp, fused, max, sum_by, sum_by_2};
+use crate::output_slice::OutputSlice;
 use crate::random::{Dropout, Key};
 use crate::rows::add_row;
 
-/// Returns whether a sequence's queries are few.
-pub fn are_few(queries: usize) -> bool {
+/// Returns whether a sequence has few enough queries.
+pub fn applies_to(queries: usize) -> bool {
     queries <= FEW_ROWS
 }
 
@@ -25,7 +26,7 @@ pub const fn scratch(length: usize) -> usize {
 /// No one else accesses them during the call.
 pub unsafe fn forward(
     attention: &Attention,
-    group: &Group,
+    group: &HeadGroup,
     head: usize,
     [out, lse]: [OutputSlice; 2],
     scratch: &mut Vec<f32>,
@@ -40,18 +41,18 @@ pub unsafe fn forward(
         if let Some(bias) = attention.bias_row(head, row, length) {
             add_row(scores, bias);
         }
-        let seen = attention.seen_by(&group.span, row..row + 1);
-        scores[..seen.start].fill(0.0);
-        scores[seen.end..].fill(0.0);
-        let first = seen.start;
-        let sum = softmax_row(&mut scores[seen.clone()]);
+        let visible = attention.visible_keys(&group.span, row..row + 1);
+        scores[..visible.start].fill(0.0);
+        scores[visible.end..].fill(0.0);
+        let first = visible.start;
+        let sum = softmax_row(&mut scores[visible.clone()]);
         if let Some((dropout, keys)) = attention.dropout {
-            drop_row(&mut scores[seen], first, dropout, row_key(keys[group.sequence], head, row));
+            drop_row(&mut scores[visible], first, dropout, row_key(keys[group.sequence], head, row));
         }
         // SAFETY: the caller promises exclusive access to these entries and columns.
         let out = unsafe {
             lse.write(group.entry(head, row), sum);
-            out.row(group.span.query + row, head, attention.width)
+            out.columns(group.span.query + row, head * attention.width, attention.width)
         };
         out.fill(0.0);
         add_rows(out, scores, values, stride);
@@ -64,11 +65,11 @@ pub unsafe fn forward(
 /// No one else accesses these columns during the call.
 pub unsafe fn backward(
     attention: &Attention,
-    (group, head): (&Group, usize),
-    kept: Kept,
+    (group, head): (&HeadGroup, usize),
+    saved: SavedForward,
     dout: &[f32],
     dq: OutputSlice,
-    sums: &mut Sums,
+    sums: &mut GroupGradients,
     scratch: &mut Vec<f32>,
 ) {
     let (queries, length) = (group.span.queries, group.span.length);
@@ -85,23 +86,23 @@ pub unsafe fn backward(
         if let Some(bias) = attention.bias_row(head, row, length) {
             add_row(p, bias);
         }
-        let seen = attention.seen_by(&group.span, row..row + 1);
+        let visible = attention.visible_keys(&group.span, row..row + 1);
         for x in [&mut *p, &mut *ds] {
-            x[..seen.start].fill(0.0);
-            x[seen.end..].fill(0.0);
+            x[..visible.start].fill(0.0);
+            x[visible.end..].fill(0.0);
         }
         let columns = group.columns(head, row);
         let dout = &dout[columns.clone()];
-        let along = dot_row(&kept.out[columns], dout);
+        let delta = dot_row(&saved.out[columns], dout);
         {
-            let (first, p, ds) = (seen.start, &mut p[seen.clone()], &mut ds[seen]);
-            probabilities_row(p, kept.lse[group.entry(head, row)]);
+            let (first, p, ds) = (visible.start, &mut p[visible.clone()], &mut ds[visible]);
+            probabilities_row(p, saved.lse[group.entry(head, row)]);
             match attention.dropout {
                 Some((dropout, keys)) => {
                     let key = row_key(keys[group.sequence], head, row);
-                    scores_row_dropped(p, ds, along, first, dropout, key);
+                    score_gradients_row_dropped(p, ds, delta, first, dropout, key);
                 }
-                None => scores_row(p, ds, along),
+                None => score_gradients_row(p, ds, delta),
             }
         }
         if let Some(table) = sums.table_of(head) {
@@ -109,7 +110,7 @@ pub unsafe fn backward(
             add_row(&mut table[reach - 1 - row..][..length], ds);
         }
         // SAFETY: the caller promises exclusive access to these columns of dq.
-        let dq = unsafe { dq.row(group.span.query + row, head, attention.width) };
+        let dq = unsafe { dq.columns(group.span.query + row, head * attention.width, attention.width) };
         dq.fill(0.0);
         add_rows(dq, ds, keys, stride);
         dq.iter_mut().for_each(|x| *x *= attention.scale);
@@ -136,7 +137,6 @@ vectorised! {
 
 vectorised! {
     pub fn dot_row(x: &[f32], y: &[f32]) -> f32 {
-        let _ = FMA;
         sum_by_2(x, y, |x, y| x * y)
     }
 }
@@ -159,21 +159,20 @@ vectorised! {
 }
 
 vectorised! {
-    /// ds = p · (ds − along)
-    fn scores_row(p: &mut [f32], ds: &mut [f32], along: f32) {
+    /// ds = p · (ds − delta)
+    fn score_gradients_row(p: &mut [f32], ds: &mut [f32], delta: f32) {
         for (p, ds) in p.iter().zip(ds) {
-            *ds = *p * (*ds - along);
+            *ds = *p * (*ds - delta);
         }
-        let _ = FMA;
     }
 }
 
 vectorised! {
-    /// ds = p · (factor · ds − along); p = factor · p
-    fn scores_row_dropped(p: &mut [f32], ds: &mut [f32], along: f32, first: usize, dropout: Dropout, key: Key) {
+    /// ds = p · (factor · ds − delta); p = factor · p
+    fn score_gradients_row_dropped(p: &mut [f32], ds: &mut [f32], delta: f32, first: usize, dropout: Dropout, key: Key) {
         for (i, (p, ds)) in p.iter_mut().zip(ds).enumerate() {
             let factor = dropout.factor(key, (first + i) as u32);
-            *ds = *p * fused::<FMA>(factor, *ds, -along);
+            *ds = *p * fused::<FMA>(factor, *ds, -delta);
             *p *= factor;
         }
     }
