@@ -12,7 +12,7 @@ use lora_drop_transformer::{HeadKind, ModelConfig, ModuleId, Source, Stored, Wei
 use serde_json::{Map, Value, json};
 
 use super::file::{AdapterFile, HeadWeight, StoredPair, untied};
-use super::form;
+use super::spec;
 use super::tensors::{self, FloatType, Outline};
 use crate::data::Labels;
 use crate::data::gguf_tokenizer::{WRITTEN_FILES, write_tokenizer};
@@ -133,8 +133,8 @@ impl<'a> MergedWeights<'a> {
             return Err(Error::file(place, format!("tensor {found} has the value {value}")));
         }
         if let Some(id) = self.modules.get(name) {
-            let own = self.adapter.own.get(id).map_or(&[][..], Vec::as_slice);
-            self.merge(&mut values, &self.adapter.pairs[self.adapter.modules[id]], own);
+            let vectors = self.adapter.vectors.get(id).map_or(&[][..], Vec::as_slice);
+            self.merge(&mut values, &self.adapter.pairs[self.adapter.modules[id]], vectors);
             if let Some(value) = values.iter().find(|v| !v.is_finite()) {
                 return Err(Error::file(
                     place,
@@ -149,9 +149,9 @@ impl<'a> MergedWeights<'a> {
     }
 
     /// Replaces `weight`, (out, in), by the adapted weight, computed in f64.
-    fn merge(&self, weight: &mut [f32], pair: &StoredPair, own: &[f32]) {
+    fn merge(&self, weight: &mut [f32], pair: &StoredPair, vectors: &[f32]) {
         let scale = self.adapter.scale(pair);
-        let finish = form(self.adapter.method).merge;
+        let finish = spec(self.adapter.method).merge;
         let mut sum = vec![0.0f64; pair.input];
         let rows = weight.chunks_exact_mut(pair.input).zip(pair.b.chunks_exact(pair.rank));
         for (number, (row, b)) in rows.enumerate() {
@@ -164,7 +164,7 @@ impl<'a> MergedWeights<'a> {
             for (w, sum) in row.iter().zip(&mut sum) {
                 *sum = f64::from(*w) + scale * *sum;
             }
-            finish(&mut sum, own.get(number).map_or(1.0, |value| f64::from(*value)));
+            finish(&mut sum, vectors.get(number).map_or(1.0, |value| f64::from(*value)));
             for (w, sum) in row.iter_mut().zip(&sum) {
                 *w = *sum as f32;
             }
