@@ -146,8 +146,9 @@ impl Predictor {
         let (parameters, table, memory) = (&loaded.parameters, &loaded.table, &mut loaded.memory);
         let model = generate::Model { decoder, parameters, table, tokens: Some(&*tokens) };
         let found = pool.install(|| {
-            let mut told = |_: usize, told: GenerateEvent| listen(&Event::Generating(progress.after(told)));
-            generate::generate_some(model, &prompts, &own, &decoding, memory, cancel, &mut told)
+            let mut report =
+                |_: usize, event: GenerateEvent| listen(&Event::Generating(progress.after(event)));
+            generate::generate_some(model, &prompts, &own, &decoding, memory, cancel, &mut report)
         });
         let written = |(input, found): (usize, Generated)| {
             let text = found.text.unwrap_or_default();
@@ -198,8 +199,8 @@ impl Progress {
         Progress { began: Instant::now(), done: 0, of, tokens: 0, done_tokens: 0 }
     }
 
-    fn after(&mut self, told: GenerateEvent) -> GenerationProgress {
-        match told {
+    fn after(&mut self, event: GenerateEvent) -> GenerationProgress {
+        match event {
             GenerateEvent::Token(_) => self.tokens += 1,
             GenerateEvent::Done(found) => {
                 self.done += 1;

@@ -222,8 +222,8 @@ struct Job<'a> {
     caches: Vec<Cache>,
     next: Vec<u32>,
     search: Search<'a>,
-    /// Number of tokens that were reported.
-    told: usize,
+    /// Number of new tokens that were reported.
+    reported: usize,
 }
 
 enum Search<'a> {
@@ -270,7 +270,7 @@ impl<'a> Job<'a> {
             })
         };
         let caches = vec![model.decoder.new_cache()];
-        Job { number, waiting: prompt, caches, next: Vec::new(), search, told: 0 }
+        Job { number, waiting: prompt, caches, next: Vec::new(), search, reported: 0 }
     }
 
     /// Continues after a pass; `logits`, (rows, vocabulary), are those of this job's rows.
@@ -294,8 +294,8 @@ impl<'a> Job<'a> {
             (_, Search::Single(one)) => &one.tokens[one.prompt..],
             (_, Search::Beams(_)) => &[],
         };
-        certain[self.told..].iter().for_each(|&token| listen(self.number, GenerateEvent::Token(token)));
-        self.told = certain.len();
+        certain[self.reported..].iter().for_each(|&token| listen(self.number, GenerateEvent::Token(token)));
+        self.reported = certain.len();
         match step {
             Step::Done(found) => Ok(Some(found)),
             Step::Go(rows) => {
