@@ -41,11 +41,11 @@ pub(super) enum Fault {
     /// No connection could be made, for this reason.
     Connection(String),
     /// Nothing has arrived within the timeout.
-    Silent,
+    Timeout,
     /// The transfer ended early.
-    Broken(String),
+    Transfer(String),
     /// The hub's answer is not valid.
-    Odd(String),
+    InvalidAnswer(String),
     /// Another process has locked the file and makes no progress.
     Locked,
     /// The disk failed.
@@ -187,7 +187,10 @@ impl<'a> Client<'a> {
         let url = format!("{}/api/{kind}/{id}/revision/{revision}{query}", self.endpoint);
         let text = self.whole(self.get(address(&url)?, None)?)?;
         serde_json::from_slice(&text).map_err(|e| {
-            Fault::Odd(format!("its description of the {} is not what was expected: {e}", self.kind.name()))
+            Fault::InvalidAnswer(format!(
+                "its description of the {} is not what was expected: {e}",
+                self.kind.name()
+            ))
         })
     }
 
@@ -197,15 +200,17 @@ impl<'a> Client<'a> {
         // No progress is shown, so the whole answer must arrive within the timeout.
         let (mut text, mut piece, began) = (Vec::new(), vec![0; PIECE], Instant::now());
         loop {
-            match body.read(&mut piece).map_err(|e| self.failed(e.into(), Fault::Broken))? {
+            match body.read(&mut piece).map_err(|e| self.failed(e.into(), Fault::Transfer))? {
                 0 => break,
                 count => text.extend_from_slice(&piece[..count]),
             }
             if text.len() as u64 > LONGEST_DESCRIPTION {
-                return Err(Fault::Odd(format!("a description of more than {LONGEST_DESCRIPTION} bytes")));
+                return Err(Fault::InvalidAnswer(format!(
+                    "a description of more than {LONGEST_DESCRIPTION} bytes"
+                )));
             }
             if began.elapsed() > self.timeout {
-                return Err(Fault::Silent);
+                return Err(Fault::Timeout);
             }
         }
         Ok(text)
@@ -239,13 +244,17 @@ impl<'a> Client<'a> {
         let (mut done, total) = match response.status() {
             StatusCode::PARTIAL_CONTENT => match content_range(headers) {
                 Some((first, total)) if first == from => (from, Some(total)),
-                _ => return Err(Fault::Odd("another part of the file than the requested one".into())),
+                _ => {
+                    return Err(Fault::InvalidAnswer(
+                        "another part of the file than the requested one".into(),
+                    ));
+                }
             },
             // The hub cannot resume, and sends the file from the start.
             _ => (0, number(headers, CONTENT_LENGTH.as_str())),
         };
         if let Some(total) = total.filter(|&total| total != size) {
-            return Err(Fault::Odd(format!("a file of {total} bytes, where it said {size}")));
+            return Err(Fault::InvalidAnswer(format!("a file of {total} bytes, where it said {size}")));
         }
         if done < from {
             partial.set_len(0).map_err(Fault::Local)?;
@@ -255,9 +264,9 @@ impl<'a> Client<'a> {
         while done < size {
             progress(done);
             self.check()?;
-            let count = body.read(&mut piece).map_err(|e| self.failed(e.into(), Fault::Broken))?;
+            let count = body.read(&mut piece).map_err(|e| self.failed(e.into(), Fault::Transfer))?;
             if count == 0 {
-                return Err(Fault::Broken(format!("it ended after {done} of {size} bytes")));
+                return Err(Fault::Transfer(format!("it ended after {done} of {size} bytes")));
             }
             // Bytes after the announced end are not stored.
             let count = count.min(usize::try_from(size - done).unwrap_or(count));
@@ -293,7 +302,7 @@ impl<'a> Client<'a> {
                 other => return Ok((response, other.is_some())),
             }
         }
-        Err(Fault::Odd(format!("more than {REDIRECTS} redirects")))
+        Err(Fault::InvalidAnswer(format!("more than {REDIRECTS} redirects")))
     }
 
     /// Sends one request, with the token if it goes to the endpoint. The answer is a success or a
@@ -361,7 +370,7 @@ impl<'a> Client<'a> {
             path if path.starts_with('/') => origin() + path,
             other => other.to_string(),
         };
-        let refuse = |why: &str| Err(Fault::Odd(format!("a redirect to {location:?}, {why}")));
+        let refuse = |why: &str| Err(Fault::InvalidAnswer(format!("a redirect to {location:?}, {why}")));
         match absolute.parse::<Uri>().ok().filter(is_web) {
             None => refuse("which is not a web address"),
             Some(to) if !is_encrypted_like(&to, url) => refuse("which is not encrypted"),
@@ -373,7 +382,7 @@ impl<'a> Client<'a> {
     fn failed(&self, e: ureq::Error, fault: fn(String) -> Fault) -> Fault {
         match e {
             _ if self.cancel.is_raised() => Fault::Interrupted,
-            ureq::Error::Timeout(_) => Fault::Silent,
+            ureq::Error::Timeout(_) => Fault::Timeout,
             e => fault(e.to_string()),
         }
     }
@@ -384,23 +393,23 @@ impl<'a> Client<'a> {
 }
 
 pub(super) fn address(url: &str) -> Result<Uri, Fault> {
-    url.parse().map_err(|e| Fault::Odd(format!("{url:?} is not an address: {e}")))
+    url.parse().map_err(|e| Fault::InvalidAnswer(format!("{url:?} is not an address: {e}")))
 }
 
 /// Reads a file's metadata from headers; `redirected` if they belong to a redirect, whose own
 /// length means nothing.
 fn described(headers: &HeaderMap, redirected: bool) -> Result<Metadata, Fault> {
     let tag = text(headers, "x-linked-etag").or_else(|| text(headers, ETAG.as_str()));
-    let tag = tag.ok_or_else(|| Fault::Odd("no ETag for a file".into()))?;
+    let tag = tag.ok_or_else(|| Fault::InvalidAnswer("no ETag for a file".into()))?;
     let bare = tag.strip_prefix("W/").unwrap_or(tag).trim_matches('"');
     let etag = PlainName::new(bare).ok_or_else(|| {
-        Fault::Odd(format!(
+        Fault::InvalidAnswer(format!(
             "the ETag {tag:?}, which cannot be a file's name in the cache; nothing was written"
         ))
     })?;
     let own = (!redirected).then(|| number(headers, CONTENT_LENGTH.as_str())).flatten();
     let size = number(headers, "x-linked-size").or(own);
-    let size = size.ok_or_else(|| Fault::Odd("no length for a file".into()))?;
+    let size = size.ok_or_else(|| Fault::InvalidAnswer("no length for a file".into()))?;
     Ok(Metadata { etag, size, commit: text(headers, "x-repo-commit").map(str::to_string) })
 }
 

@@ -220,7 +220,9 @@ impl Fetch<'_> {
     fn fetch(&mut self, commit: &PlainName, file: &PlainPath) -> std::result::Result<(), Fault> {
         let Metadata { etag, size, commit: seen } = self.client.metadata(&self.name.id, commit, file)?;
         if let Some(seen) = seen.filter(|seen| seen != commit.as_str()) {
-            return Err(Fault::Odd(format!("a file of commit {seen:?}, not of the requested {commit}")));
+            return Err(Fault::InvalidAnswer(format!(
+                "a file of commit {seen:?}, not of the requested {commit}"
+            )));
         }
         let _lock = self.lock(&etag, file, size)?;
         if fs::metadata(self.cache.blob(&etag)).is_ok_and(|blob| blob.len() == size) {
@@ -259,7 +261,7 @@ impl Fetch<'_> {
                 Err(fault) => fault,
             };
             match (&fault, attempts.next()) {
-                (Fault::Broken(_), Some(_)) => {}
+                (Fault::Transfer(_), Some(_)) => {}
                 // The hub cannot resume from there.
                 (Fault::Status(416), Some(_)) => partial.set_len(0).map_err(Fault::Local)?,
                 _ => return Err(fault),
@@ -360,7 +362,7 @@ impl Fetch<'_> {
                 self.options.cache.display(),
                 self.cache.hint(self.name)
             ),
-            Fault::Silent => format!(
+            Fault::Timeout => format!(
                 "nothing has arrived from {hub} for {} s; run again to continue the download \
                  (HF_HUB_DOWNLOAD_TIMEOUT sets the seconds)",
                 self.options.timeout.as_secs_f64()
@@ -372,10 +374,10 @@ impl Fetch<'_> {
                 "cannot write to the cache {} ({e}); HF_HOME chooses another",
                 self.options.cache.display()
             ),
-            Fault::Broken(why) => {
+            Fault::Transfer(why) => {
                 format!("the transfer broke off ({why}); run again to continue it")
             }
-            Fault::Odd(why) => format!("{hub} answered in an unexpected way: {why}"),
+            Fault::InvalidAnswer(why) => format!("{hub} answered in an unexpected way: {why}"),
         };
         self.problem(format!("{what}{text}"))
     }

@@ -141,12 +141,12 @@ impl HubOptions {
             Fault::Connection(why) => {
                 format!("no connection to {hub} ({why}); check the network, and run again")
             }
-            Fault::Silent => format!(
+            Fault::Timeout => format!(
                 "{hub} has not answered for {} s; run again (HF_HUB_DOWNLOAD_TIMEOUT sets the seconds)",
                 self.timeout.as_secs_f64()
             ),
-            Fault::Broken(why) => format!("the transfer broke off ({why}); run again"),
-            Fault::Odd(why) => format!("{hub} answered in an unexpected way: {why}"),
+            Fault::Transfer(why) => format!("the transfer broke off ({why}); run again"),
+            Fault::InvalidAnswer(why) => format!("{hub} answered in an unexpected way: {why}"),
             Fault::Local(e) => format!("cannot be read ({e})"),
             Fault::Locked => "locked by another process".to_string(),
         };
