@@ -29,7 +29,7 @@ const MOST_REPEATS: usize = 100;
 
 impl<C: Clone, R: OfFile + Clone> RawSource<C, R> {
     /// Wraps the rows of the only source.
-    pub fn alone(train: RawRows<C, R>, dev: Option<RawRows<C, R>>, test: Option<RawRows<C, R>>) -> Self {
+    pub fn single(train: RawRows<C, R>, dev: Option<RawRows<C, R>>, test: Option<RawRows<C, R>>) -> Self {
         let source = DataSource::new("");
         RawSource { source, train, dev, test }
     }
@@ -90,7 +90,7 @@ fn repeat<R: Clone>(rows: &mut Vec<R>, count: usize) {
 ///
 /// # Errors
 /// `Error::Options` if there is no source.
-pub(super) fn together<C, R: OfFile>(sources: Vec<RawSource<C, R>>) -> Result<Together<C, R>, Error> {
+pub(super) fn join_splits<C, R: OfFile>(sources: Vec<RawSource<C, R>>) -> Result<JoinedSplits<C, R>, Error> {
     let (mut train, mut dev, mut test) = (Vec::new(), Vec::new(), Vec::new());
     for source in sources {
         train.push(source.train);
@@ -101,7 +101,7 @@ pub(super) fn together<C, R: OfFile>(sources: Vec<RawSource<C, R>>) -> Result<To
 }
 
 /// Train, dev, and test if there is one.
-type Together<C, R> = (RawRows<C, R>, RawRows<C, R>, Option<RawRows<C, R>>);
+type JoinedSplits<C, R> = (RawRows<C, R>, RawRows<C, R>, Option<RawRows<C, R>>);
 
 /// Returns the error of a run without a data set.
 pub(super) fn no_data() -> Error {
@@ -125,7 +125,7 @@ pub(super) fn join<C, R: OfFile>(parts: impl IntoIterator<Item = RawRows<C, R>>)
 }
 
 /// Returns the warnings of all sources, with the source's name if there are several.
-pub(super) fn named<C, R>(sources: &[RawSource<C, R>]) -> Vec<String> {
+pub(super) fn warnings<C, R>(sources: &[RawSource<C, R>]) -> Vec<String> {
     let several = sources.len() > 1;
     let warnings = sources.iter().flat_map(|RawSource { source, train, dev, test }| {
         let all = [Some(train), dev.as_ref(), test.as_ref()].into_iter().flatten();
