@@ -75,33 +75,33 @@ pub enum Form {
 enum PredictionKind {
     /// Generated text.
     Text,
-    Class(Classes),
-    ClassSet(Classes),
+    Class(ClassList),
+    ClassSet(ClassList),
     /// The class of each token.
-    Tags(Classes),
+    Tags(ClassList),
     Value,
 }
 
 /// The classes: their names, or their number if no file names them.
 #[derive(Clone, Debug, PartialEq)]
-enum Classes {
+enum ClassList {
     Named(Vec<String>),
-    Count(usize),
+    Unnamed(usize),
 }
 
 impl PredictionKind {
     fn new(labels: Option<&Labels>, head: Option<Head>) -> Self {
-        let named = |labels: &Labels| Classes::Named(labels.names().to_vec());
+        let named = |labels: &Labels| ClassList::Named(labels.names().to_vec());
         match (labels, head) {
             (Some(labels @ Labels::Classification { .. }), _) => PredictionKind::Class(named(labels)),
             (Some(labels @ Labels::MultiLabel { .. }), _) => PredictionKind::ClassSet(named(labels)),
             (Some(labels @ Labels::TokenClassification { .. }), _) => PredictionKind::Tags(named(labels)),
             (Some(Labels::Regression), _) => PredictionKind::Value,
             (None, Some(Head { kind: HeadKind::Token, outputs })) => {
-                PredictionKind::Tags(Classes::Count(outputs))
+                PredictionKind::Tags(ClassList::Unnamed(outputs))
             }
             (None, Some(Head { outputs: 1, .. })) => PredictionKind::Value,
-            (None, Some(Head { outputs, .. })) => PredictionKind::Class(Classes::Count(outputs)),
+            (None, Some(Head { outputs, .. })) => PredictionKind::Class(ClassList::Unnamed(outputs)),
             (None, None) => PredictionKind::Text,
         }
     }
@@ -113,17 +113,17 @@ impl PredictionKind {
             PredictionKind::Class(classes)
             | PredictionKind::ClassSet(classes)
             | PredictionKind::Tags(classes) => Some(match classes {
-                Classes::Named(names) => names.len(),
-                Classes::Count(count) => *count,
+                ClassList::Named(names) => names.len(),
+                ClassList::Unnamed(count) => *count,
             }),
         }
     }
 
     fn names(&self) -> Option<&[String]> {
         match self {
-            PredictionKind::Class(Classes::Named(names))
-            | PredictionKind::ClassSet(Classes::Named(names))
-            | PredictionKind::Tags(Classes::Named(names)) => Some(names),
+            PredictionKind::Class(ClassList::Named(names))
+            | PredictionKind::ClassSet(ClassList::Named(names))
+            | PredictionKind::Tags(ClassList::Named(names)) => Some(names),
             _ => None,
         }
     }

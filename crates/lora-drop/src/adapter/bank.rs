@@ -582,7 +582,7 @@ mod tests {
     #[test]
     fn continuing_copies_the_kept_and_fits_the_shared() {
         let (old, mut old_values) = bank(&Assignment::all_own(assignment().owners.into_keys()));
-        let mut numbers = super::super::init::Counter::new(1, "learnt");
+        let mut numbers = super::super::init::RandomStream::new(1, "learnt");
         let learnt: Vec<f32> = (0..old_values.count()).map(|_| numbers.uniform(1.0)).collect();
         old_values.set_values(&learnt);
         let (new, mut values) = bank(&assignment());

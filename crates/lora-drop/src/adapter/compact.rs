@@ -17,7 +17,7 @@ use super::file::{
     read_vector,
 };
 use super::tensors::{Tensor, write_f32};
-use super::{Vector, in_files, spec};
+use super::{Vector, methods_in_files, spec};
 use crate::{Error, Result};
 
 /// Name of the file in an adapter's folder.
@@ -69,7 +69,7 @@ impl AdapterFile {
     /// The file cannot be written.
     pub fn write_compact(&self, path: &Path) -> Result<()> {
         let (mut pairs, mut tensors) = (Vec::new(), Vec::<Tensor>::new());
-        let (pair_names, first) = (self.pair_names(), self.first_with_a());
+        let (pair_names, first) = (self.pair_names(), self.first_with_same_a());
         for ((number, pair), layers) in self.pairs.iter().enumerate().zip(self.layers()) {
             let name = pair_names[number].clone();
             let other = (first[number] != number).then(|| pair_names[first[number]].clone());
@@ -141,8 +141,8 @@ pub(super) fn read(path: &Path) -> Result<AdapterFile> {
 
     let method = match &map.method {
         None => AdapterMethod::Lora,
-        Some(name) => in_files().find(|method| method.name() == name).ok_or_else(|| {
-            let known: Vec<_> = in_files().map(AdapterMethod::name).collect();
+        Some(name) => methods_in_files().find(|method| method.name() == name).ok_or_else(|| {
+            let known: Vec<_> = methods_in_files().map(AdapterMethod::name).collect();
             let known = known.join(" or ");
             error(format!("its method is {name:?}, expected {known}: use a newer program"))
         })?,

@@ -206,7 +206,7 @@ impl AdapterFile {
         self.check_fit(config)?;
         let plain = self.folded(Some(config));
         let mut bank = LoraBank::empty(plain.method, plain.rslora);
-        let (first, names) = (plain.first_with_a(), plain.pair_names());
+        let (first, names) = (plain.first_with_same_a(), plain.pair_names());
         for (number, pair) in plain.pairs.iter().enumerate() {
             let b_t = pair.b_t();
             let StoredPair { kind, shared, ref a, rank, input, output, alpha, .. } = *pair;
@@ -356,7 +356,7 @@ impl AdapterFile {
         if spec(self.method).peft == PeftFormat::Vera {
             return self.vector_parameters();
         }
-        let first = self.first_with_a();
+        let first = self.first_with_same_a();
         let values = |(number, pair): (usize, &StoredPair)| {
             pair.b.len() + if first[number] == number { pair.a.len() } else { 0 }
         };
@@ -365,7 +365,7 @@ impl AdapterFile {
 
     /// For each pair, the first pair of its type whose A is equal bit for bit; it may be the pair
     /// itself.
-    pub(super) fn first_with_a(&self) -> Vec<usize> {
+    pub(super) fn first_with_same_a(&self) -> Vec<usize> {
         let facts = |pair: &StoredPair| (pair.kind, pair.rank, pair.input);
         let same = |x: &StoredPair, y: &StoredPair| facts(x) == facts(y) && same_bits(&x.a, &y.a);
         let mut unique: Vec<usize> = Vec::new();

@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 
 use super::file::{AdapterFile, HeadWeight, StoredPair, untied};
 use super::spec;
-use super::tensors::{self, FloatType, Outline};
+use super::tensors::{self, FloatType, NamedShape};
 use crate::data::Labels;
 use crate::data::gguf_tokenizer::{WRITTEN_FILES, write_tokenizer};
 use crate::files::{json_object, write_atomically, write_json};
@@ -68,7 +68,7 @@ impl<'a> MergedWeights<'a> {
         base: &'a dyn Source,
         config: &ModelConfig,
         adapter: &'a AdapterFile,
-        known: &[Outline],
+        known: &[NamedShape],
     ) -> Result<Self> {
         adapter.check_fit(config)?;
         if let Some(name) = adapter.head.keys().find(|name| !known.iter().any(|(known, _)| known == *name)) {
@@ -196,7 +196,7 @@ pub fn merge(
     cancel: &Cancel,
 ) -> Result<()> {
     let untied = untied(config, adapter);
-    let known = outlines(&untied, labels);
+    let known = weight_shapes(&untied, labels);
     let merged = MergedWeights::new(base, config, adapter, &known)?;
     let main = main_type(&known, |name| merged.storage(name));
     let types = |name: &str| dtype.or_else(|| merged.storage(name)).unwrap_or(main);
@@ -207,7 +207,7 @@ pub fn merge(
 }
 
 /// Returns the type of most values, among the tensors that have a type; f32 if none has.
-fn main_type(tensors: &[Outline], of: impl Fn(&str) -> Option<FloatType>) -> FloatType {
+fn main_type(tensors: &[NamedShape], of: impl Fn(&str) -> Option<FloatType>) -> FloatType {
     let mut values = BTreeMap::new();
     for (name, shape) in tensors {
         if let Some(kind) = of(name) {
@@ -259,7 +259,7 @@ pub fn write_checkpoint<'a>(
         ("format".to_string(), "pt".to_string()),
         (FILES_KEY.to_string(), json!(files).to_string()),
     ]);
-    let known = outlines(config, labels);
+    let known = weight_shapes(config, labels);
     tensors::write(&output.join("model.safetensors"), &metadata, &known, types, values)?;
     if model.is_dir() {
         for name in tokenizer {
@@ -291,7 +291,7 @@ pub fn write_checkpoint<'a>(
 
 /// Returns full name and shape of every weight, in the model's order: the model with a head for
 /// `labels` or, without labels, the decoder.
-pub(crate) fn outlines(config: &ModelConfig, labels: Option<&Labels>) -> Vec<Outline> {
+pub(crate) fn weight_shapes(config: &ModelConfig, labels: Option<&Labels>) -> Vec<NamedShape> {
     let prefix = config.architecture.prefix();
     let (body, after) = match labels.map(Labels::head) {
         Some(head) => (config.body_weights(head), config.head_weights(head)),

@@ -26,7 +26,7 @@ pub use compact::COMPACT_FILE;
 pub(crate) use file::check_token_head;
 pub use file::{AdapterFile, HeadWeight, StoredPair};
 pub(crate) use file::{LM_HEAD_IS_USED, untied};
-pub(crate) use merge::{MergedWeights, outlines};
+pub(crate) use merge::{MergedWeights, weight_shapes};
 pub use merge::{TOKENIZER_FILES, merge, write_checkpoint};
 #[cfg(feature = "hub")]
 pub(crate) use peft::{CONFIG_FILE as ADAPTER_CONFIG, WEIGHTS_FILE as ADAPTER_WEIGHTS};
@@ -56,7 +56,7 @@ pub(crate) fn is_scored(method: AdapterMethod) -> bool {
 }
 
 /// The methods that have a file format.
-fn in_files() -> impl Iterator<Item = AdapterMethod> {
+fn methods_in_files() -> impl Iterator<Item = AdapterMethod> {
     AdapterMethod::ALL.into_iter().filter(|method| spec(*method).peft != PeftFormat::Never)
 }
 

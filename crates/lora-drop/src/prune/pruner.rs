@@ -10,7 +10,7 @@ use super::directions::{Directions, Factors};
 use super::noise::DevAnswers;
 use super::options::{PruneData, PruneOptions};
 use super::result::{Measured, Point, PrunedModule};
-use super::selection::{By, Candidate, equal_rank, kept_energy, parameters, ranks};
+use super::selection::{Candidate, PruneCriterion, equal_rank, kept_energy, parameters, ranks};
 use crate::adapter::init::kaiming_uniform;
 use crate::adapter::{AdapterFile, StoredPair};
 use crate::data::sample::stratified;
@@ -77,8 +77,8 @@ impl<'a> Pruner<'a> {
         let reading = Reading { trained_on: vec![rows.data.to_path_buf()], ..rows.reading.clone() };
         let Pruner { predictor, options, listen, .. } = self;
         let train = match options.by {
-            By::Svd => None,
-            By::Energy | By::Modules => {
+            PruneCriterion::Svd => None,
+            PruneCriterion::Energy | PruneCriterion::Modules => {
                 Some(predictor.read(rows.data, SplitName::Train, &reading, &mut |event| {
                     // Reading dev gives the same warnings.
                     if !matches!(event, Event::Warning(_)) {
