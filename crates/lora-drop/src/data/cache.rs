@@ -93,7 +93,7 @@ impl TokenCache {
 
     /// Returns the user's cache: `tokens` in the folder that LORA_DROP_CACHE names, else in
     /// `lora-drop` in XDG_CACHE_HOME or ~/.cache. `None` for 0 gigabytes.
-    pub fn of_user(gigabytes: f64) -> Option<Self> {
+    pub fn in_user_cache(gigabytes: f64) -> Option<Self> {
         let variable = |name: &str| std::env::var(name).ok();
         let own = set_variable("LORA_DROP_CACHE", variable);
         let folder = own.map_or_else(|| user_cache(variable).join("lora-drop"), PathBuf::from);
@@ -236,7 +236,8 @@ fn put(out: &mut Vec<u8>, numbers: &[u32]) {
 }
 
 impl CacheRow for Encoded {
-    /// Layout: length, 1 if it is partly counted, number of tokens, number of words, ids, types, words.
+    /// Layout: length, 1 if it is partly counted, number of tokens, number of words, ids, types,
+    /// words.
     fn write(&self, out: &mut Vec<u8>) {
         let counts = [self.ids.len() as u32, self.words.len() as u32];
         put(out, &[self.length as u32, u32::from(self.partly_counted)]);
@@ -375,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_used_longest_ago_makes_room() {
+    fn the_least_recently_used_file_is_removed() {
         let folder = tempfile::tempdir().unwrap();
         let rows = [encoded(&[1; 100])];
         let size = (HEADER + 16 + 800 + 8) as u64;

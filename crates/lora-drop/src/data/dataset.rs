@@ -58,7 +58,7 @@ impl DataOptions {
             vocabulary: config.vocab_size,
             token_types: config.token_types,
             reads_first: !config.architecture.is_decoder(),
-            cache: TokenCache::of_user(rows.token_cache),
+            cache: TokenCache::in_user_cache(rows.token_cache),
             ..DataOptions::without_model(rows)
         }
     }

@@ -20,14 +20,14 @@ pub(super) struct RawSource<C, R> {
 }
 
 /// A row that stores the index of its file.
-pub(super) trait OfFile {
+pub(super) trait HasFile {
     fn file_mut(&mut self) -> &mut usize;
 }
 
 /// Largest number of times that an epoch may repeat a row; more is probably a mistake.
 const MOST_REPEATS: usize = 100;
 
-impl<C: Clone, R: OfFile + Clone> RawSource<C, R> {
+impl<C: Clone, R: HasFile + Clone> RawSource<C, R> {
     /// Wraps the rows of the only source.
     pub fn single(train: RawRows<C, R>, dev: Option<RawRows<C, R>>, test: Option<RawRows<C, R>>) -> Self {
         let source = DataSource::new("");
@@ -40,7 +40,7 @@ impl<C: Clone, R: OfFile + Clone> RawSource<C, R> {
 ///
 /// # Errors
 /// `Error::Options` for weights that would repeat a row more than `MOST_REPEATS` times.
-pub(super) fn weigh<C: Clone, R: OfFile + Clone>(
+pub(super) fn weigh<C: Clone, R: HasFile + Clone>(
     sources: &mut [RawSource<C, R>],
 ) -> Result<Vec<SourceFacts>, Error> {
     if sources.len() < 2 {
@@ -90,7 +90,7 @@ fn repeat<R: Clone>(rows: &mut Vec<R>, count: usize) {
 ///
 /// # Errors
 /// `Error::Options` if there is no source.
-pub(super) fn join_splits<C, R: OfFile>(sources: Vec<RawSource<C, R>>) -> Result<JoinedSplits<C, R>, Error> {
+pub(super) fn join_splits<C, R: HasFile>(sources: Vec<RawSource<C, R>>) -> Result<JoinedSplits<C, R>, Error> {
     let (mut train, mut dev, mut test) = (Vec::new(), Vec::new(), Vec::new());
     for source in sources {
         train.push(source.train);
@@ -110,7 +110,7 @@ pub(super) fn no_data() -> Error {
 
 /// Joins the rows of one split of all sources; None if there are none. The columns are the first
 /// source's.
-pub(super) fn join<C, R: OfFile>(parts: impl IntoIterator<Item = RawRows<C, R>>) -> Option<RawRows<C, R>> {
+pub(super) fn join<C, R: HasFile>(parts: impl IntoIterator<Item = RawRows<C, R>>) -> Option<RawRows<C, R>> {
     parts.into_iter().reduce(|mut all, mut part| {
         part.rows.iter_mut().for_each(|row| *row.file_mut() += all.files.len());
         all.files.append(&mut part.files);

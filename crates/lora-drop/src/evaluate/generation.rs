@@ -47,7 +47,7 @@ pub struct GenerationEvaluation {
     /// Name and value, in the order asked for.
     pub metrics: Vec<(String, f64)>,
     /// The generated text of each input, in their order.
-    pub texts: Vec<Written>,
+    pub texts: Vec<GeneratedText>,
     /// Number of new tokens of all texts.
     pub tokens: usize,
     /// Seconds of generating, without the metrics.
@@ -56,7 +56,7 @@ pub struct GenerationEvaluation {
 
 /// A text that was generated for an input.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
-pub struct Written {
+pub struct GeneratedText {
     /// The text without special tokens.
     pub text: String,
     pub finish: Finish,
@@ -152,14 +152,14 @@ impl Predictor {
         });
         let written = |(input, found): (usize, Generated)| {
             let text = found.text.unwrap_or_default();
-            (input, Written { tokens: found.tokens.len(), text, finish: found.finish })
+            (input, GeneratedText { tokens: found.tokens.len(), text, finish: found.finish })
         };
         let mine = found.map(|found| found.into_iter().map(written).collect::<Vec<_>>());
-        let mut all: Vec<(usize, Written)> = ranks.exchange(mine)?.into_iter().flatten().collect();
+        let mut all: Vec<(usize, GeneratedText)> = ranks.exchange(mine)?.into_iter().flatten().collect();
         all.sort_by_key(|(input, _)| *input);
         let seconds = progress.began.elapsed().as_secs_f64();
         listen(&Event::StageEnd { stage: Stage::Generate, seconds });
-        let texts: Vec<Written> = all.into_iter().map(|(_, written)| written).collect();
+        let texts: Vec<GeneratedText> = all.into_iter().map(|(_, written)| written).collect();
         let hypotheses: Vec<String> = texts.iter().map(|written| written.text.clone()).collect();
         let references: Vec<Vec<String>> = inputs.iter().map(|input| input.references.clone()).collect();
         let scores = text::evaluate(&options.metrics, &hypotheses, &references)?;

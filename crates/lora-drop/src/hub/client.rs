@@ -186,7 +186,7 @@ impl<'a> Client<'a> {
         let query = if sizes { "?blobs=true" } else { "" };
         let (kind, revision) = (self.kind.plural(), revision.replace('/', "%2F"));
         let url = format!("{}/api/{kind}/{id}/revision/{revision}{query}", self.endpoint);
-        let text = self.whole(self.get(address(&url)?, None)?)?;
+        let text = self.read_body(self.get(address(&url)?, None)?)?;
         serde_json::from_slice(&text).map_err(|e| {
             Fault::InvalidAnswer(format!(
                 "its description of the {} is not what was expected: {e}",
@@ -196,12 +196,12 @@ impl<'a> Client<'a> {
     }
 
     /// Reads an answer that is not a file.
-    pub fn whole(&self, response: Response<Body>) -> Result<Vec<u8>, Fault> {
+    pub fn read_body(&self, response: Response<Body>) -> Result<Vec<u8>, Fault> {
         let mut body = response.into_body().into_reader().take(LONGEST_DESCRIPTION + 1);
         // No progress is shown, so the whole answer must arrive within the timeout.
         let (mut text, mut piece, began) = (Vec::new(), vec![0; PIECE], Instant::now());
         loop {
-            match body.read(&mut piece).map_err(|e| self.failed(e.into(), Fault::Transfer))? {
+            match body.read(&mut piece).map_err(|e| self.fault_of(e.into(), Fault::Transfer))? {
                 0 => break,
                 count => text.extend_from_slice(&piece[..count]),
             }
@@ -226,7 +226,7 @@ impl<'a> Client<'a> {
         };
         let url = self.file(id, commit, file)?;
         let (response, redirected) = self.ask(url, |url| self.agent.head(url), None, follows)?;
-        described(response.headers(), redirected)
+        file_metadata(response.headers(), redirected)
     }
 
     /// Appends a file's bytes from `from` on to `partial`, which has the bytes before, and returns
@@ -265,7 +265,7 @@ impl<'a> Client<'a> {
         while done < size {
             progress(done);
             self.check()?;
-            let count = body.read(&mut piece).map_err(|e| self.failed(e.into(), Fault::Transfer))?;
+            let count = body.read(&mut piece).map_err(|e| self.fault_of(e.into(), Fault::Transfer))?;
             if count == 0 {
                 return Err(Fault::Transfer(format!("it ended after {done} of {size} bytes")));
             }
@@ -319,7 +319,7 @@ impl<'a> Client<'a> {
         if let Some(from) = from {
             request = request.header(RANGE, format!("bytes={from}-"));
         }
-        let response = request.call().map_err(|e| self.failed(e, Fault::Connection))?;
+        let response = request.call().map_err(|e| self.fault_of(e, Fault::Connection))?;
         match response.status() {
             status if status.is_success() || status.is_redirection() => Ok(response),
             status => Err(Fault::Status(status.as_u16())),
@@ -336,12 +336,12 @@ impl<'a> Client<'a> {
 
     /// Checks the answer to a request that changes something, which must be a success or a
     /// redirect.
-    pub fn answer(
+    pub fn check_response(
         &self,
         answer: Result<Response<Body>, ureq::Error>,
         fault: fn(String) -> Fault,
     ) -> Result<Response<Body>, Fault> {
-        let response = answer.map_err(|e| self.failed(e, fault))?;
+        let response = answer.map_err(|e| self.fault_of(e, fault))?;
         let status = response.status();
         if status.is_success() || status.is_redirection() {
             return Ok(response);
@@ -380,7 +380,7 @@ impl<'a> Client<'a> {
     }
 
     /// Converts an error of a request, or of incoming content.
-    fn failed(&self, e: ureq::Error, fault: fn(String) -> Fault) -> Fault {
+    fn fault_of(&self, e: ureq::Error, fault: fn(String) -> Fault) -> Fault {
         match e {
             _ if self.cancel.is_raised() => Fault::Interrupted,
             ureq::Error::Timeout(_) => Fault::Timeout,
@@ -399,7 +399,7 @@ pub(super) fn address(url: &str) -> Result<Uri, Fault> {
 
 /// Reads a file's metadata from headers; `redirected` if they belong to a redirect, whose own
 /// length means nothing.
-fn described(headers: &HeaderMap, redirected: bool) -> Result<Metadata, Fault> {
+fn file_metadata(headers: &HeaderMap, redirected: bool) -> Result<Metadata, Fault> {
     let tag = text(headers, "x-linked-etag").or_else(|| text(headers, ETAG.as_str()));
     let tag = tag.ok_or_else(|| Fault::InvalidAnswer("no ETag for a file".into()))?;
     let bare = tag.strip_prefix("W/").unwrap_or(tag).trim_matches('"');

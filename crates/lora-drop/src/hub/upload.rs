@@ -235,7 +235,7 @@ impl Client<'_> {
         }
         let body = json!({ "oid": oid, "parts": stored }).to_string();
         let request = self.agent().post(self.storage(&action.href)?).content_type(LFS).header("Accept", LFS);
-        self.answer(request.send(body.as_bytes()), Fault::Connection).map(drop)
+        self.check_response(request.send(body.as_bytes()), Fault::Connection).map(drop)
     }
 
     /// Sends `length` bytes of a file from byte `first` on, and tries again if the connection
@@ -256,10 +256,11 @@ impl Client<'_> {
             let mut part =
                 PartReader { source: source.take(length), done: 0, progress, cancel: self.cancel() };
             let request = self.agent().put(to).header(CONTENT_LENGTH, length);
-            let fault = match self.answer(request.send(SendBody::from_reader(&mut part)), Fault::Transfer) {
-                Err(fault) => fault,
-                response => return response,
-            };
+            let fault =
+                match self.check_response(request.send(SendBody::from_reader(&mut part)), Fault::Transfer) {
+                    Err(fault) => fault,
+                    response => return response,
+                };
             let passing =
                 matches!(fault, Fault::Transfer(_)) || fault.status().is_some_and(|code| code >= 500);
             if !passing || left.next().is_none() {
@@ -309,9 +310,9 @@ impl Client<'_> {
                 .content_type(kind)
                 .header("Accept", if kind == LFS { LFS } else { JSON });
             let request = self.authorised(request, &url);
-            let response = self.answer(request.send(body), Fault::Connection)?;
+            let response = self.check_response(request.send(body), Fault::Connection)?;
             match self.redirect(&url, &response)? {
-                None => return self.whole(response),
+                None => return self.read_body(response),
                 Some(to) if same_origin(&url, &to) && matches!(response.status().as_u16(), 307 | 308) => {
                     url = to
                 }

@@ -175,14 +175,16 @@ impl<'a> TextEncoder<'a> {
         match &row.content {
             TextContent::Completion { prompt, .. } if self.options.chat => {
                 let user = [Message::new(Role::User, self.wrap(prompt))];
-                self.add(&mut made, &rendered(&user, None)?, context)?;
+                self.append(&mut made, &rendered(&user, None)?, context)?;
             }
-            TextContent::Completion { prompt, .. } => made = self.with_prefix(&self.wrap(prompt), context)?,
+            TextContent::Completion { prompt, .. } => {
+                made = self.encode_with_prefix(&self.wrap(prompt), context)?
+            }
             TextContent::Messages(conversation) => {
                 let asked = rendered(conversation.asked(), conversation.tools.as_ref())?;
-                self.add(&mut made, &asked, context)?;
+                self.append(&mut made, &asked, context)?;
             }
-            TextContent::Text(text) => made = self.with_prefix(text, context)?,
+            TextContent::Text(text) => made = self.encode_with_prefix(text, context)?,
         }
         let UncutRow { ids, issues, .. } = made;
         if issues.partly_counted {
@@ -202,21 +204,24 @@ impl<'a> TextEncoder<'a> {
             TextContent::Completion { completion: None, .. } => UncutRow::default(),
             TextContent::Completion { prompt, completion: Some(completion) } if self.options.chat => {
                 let user = Message::new(Role::User, self.wrap(prompt));
-                self.turns(&vec![user, Message::new(Role::Assistant, completion.as_str())].into())?
+                self.encode_conversation(
+                    &vec![user, Message::new(Role::Assistant, completion.as_str())].into(),
+                )?
             }
             TextContent::Completion { prompt, completion: Some(completion) } => {
-                let (mut whole, asked) = self.completed(&self.wrap(prompt), completion, limit)?;
+                let (mut whole, prompt_length) =
+                    self.encode_completion(&self.wrap(prompt), completion, limit)?;
                 let end = self.options.end.ok_or(TextProblem::NoEnd)?;
                 whole.ids.push(end);
                 UncutRow {
-                    learn: (0..whole.ids.len()).map(|i| i >= asked).collect(),
+                    learn: (0..whole.ids.len()).map(|i| i >= prompt_length).collect(),
                     end_tokens: vec![end],
                     ..whole
                 }
             }
-            TextContent::Messages(conversation) => self.turns(conversation)?,
+            TextContent::Messages(conversation) => self.encode_conversation(conversation)?,
             TextContent::Text(text) => {
-                let mut whole = self.with_prefix(text, usize::MAX)?;
+                let mut whole = self.encode_with_prefix(text, usize::MAX)?;
                 if let Some(end) = self.options.end.filter(|_| self.options.text_eos) {
                     // A text may end with it already.
                     if whole.ids.last() != Some(&end) {
@@ -232,7 +237,7 @@ impl<'a> TextEncoder<'a> {
         let pieces = match (&row.content, self.options.over_length) {
             _ if length <= limit => vec![(whole.ids, whole.learn)],
             (TextContent::Text(_), _) => chunks(&whole, limit),
-            (_, OverLength::Truncate) => vec![self.cut(whole, limit)],
+            (_, OverLength::Truncate) => vec![self.truncate(whole, limit)],
             (_, OverLength::Drop) => Vec::new(),
             (_, OverLength::Error) => {
                 let partly_counted = issues.partly_counted;
@@ -310,7 +315,7 @@ impl<'a> TextEncoder<'a> {
 
     /// Encodes a conversation, in which the assistant's turns are learned. If it is far longer than
     /// a sequence, only the tokens at its start are made, and turns after them are ignored.
-    fn turns(&self, conversation: &Conversation) -> Result<UncutRow, Problem> {
+    fn encode_conversation(&self, conversation: &Conversation) -> Result<UncutRow, Problem> {
         let template = self.template()?;
         let Conversation { turns, tools } = conversation;
         let (text, marked) =
@@ -382,7 +387,7 @@ impl<'a> TextEncoder<'a> {
 
     /// Cuts tokens to `limit` on the side that the tokenizer's configuration names: the end, or the
     /// start after the tokens that the tokenizer put there.
-    fn cut(&self, whole: UncutRow, limit: usize) -> (Vec<u32>, Vec<bool>) {
+    fn truncate(&self, whole: UncutRow, limit: usize) -> (Vec<u32>, Vec<bool>) {
         let UncutRow { mut ids, mut learn, fixed, .. } = whole;
         let lost = match self.tokens.side {
             TruncationDirection::Right => limit..ids.len(),
@@ -417,7 +422,7 @@ impl<'a> TextEncoder<'a> {
     }
 
     /// Appends a text's tokens; at most `most` of them are used.
-    fn add(&self, to: &mut UncutRow, text: &str, most: usize) -> Result<(), Problem> {
+    fn append(&self, to: &mut UncutRow, text: &str, most: usize) -> Result<(), Problem> {
         let made = self.tokens.part(text, most)?;
         to.ids.extend(made.encoding.get_ids());
         to.issues.partly_counted |= !made.whole;
@@ -427,29 +432,34 @@ impl<'a> TextEncoder<'a> {
     /// Encodes a prompt and its completion; at most `most` tokens are used. Returns also the number
     /// of the prompt's tokens. The two are tokenised separately, or as one text if the tokenizer
     /// would put a space between them.
-    fn completed(&self, prompt: &str, completion: &str, most: usize) -> Result<(UncutRow, usize), Problem> {
+    fn encode_completion(
+        &self,
+        prompt: &str,
+        completion: &str,
+        most: usize,
+    ) -> Result<(UncutRow, usize), Problem> {
         if !self.tokens.adds_space() {
-            let mut whole = self.with_prefix(prompt, most)?;
-            let asked = whole.ids.len();
-            self.add(&mut whole, completion, most)?;
-            return Ok((whole, asked));
+            let mut whole = self.encode_with_prefix(prompt, most)?;
+            let prompt_length = whole.ids.len();
+            self.append(&mut whole, completion, most)?;
+            return Ok((whole, prompt_length));
         }
         let made = self.tokens.start_with_offsets(&format!("{prompt}{completion}"), most)?;
         let spans = spans(made.encoding.get_offsets());
-        let asked = spans.iter().position(|span| span.end > prompt.len()).unwrap_or(spans.len());
+        let of_prompt = spans.iter().position(|span| span.end > prompt.len()).unwrap_or(spans.len());
         let before = self.tokens.part(prompt, most)?;
         let mut whole = UncutRow { ids: self.prefix.clone(), fixed: self.prefix.len(), ..Default::default() };
         let ids = made.encoding.get_ids();
         whole.ids.extend(ids);
         whole.issues.partly_counted = !made.whole;
-        whole.issues.prompt_merged = before.whole && *before.encoding.get_ids() != ids[..asked];
-        Ok((whole, self.prefix.len() + asked))
+        whole.issues.prompt_merged = before.whole && *before.encoding.get_ids() != ids[..of_prompt];
+        Ok((whole, self.prefix.len() + of_prompt))
     }
 
     /// Encodes a text after the tokens that the tokenizer puts before it; at most `most` are used.
-    fn with_prefix(&self, text: &str, most: usize) -> Result<UncutRow, Problem> {
+    fn encode_with_prefix(&self, text: &str, most: usize) -> Result<UncutRow, Problem> {
         let mut whole = UncutRow { ids: self.prefix.clone(), fixed: self.prefix.len(), ..Default::default() };
-        self.add(&mut whole, text, most)?;
+        self.append(&mut whole, text, most)?;
         Ok(whole)
     }
 }
@@ -496,7 +506,7 @@ mod tests {
     }
 
     #[test]
-    fn spans_reach_back_over_white_space() {
+    fn spans_include_white_space_before_a_token() {
         // "a", " b" without its space, and a character of two tokens.
         assert_eq!(spans(&[(0, 1), (2, 3), (3, 7), (3, 7)]), [0..1, 1..3, 3..7, 3..7]);
     }

@@ -15,7 +15,7 @@ use crate::data::layouts::{
 };
 use crate::data::raw::{RawRows, ReadRows};
 use crate::data::rows::Row;
-use crate::data::sources::OfFile;
+use crate::data::sources::HasFile;
 use crate::settings::BadRows;
 use crate::settings::definition::choices;
 
@@ -281,7 +281,7 @@ pub struct TextRow {
     pub line: usize,
 }
 
-impl OfFile for TextRow {
+impl HasFile for TextRow {
     fn file_mut(&mut self) -> &mut usize {
         &mut self.file
     }
