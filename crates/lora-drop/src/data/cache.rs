@@ -405,8 +405,8 @@ mod tests {
         // What stops one clone stops all.
         let clone = cache.clone();
         assert_eq!([(); 2].map(|_| hit(&clone, "x", &[encoded(&[1])])), [false, false]);
-        let told = cache.stopped().unwrap();
-        assert!(told.contains("file/tokens: ") && told.contains("this run continues"), "{told}");
+        let warning = cache.stopped().unwrap();
+        assert!(warning.contains("file/tokens: ") && warning.contains("this run continues"), "{warning}");
         // A stopped cache does not try again.
         fs::remove_file(&taken).unwrap();
         assert!(!hit(&cache, "x", &[encoded(&[1])]) && !taken.exists());

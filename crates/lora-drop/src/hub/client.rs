@@ -351,12 +351,12 @@ impl<'a> Client<'a> {
             error: String,
         }
         let header = text(response.headers(), "x-error-message").map(str::to_string);
-        let said = header.or_else(|| {
+        let reason = header.or_else(|| {
             let body = response.into_body().into_reader().take(LONGEST_REFUSAL);
             Some(serde_json::from_reader::<_, Refusal>(body).ok()?.error)
         });
-        let said = said.unwrap_or_default().chars().take(LONGEST_MESSAGE).collect();
-        Err(Fault::Refused(status.as_u16(), said))
+        let reason = reason.unwrap_or_default().chars().take(LONGEST_MESSAGE).collect();
+        Err(Fault::Refused(status.as_u16(), reason))
     }
 
     /// Returns the address to which an answer redirects; `None` if it does not.

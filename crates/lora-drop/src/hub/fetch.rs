@@ -226,7 +226,7 @@ impl Fetch<'_> {
         }
         let _lock = self.lock(&etag, file, size)?;
         if fs::metadata(self.cache.blob(&etag)).is_ok_and(|blob| blob.len() == size) {
-            self.tell(file, size, size);
+            self.report(file, size, size);
         } else {
             self.transfer(commit, file, &etag, size)?;
         }
@@ -251,11 +251,11 @@ impl Fetch<'_> {
                 from = 0;
             }
             let progress = &mut self.progress;
-            let mut tell = |done| progress(Download { file: file.as_str(), done, total: size });
-            let fault = match self.client.download(source, size, from, &mut partial, &mut tell) {
+            let mut report = |done| progress(Download { file: file.as_str(), done, total: size });
+            let fault = match self.client.download(source, size, from, &mut partial, &mut report) {
                 Ok(()) => {
                     self.cache.finish(etag, partial).map_err(Fault::Local)?;
-                    self.tell(file, size, size);
+                    self.report(file, size, size);
                     return Ok(());
                 }
                 Err(fault) => fault,
@@ -283,7 +283,7 @@ impl Fetch<'_> {
             let now = length(&self.cache);
             if now != seen {
                 (seen, since) = (now, Instant::now());
-                self.tell(file, now.min(size.saturating_sub(1)), size);
+                self.report(file, now.min(size.saturating_sub(1)), size);
             }
             if since.elapsed() > self.options.timeout {
                 return Err(Fault::Locked);
@@ -292,7 +292,7 @@ impl Fetch<'_> {
         }
     }
 
-    fn tell(&mut self, file: &PlainPath, done: u64, total: u64) {
+    fn report(&mut self, file: &PlainPath, done: u64, total: u64) {
         (self.progress)(Download { file: file.as_str(), done, total });
     }
 

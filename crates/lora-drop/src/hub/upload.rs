@@ -189,8 +189,8 @@ impl Client<'_> {
             }
             let Some(Actions { upload: Some(upload), verify }) = &object.actions else { continue };
             // The file counts as complete once it is stored.
-            let mut tell = |done: u64| progress(file, done.min(file.bytes - 1));
-            self.store(file, oid, upload, attempts, &mut tell).map_err(of_file)?;
+            let mut report = |done: u64| progress(file, done.min(file.bytes - 1));
+            self.store(file, oid, upload, attempts, &mut report).map_err(of_file)?;
             if let Some(verify) = verify {
                 let body = json!({ "oid": oid, "size": file.bytes }).to_string();
                 let to = self.storage(&verify.href).map_err(of_file)?;

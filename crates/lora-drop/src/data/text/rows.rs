@@ -367,12 +367,9 @@ fn completion(row: &Row, columns: &TextColumns, targets: Targets) -> Result<Text
     if before.turns.is_empty() && before.tools.is_none() {
         return Ok(TextContent::Completion { prompt, completion });
     }
-    let said = [Some((Role::User, prompt)), completion.map(|text| (Role::Assistant, text))];
-    let said = said.into_iter().flatten().map(|(role, text)| Message::new(role, text));
-    Ok(TextContent::Messages(Conversation {
-        turns: before.turns.into_iter().chain(said).collect(),
-        ..before
-    }))
+    let new = [Some((Role::User, prompt)), completion.map(|text| (Role::Assistant, text))];
+    let new = new.into_iter().flatten().map(|(role, text)| Message::new(role, text));
+    Ok(TextContent::Messages(Conversation { turns: before.turns.into_iter().chain(new).collect(), ..before }))
 }
 
 /// Reads a completion: a text, or the first answer in SQuAD's format, `{"text": [...]}`.

@@ -295,18 +295,18 @@ impl ChatTemplate {
         {
             return Ok(Some(Answer { turn: Some(turn), span: start..end, follows_prompt: true }));
         }
-        let other = |said: &str, turns: &[Message], others: &Map<String, Value>| {
+        let other = |answer: &str, turns: &[Message], others: &Map<String, Value>| {
             let mut turns = turns.to_vec();
-            turns[turn] = Message { others: others.clone(), ..Message::new(Role::Assistant, said) };
+            turns[turn] = Message { others: others.clone(), ..Message::new(Role::Assistant, answer) };
             turns
         };
         // Beside a tool call, a template may not write the content.
         let none = Map::new();
         let mut others = &turns[turn].others;
-        let mut changed = ["x", "y"].map(|said| render(&other(said, turns, others), false));
+        let mut changed = ["x", "y"].map(|answer| render(&other(answer, turns, others), false));
         if changed[0] == changed[1] {
             others = &none;
-            changed = ["x", "y"].map(|said| render(&other(said, turns, others), false));
+            changed = ["x", "y"].map(|answer| render(&other(answer, turns, others), false));
         }
         let [x, y] = changed;
         let (x, y) = (x?, y?);
@@ -333,16 +333,16 @@ impl ChatTemplate {
         let (start, follows_prompt) =
             start.map(|start| (start, true)).or_else(prompt).unwrap_or((own, false));
         let after = common_end(&x, &y).min(common_end(&x, whole)).min(common_end(&y, whole));
-        let said = start.max(whole.len() - after);
+        let end_of_answer = start.max(whole.len() - after);
         // Rendering the conversation up to the turn shows the text that ends the turn.
         let closing = answered.and_then(|answered| {
-            let said = |said| part(&other(said, &turns[..=turn], others), false);
-            let (x, y) = (said("x")?, said("y")?);
+            let changed = |answer| part(&other(answer, &turns[..=turn], others), false);
+            let (x, y) = (changed("x")?, changed("y")?);
             let after = common_end(&x, &y).min(common_end(&x, &answered));
             Some(answered[answered.len() - after..].to_string())
         });
-        let closing = closing.map_or(0, |closing| common_start(&closing, &whole[said..]));
-        Ok(Some(Answer { turn: Some(turn), span: start..said + closing, follows_prompt }))
+        let closing = closing.map_or(0, |closing| common_start(&closing, &whole[end_of_answer..]));
+        Ok(Some(Answer { turn: Some(turn), span: start..end_of_answer + closing, follows_prompt }))
     }
 }
 
