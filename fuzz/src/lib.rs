@@ -335,8 +335,8 @@ fn adapter(input: &[u8]) {
         // Names and layers are the file's to choose, so the rest is compared.
         let read = AdapterFile::open(&again).expect("just written");
         assert_eq!(
-            (&read.modules, &read.pairs, &read.own, &read.head),
-            (&adapter.modules, &adapter.pairs, &adapter.own, &adapter.head)
+            (&read.modules, &read.pairs, &read.vectors, &read.head),
+            (&adapter.modules, &adapter.pairs, &adapter.vectors, &adapter.head)
         );
     }
     let mut parameters = Parameters::new();

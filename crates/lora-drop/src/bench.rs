@@ -157,7 +157,7 @@ pub fn generation(settings: &BenchSettings, new_tokens: usize, cancel: &Cancel) 
             generate(model, &prompts, &options, &mut memory, cancel, &mut |_, _| {})?;
             times.push(began.elapsed().as_secs_f64());
         }
-        let seconds = median_behind_first(times);
+        let seconds = median_after_warmup(times);
         Ok(GenerationReport {
             tokens_per_second: (settings.batch * new_tokens) as f64 / seconds,
             seconds,
@@ -180,7 +180,7 @@ fn random_ids(vocabulary: usize, count: usize) -> Vec<u32> {
 }
 
 /// Returns the median of all but the first, the warm-up, which allocates memory.
-fn median_behind_first(mut times: Vec<f64>) -> f64 {
+fn median_after_warmup(mut times: Vec<f64>) -> f64 {
     times.remove(0);
     times.sort_by(f64::total_cmp);
     times[times.len() / 2]
@@ -208,7 +208,7 @@ pub fn run(settings: &BenchSettings, cancel: &Cancel) -> Result<BenchReport> {
             times.push(step()?);
         }
         let bytes_per_step = first.work().bytes;
-        let seconds_per_step = median_behind_first(times);
+        let seconds_per_step = median_after_warmup(times);
         let tokens = (settings.batch * settings.length) as f64;
         let (products, attention) = operations(&files.config, settings.method, settings.length);
         let gflops = tokens * (products + attention) / seconds_per_step / 1e9;
@@ -265,9 +265,9 @@ pub fn scoring(settings: &BenchSettings, cancel: &Cancel) -> Result<ScoringRepor
         }
         let added = plain.iter().zip(&scored).map(|(plain, scored)| scored / plain - 1.0).collect();
         Ok(ScoringReport {
-            added_share: median_behind_first(added),
-            seconds_per_step: median_behind_first(plain),
-            seconds_per_scored_step: median_behind_first(scored),
+            added_share: median_after_warmup(added),
+            seconds_per_step: median_after_warmup(plain),
+            seconds_per_scored_step: median_after_warmup(scored),
             pairs: settings.steps,
             threads: rayon::current_num_threads(),
         })

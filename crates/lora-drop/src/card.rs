@@ -70,56 +70,60 @@ pub enum Form {
     Model,
 }
 
-/// Kind of the model's predictions for a row.
+/// What the model predicts for a row.
 #[derive(Clone, Debug, PartialEq)]
-enum Answers {
+enum PredictionKind {
     /// Generated text.
     Text,
-    Class(Outputs),
-    Set(Outputs),
+    Class(ClassList),
+    ClassSet(ClassList),
     /// The class of each token.
-    Tags(Outputs),
+    Tags(ClassList),
     Value,
 }
 
-/// Classes: their names, or their number if no file names them.
+/// The classes: their names, or their number if no file names them.
 #[derive(Clone, Debug, PartialEq)]
-enum Outputs {
+enum ClassList {
     Named(Vec<String>),
-    Number(usize),
+    Unnamed(usize),
 }
 
-impl Answers {
+impl PredictionKind {
     fn new(labels: Option<&Labels>, head: Option<Head>) -> Self {
-        let named = |labels: &Labels| Outputs::Named(labels.names().to_vec());
+        let named = |labels: &Labels| ClassList::Named(labels.names().to_vec());
         match (labels, head) {
-            (Some(labels @ Labels::Classification { .. }), _) => Answers::Class(named(labels)),
-            (Some(labels @ Labels::MultiLabel { .. }), _) => Answers::Set(named(labels)),
-            (Some(labels @ Labels::TokenClassification { .. }), _) => Answers::Tags(named(labels)),
-            (Some(Labels::Regression), _) => Answers::Value,
-            (None, Some(Head { kind: HeadKind::Token, outputs })) => Answers::Tags(Outputs::Number(outputs)),
-            (None, Some(Head { outputs: 1, .. })) => Answers::Value,
-            (None, Some(Head { outputs, .. })) => Answers::Class(Outputs::Number(outputs)),
-            (None, None) => Answers::Text,
+            (Some(labels @ Labels::Classification { .. }), _) => PredictionKind::Class(named(labels)),
+            (Some(labels @ Labels::MultiLabel { .. }), _) => PredictionKind::ClassSet(named(labels)),
+            (Some(labels @ Labels::TokenClassification { .. }), _) => PredictionKind::Tags(named(labels)),
+            (Some(Labels::Regression), _) => PredictionKind::Value,
+            (None, Some(Head { kind: HeadKind::Token, outputs })) => {
+                PredictionKind::Tags(ClassList::Unnamed(outputs))
+            }
+            (None, Some(Head { outputs: 1, .. })) => PredictionKind::Value,
+            (None, Some(Head { outputs, .. })) => PredictionKind::Class(ClassList::Unnamed(outputs)),
+            (None, None) => PredictionKind::Text,
         }
     }
 
     fn outputs(&self) -> Option<usize> {
         match self {
-            Answers::Text => None,
-            Answers::Value => Some(1),
-            Answers::Class(outputs) | Answers::Set(outputs) | Answers::Tags(outputs) => Some(match outputs {
-                Outputs::Named(names) => names.len(),
-                Outputs::Number(number) => *number,
+            PredictionKind::Text => None,
+            PredictionKind::Value => Some(1),
+            PredictionKind::Class(classes)
+            | PredictionKind::ClassSet(classes)
+            | PredictionKind::Tags(classes) => Some(match classes {
+                ClassList::Named(names) => names.len(),
+                ClassList::Unnamed(count) => *count,
             }),
         }
     }
 
     fn names(&self) -> Option<&[String]> {
         match self {
-            Answers::Class(Outputs::Named(names))
-            | Answers::Set(Outputs::Named(names))
-            | Answers::Tags(Outputs::Named(names)) => Some(names),
+            PredictionKind::Class(ClassList::Named(names))
+            | PredictionKind::ClassSet(ClassList::Named(names))
+            | PredictionKind::Tags(ClassList::Named(names)) => Some(names),
             _ => None,
         }
     }
@@ -127,8 +131,8 @@ impl Answers {
     /// Returns the hub's name of the task.
     fn pipeline(&self) -> &'static str {
         match self {
-            Answers::Text => "text-generation",
-            Answers::Tags(_) => "token-classification",
+            PredictionKind::Text => "text-generation",
+            PredictionKind::Tags(_) => "token-classification",
             _ => "text-classification",
         }
     }
@@ -196,7 +200,7 @@ pub(crate) struct Card {
     base: Base,
     form: Form,
     has_compact: bool,
-    answers: Answers,
+    prediction: PredictionKind,
     /// Whether rows have two texts.
     pair: bool,
     max_length: Option<usize>,
@@ -253,7 +257,7 @@ impl Card {
             base: Base::new(&settings.place.model, base),
             form,
             has_compact: form != Form::Model,
-            answers: Answers::new(labels, None),
+            prediction: PredictionKind::new(labels, None),
             max_length: Some(data.max_length).filter(|&length| length > 0),
             title: method.title().to_string(),
             method: sentences,
@@ -323,7 +327,7 @@ impl Card {
             base: Base::new(base.name, base.path),
             form: Form::Peft,
             has_compact: false,
-            answers: Answers::new(labels.as_ref(), base.head),
+            prediction: PredictionKind::new(labels.as_ref(), base.head),
             title,
             method,
             results: None,
@@ -358,7 +362,7 @@ impl Card {
             base: Base::new("", Path::new("")),
             form: Form::Peft,
             has_compact: false,
-            answers: Answers::Text,
+            prediction: PredictionKind::Text,
             pair: false,
             max_length: None,
             title: String::new(),
@@ -384,7 +388,7 @@ impl Card {
         out += &format!(
             "\n# {}\n\n{what} for {}, {} {of}, made with lora-drop {}.\n\n## Method\n\n{}: {}\n",
             text(&self.name),
-            self.answers.pipeline().replace('-', " "),
+            self.prediction.pipeline().replace('-', " "),
             if self.form == Form::Model { "fine-tuned from" } else { "of" },
             env!("CARGO_PKG_VERSION"),
             self.title,
@@ -417,7 +421,7 @@ impl Card {
             Form::Model => ("transformers", &["lora-drop"]),
         };
         line(format!("library_name: {library}"));
-        line(format!("pipeline_tag: {}", self.answers.pipeline()));
+        line(format!("pipeline_tag: {}", self.prediction.pipeline()));
         let list = |key: &str, values: Vec<String>| {
             let items: String = values.iter().map(|value| format!("- {}\n", yaml(value))).collect();
             if values.is_empty() { String::new() } else { format!("{key}:\n{items}") }
@@ -440,7 +444,7 @@ impl Card {
                 "model-index:\n- name: {}\n  results:\n  - task:\n      type: {}\n    dataset:\n      name: {}\n      \
                  type: {}\n",
                 yaml(&self.name),
-                self.answers.pipeline(),
+                self.prediction.pipeline(),
                 yaml(data),
                 yaml(data_type)
             );
@@ -488,7 +492,7 @@ impl Card {
         *out += "\n## Use\n";
         if self.form != Form::Compact {
             let library = if self.form == Form::Peft { "PEFT" } else { "transformers" };
-            let lines = python::example(&self.base, self.form, &self.answers, self.pair, self.max_length);
+            let lines = python::example(&self.base, self.form, &self.prediction, self.pair, self.max_length);
             *out += &format!("\nWith {library}:\n\n```python\n{lines}\n```\n");
         }
         let model = match self.form {
@@ -498,8 +502,8 @@ impl Card {
                 format!("--model {} --adapter {adapter}", shell(&self.base.model))
             }
         };
-        let command = match self.answers {
-            Answers::Text => format!("lora-drop generate {model} --prompt 'A prompt'"),
+        let command = match self.prediction {
+            PredictionKind::Text => format!("lora-drop generate {model} --prompt 'A prompt'"),
             _ => format!("lora-drop predict {model} --input rows.jsonl"),
         };
         let about = if self.has_compact {

@@ -120,8 +120,8 @@ impl fmt::Display for Repository {
 
 impl HubOptions {
     /// Reads the settings from the environment variables of Hugging Face's tools: HF_ENDPOINT;
-    /// HF_HUB_CACHE, or `hub` in HF_HOME; HF_TOKEN, or the file `token` in HF_HOME; HF_HUB_OFFLINE;
-    /// HF_HUB_DOWNLOAD_TIMEOUT, in seconds.
+    /// HF_HUB_CACHE, or `hub` in HF_HOME; HF_TOKEN, or the content of the file HF_TOKEN_PATH, by
+    /// default `token` in HF_HOME; HF_HUB_OFFLINE; HF_HUB_DOWNLOAD_TIMEOUT, in seconds.
     pub fn from_env() -> Self {
         Self::from_variables(|name| std::env::var(name).ok())
     }
@@ -130,14 +130,15 @@ impl HubOptions {
     pub fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Self {
         let set = |name: &str| set_variable(name, &variable);
         let home = set("HF_HOME").map_or_else(|| user_cache(&variable).join("huggingface"), PathBuf::from);
-        let token_file = || {
-            let text = fs::read_to_string(home.join("token")).ok()?;
+        let saved_token = || {
+            let path = set("HF_TOKEN_PATH").map_or_else(|| home.join("token"), PathBuf::from);
+            let text = fs::read_to_string(path).ok()?;
             Some(text.trim().to_string()).filter(|t| !t.is_empty())
         };
         let is_on = |v: String| matches!(v.to_ascii_lowercase().as_str(), "1" | "true" | "yes" | "on");
         HubOptions {
             endpoint: set("HF_ENDPOINT").map(|e| e.trim_end_matches('/').to_string()),
-            token: set("HF_TOKEN").or_else(token_file),
+            token: set("HF_TOKEN").or_else(saved_token),
             offline: set("HF_HUB_OFFLINE").is_some_and(is_on),
             timeout: set("HF_HUB_DOWNLOAD_TIMEOUT")
                 .and_then(|seconds| seconds.parse().ok())

@@ -100,7 +100,7 @@ impl Loaded {
             Some(file) => {
                 file.load_head(&mut parameters)?;
                 let mut bank = file.to_bank(config, &mut parameters)?;
-                bank.fix(&model, &mut parameters)?;
+                bank.precompute_constants(&model, &mut parameters)?;
                 bank
             }
             None => LoraBank::default(),

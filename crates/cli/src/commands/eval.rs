@@ -6,7 +6,7 @@ use crate::report::terminal::rows;
 use clap::builder::PossibleValuesParser;
 use lora_drop::Result;
 use lora_drop::evaluate::text::Metric;
-use lora_drop::evaluate::{Evaluation, GenerationEvaluation, GenerationOptions, Input, Written};
+use lora_drop::evaluate::{Evaluation, GeneratedText, GenerationEvaluation, GenerationOptions, Input};
 use lora_drop::events::Event;
 use lora_drop::files::write_bytes_atomically;
 use lora_drop::format::{duration, fixed, grouped};
@@ -192,7 +192,7 @@ fn all_metrics<'a>(
 
 /// A line of JSON for each input: prompt or turns, references, prediction.
 fn write_predictions(path: &Path, inputs: &[Input], generated: &GenerationEvaluation) -> Result<()> {
-    let line = |(input, written): (&Input, &Written)| {
+    let line = |(input, written): (&Input, &GeneratedText)| {
         let mut line: Value = prompt_line(&input.prompt);
         line["references"] = json!(input.references);
         line["prediction"] = json!(written.text);

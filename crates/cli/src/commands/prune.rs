@@ -7,7 +7,7 @@ use crate::report::{prune_page, prune_table};
 use lora_drop::events::Event;
 use lora_drop::folder::Contents;
 use lora_drop::format::fixed;
-use lora_drop::prune::{self, By, PruneData, PruneOptions, PruneOutput, Pruning};
+use lora_drop::prune::{self, PruneCriterion, PruneData, PruneOptions, PruneOutput, Pruning};
 use lora_drop::settings::{Budget, Definition};
 use lora_drop::{Error, Result};
 
@@ -67,8 +67,8 @@ pub struct Args {
     budgets: Vec<f64>,
     /// What is pruned: the directions whose output on the data has the least energy (energy), those
     /// with the smallest singular values of s·B·A (svd), or the modules with the least energy (modules)
-    #[arg(long, value_name = "WHAT", default_value = "energy", value_parser = choice::<By>())]
-    by: By,
+    #[arg(long, value_name = "WHAT", default_value = "energy", value_parser = choice::<PruneCriterion>())]
+    by: PruneCriterion,
     /// Give all modules the same rank, the largest within the budget, for servers that need one
     #[arg(long)]
     equal_ranks: bool,
@@ -202,10 +202,10 @@ fn check_meaning(args: &Args) -> Result<()> {
     if let (Some(Budget::Share(_)), false) = (budget, args.budgets.is_empty()) {
         return refuse("budgets", "with one --budget");
     }
-    if args.by == By::Modules && args.equal_ranks {
+    if args.by == PruneCriterion::Modules && args.equal_ranks {
         return refuse("equal-ranks", "with --by modules, which leaves ranks as they are");
     }
-    if args.by == By::Svd && (args.max_rows.is_some() || args.sample_ratio < 1.0) {
+    if args.by == PruneCriterion::Svd && (args.max_rows.is_some() || args.sample_ratio < 1.0) {
         let option = if args.max_rows.is_some() { "max-rows" } else { "sample-ratio" };
         return refuse(option, "with --by svd, which reads no row of train");
     }

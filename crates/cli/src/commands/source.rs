@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use lora_drop::data::{Part, SplitFiles};
+use lora_drop::data::{SplitFiles, SplitPart};
 use lora_drop::evaluate::Predictor;
 use lora_drop::ranks::Ranks;
 use lora_drop::reading::Reading;
@@ -200,7 +200,7 @@ impl DataSplit {
         if !found.single {
             return Ok(DataSplit { shown: name.clone(), name, note: None });
         }
-        if part != Part::All {
+        if part != SplitPart::All {
             let note = format!("the adapter was trained on {file}; of its rows these are the {name} split");
             return Ok(DataSplit { shown: name.clone(), name, note: Some(note) });
         }

@@ -11,7 +11,7 @@ use crate::report::terminal::{Style, Table};
 use crate::report::words::metric_name;
 use lora_drop::evaluate::metrics::higher_is_better;
 use lora_drop::format::{self, NONE, counted, fixed, grouped, percent};
-use lora_drop::prune::{By, Point, Pruning};
+use lora_drop::prune::{Point, PruneCriterion, Pruning};
 
 /// The most columns of the terminal's bars.
 const BAR: usize = 16;
@@ -64,8 +64,8 @@ fn metrics(pruning: &Pruning) -> Vec<&str> {
 /// of the pruned adapter.
 fn notes(pruning: &Pruning) -> Vec<String> {
     let energy = match pruning.by {
-        By::Svd => "energy: squared singular values of s·B·A".to_string(),
-        By::Energy | By::Modules => {
+        PruneCriterion::Svd => "energy: squared singular values of s·B·A".to_string(),
+        PruneCriterion::Energy | PruneCriterion::Modules => {
             let (rows, tokens) = (counted(pruning.rows, "row"), counted(pruning.tokens, "token"));
             format!("energy: squared output of the LoRAs over {rows} of train ({tokens})")
         }

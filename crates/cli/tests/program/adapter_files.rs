@@ -384,7 +384,7 @@ fn magnitudes_are_read_from_pefts_files_and_written_to_both_forms() {
     let query = |layer| ModuleId { layer, kind: ModuleKind::Query };
     assert_eq!((adapter.method, adapter.pairs.len()), (AdapterMethod::Dora, 1));
     assert!(adapter.pairs[0].shared);
-    assert_eq!(adapter.own[&query(1)], numbers(HIDDEN, 31));
+    assert_eq!(adapter.vectors[&query(1)], numbers(HIDDEN, 31));
     assert_eq!(adapter.unique_parameters(), 4 * HIDDEN + 2 * HIDDEN);
     assert_eq!(adapter.written_parameters(), 8 * HIDDEN + 2 * HIDDEN);
     // As older versions of PEFT name it.
@@ -407,7 +407,10 @@ fn magnitudes_are_read_from_pefts_files_and_written_to_both_forms() {
     }
     let bank = adapter.to_bank(&config("bert"), &mut parameters).expect("fits");
     let again = AdapterFile::from_bank(&bank, &parameters, Architecture::Bert, 0.1);
-    assert_eq!((again.method, &again.pairs, &again.own), (AdapterMethod::Dora, &adapter.pairs, &adapter.own));
+    assert_eq!(
+        (again.method, &again.pairs, &again.vectors),
+        (AdapterMethod::Dora, &adapter.pairs, &adapter.vectors)
+    );
     assert_eq!(bank.unique_parameters(), adapter.unique_parameters());
 }
 
@@ -436,7 +439,7 @@ fn magnitudes_that_are_missing_too_many_or_wrong_are_named() {
 
     let out = tempfile::tempdir().expect("a folder");
     let mut adapter = dora().open().expect("good");
-    let own = std::mem::take(&mut adapter.own);
+    let own = std::mem::take(&mut adapter.vectors);
     let message = adapter.to_bank(&config("bert"), &mut Parameters::new()).expect_err("no magnitudes");
     assert!(message.to_string().contains("query has 0 values of its own, and a dora adapter has 8 there"));
     let path = out.path().join(COMPACT_FILE);
@@ -446,7 +449,7 @@ fn magnitudes_that_are_missing_too_many_or_wrong_are_named() {
         message.contains("tensor lora.query.0.magnitude is missing, which every dora adapter has"),
         "{message}"
     );
-    adapter.own = own.into_iter().map(|(id, values)| (id, values[1..].to_vec())).collect();
+    adapter.vectors = own.into_iter().map(|(id, values)| (id, values[1..].to_vec())).collect();
     adapter.write_compact(&path).expect("written");
     let message = AdapterFile::open(&path).expect_err("too short").to_string();
     assert!(message.contains("lora.query.0.magnitude is [7], expected [8]"), "{message}");
@@ -588,13 +591,13 @@ fn a_tied_adapter_whose_module_has_no_vectors_is_refused() {
     };
     let (of_shared, of_kept) = (vectors(&shared), vectors(&kept));
     let first = *shared[0].0;
-    adapter.own = of_shared;
+    adapter.vectors = of_shared;
     adapter.write_compact(&path).expect("written");
     assert_eq!(AdapterFile::open(&path).expect("whole"), adapter);
-    let whole = adapter.own.clone();
-    adapter.own.remove(&first);
+    let whole = adapter.vectors.clone();
+    adapter.vectors.remove(&first);
     refuse(&adapter, &format!("tensor lora.{}.{}.inner is missing", first.kind.name(), first.layer));
-    adapter.own = whole.into_iter().chain(of_kept).collect();
+    adapter.vectors = whole.into_iter().chain(of_kept).collect();
     refuse(&adapter, "is neither in the map nor part of a head");
 }
 

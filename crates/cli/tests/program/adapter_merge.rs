@@ -160,7 +160,7 @@ fn rows_of_a_merged_dora_are_as_long_as_its_magnitudes() {
     let mut adapter = base.adapter(3);
     adapter.method = AdapterMethod::Dora;
     let magnitudes: Vec<f32> = (0..8).map(|i| 0.5 + i as f32).collect();
-    adapter.own = BTreeMap::from([(QUERY, magnitudes.clone())]);
+    adapter.vectors = BTreeMap::from([(QUERY, magnitudes.clone())]);
     let name = base.config.architecture.linear(QUERY);
     let (_, old) = &base.weights[&format!("{name}.weight")];
     let output = base.merge(&adapter, &labels()).expect("merged");

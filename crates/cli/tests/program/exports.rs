@@ -84,7 +84,7 @@ fn write_adapter(fixture: &Fixture, folder: &str, change: impl FnOnce(&mut Adapt
     let mut adapter = AdapterFile {
         architectures: vec![Architecture::Llama],
         method: AdapterMethod::Lora,
-        own: BTreeMap::new(),
+        vectors: BTreeMap::new(),
         pairs: vec![pair(query, false, 2, 32, 1), pair(query, false, 2, 32, 3), pair(value, true, 2, 16, 5)],
         modules: modules.map(|(layer, kind, number)| (ModuleId { layer, kind }, number)).into(),
         rslora: false,
@@ -187,7 +187,7 @@ fn a_dora_adapter_is_merged_written_in_both_forms_and_no_adapter_of_llama_cpps()
         adapter.pairs[2].b.truncate(2 * 16);
         let output = |kind| if kind == ModuleKind::Query { 32 } else { 16 };
         let own = |id: &ModuleId| (0..output(id.kind)).map(|i| 0.5 + (i + id.layer) as f32 / 20.0).collect();
-        adapter.own = adapter.modules.keys().map(|id| (*id, own(id))).collect();
+        adapter.vectors = adapter.modules.keys().map(|id| (*id, own(id))).collect();
     });
     let adapted = perplexity(&fixture, "--model base --adapter dora");
     assert!(
@@ -208,7 +208,7 @@ fn a_dora_adapter_is_merged_written_in_both_forms_and_no_adapter_of_llama_cpps()
     fixture.run("export --model base --adapter peft --to compact --output compact.safetensors").ok();
     let [first, last] =
         ["dora", "compact.safetensors"].map(|name| AdapterFile::open(&fixture.path(name)).unwrap());
-    assert_eq!((last.method, &last.own), (first.method, &first.own));
+    assert_eq!((last.method, &last.vectors), (first.method, &first.vectors));
     assert_eq!(last.pairs.len(), 3, "the shared pair is one again");
     close(perplexity(&fixture, "--model base --adapter peft"), adapted, 1e-9);
     fixture

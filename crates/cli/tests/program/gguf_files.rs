@@ -126,7 +126,7 @@ fn repository(files: &[(&str, Vec<u8>)]) -> Server {
 fn on_hub(fixture: &Fixture, server: &Server, words: &str) -> Outcome {
     let mut command = fixture.command();
     command.env("HF_ENDPOINT", format!("http://{}", server.address)).env("HF_HOME", fixture.path("home"));
-    Outcome::of(command.env_remove("HF_TOKEN").args(words.split(' ')))
+    Outcome::of(command.env_remove("HF_TOKEN").env_remove("HF_TOKEN_PATH").args(words.split(' ')))
 }
 
 #[test]

@@ -307,10 +307,10 @@ fn dora_trains_and_goes_wherever_lora_goes() {
     assert_eq!(summary["retained_ratio"], 1.0);
     let [peft, compact] = stored(&fixture, "out");
     assert_eq!(peft, compact);
-    assert_eq!((peft.method, peft.own.len()), (AdapterMethod::Dora, 2 * LAYERS));
+    assert_eq!((peft.method, peft.vectors.len()), (AdapterMethod::Dora, 2 * LAYERS));
     assert_eq!(summary["lora_parameters"], peft.unique_parameters());
     let plain = fixture.train("--method lora --epochs 1 --output plain --json").ok().json();
-    let more = peft.own.values().map(Vec::len).sum::<usize>();
+    let more = peft.vectors.values().map(Vec::len).sum::<usize>();
     assert_eq!(
         summary["lora_parameters"].as_u64(),
         Some(plain["lora_parameters"].as_u64().unwrap() + more as u64)
@@ -378,7 +378,7 @@ fn goes_wherever_lora_goes(method: &str, options: &str) -> (Fixture, serde_json:
     // after d.
     let file = AdapterFile::open(&fixture.path("out")).unwrap();
     let zero_at_first = |id: &ModuleId, pair: &StoredPair| match file.method {
-        AdapterMethod::Vera => file.own[id][pair.rank..].to_vec(),
+        AdapterMethod::Vera => file.vectors[id][pair.rank..].to_vec(),
         _ => pair.b.clone(),
     };
     assert!(
@@ -484,10 +484,10 @@ fn modules_may_scale_the_pair_that_they_share() {
     assert_eq!(summary["lora_parameters"], compact.unique_parameters());
     for (id, &pair) in &compact.modules {
         let pair = &compact.pairs[pair];
-        assert_eq!(compact.own.get(id).map(Vec::len), pair.shared.then_some(pair.rank + pair.output));
+        assert_eq!(compact.vectors.get(id).map(Vec::len), pair.shared.then_some(pair.rank + pair.output));
     }
     let trained = |own: &Vec<f32>| own.iter().any(|x| *x != 1.0);
-    assert!(compact.own.values().all(trained));
+    assert!(compact.vectors.values().all(trained));
 }
 
 #[test]
@@ -514,10 +514,10 @@ fn tied_lora_has_one_pair_a_type_and_vectors_by_module() {
     let (fixture, summary) = goes_wherever_lora_goes("tied-lora", "");
     let [peft, compact] = stored(&fixture, "out");
     assert_eq!((peft.method, compact.method), (AdapterMethod::Lora, AdapterMethod::TiedLora));
-    assert_eq!((compact.pairs.len(), compact.own.len()), (2, 2 * LAYERS));
-    assert_eq!((peft.pairs.len(), peft.own.len()), (2 * LAYERS, 0));
+    assert_eq!((compact.pairs.len(), compact.vectors.len()), (2, 2 * LAYERS));
+    assert_eq!((peft.pairs.len(), peft.vectors.len()), (2 * LAYERS, 0));
     assert_eq!(summary["lora_parameters"], compact.unique_parameters());
-    for (id, own) in &compact.own {
+    for (id, own) in &compact.vectors {
         let pair = &compact.pairs[compact.modules[id]];
         assert_eq!(own.len(), pair.rank + pair.output);
         assert!(own.iter().any(|x| *x != 1.0), "{id:?} has trained vectors");
@@ -534,8 +534,8 @@ fn vera_trains_vectors_on_a_random_pair() {
     );
     let [peft, compact] = stored(&fixture, "out");
     assert_eq!((peft.method, compact.method), (AdapterMethod::Vera, AdapterMethod::Vera));
-    assert_eq!((&peft.own, &peft.modules), (&compact.own, &compact.modules));
-    let own: usize = compact.own.values().map(Vec::len).sum();
+    assert_eq!((&peft.vectors, &peft.modules), (&compact.vectors, &compact.modules));
+    let own: usize = compact.vectors.values().map(Vec::len).sum();
     assert_eq!((peft.unique_parameters(), compact.unique_parameters()), (own, own));
     assert_eq!(summary["lora_parameters"], own);
     let config: serde_json::Value = serde_json::from_str(&fixture.read("out/adapter_config.json")).unwrap();

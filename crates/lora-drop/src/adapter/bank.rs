@@ -9,7 +9,7 @@ use lora_drop_transformer::{
 };
 
 use super::common::{Product, best_common_pair};
-use super::{Peft, Start, form};
+use super::{PeftFormat, VectorInit, spec};
 use crate::assignment::{Assignment, Owner};
 use crate::{Error, Result};
 
@@ -61,13 +61,15 @@ pub struct LoraBank {
     modules: BTreeMap<ModuleId, Option<usize>>,
     rslora: bool,
     method: AdapterMethod,
-    /// Each module's own vectors, if the method has any, followed by the constant of [`Self::fix`].
-    own: BTreeMap<ModuleId, Vec<ParamId>>,
+    /// Each module's own vectors, if the method has any.
+    vectors: BTreeMap<ModuleId, Vec<ParamId>>,
+    /// Each module's constant, after [`Self::precompute_constants`].
+    constants: BTreeMap<ModuleId, ParamId>,
 }
 
 impl LoraBank {
     /// Adds newly initialised pairs to `parameters` for an assignment, in [`Group::Lora`] and with
-    /// weight decay; for VeRA see `with_constants`.
+    /// weight decay; for VeRA see `with_frozen_pairs`.
     ///
     /// `dims` returns a module type's widths (in, out). The values depend only on the seed and the
     /// pair's name, so a kept module starts from the same A whatever else is kept.
@@ -96,15 +98,15 @@ impl LoraBank {
                 true => alpha,
                 false => scale(alpha, run, rslora) / scale(1.0, rank, rslora),
             };
-            let start = |name: &str| (form(method).start)(seed, name, rank, [input, output]);
-            let [mut a, b_t] = start(&name);
+            let init = |name: &str| (spec(method).init_pair)(seed, name, rank, [input, output]);
+            let [mut a, b_t] = init(&name);
             let a = match of_type.get(&id.kind).filter(|_| shared_a) {
-                Some(&known) => Half::Known(known),
+                Some(&known) => PairA::Shared(known),
                 None => {
                     if name_a != name {
-                        [a, _] = start(&name_a);
+                        [a, _] = init(&name_a);
                     }
-                    Half::New(&name_a, &a)
+                    PairA::New(&name_a, &a)
                 }
             };
             let values = PairValues { a, b_t: &b_t, input, output, rank, alpha };
@@ -121,7 +123,7 @@ impl LoraBank {
     /// Builds a bank of frozen pairs (VeRA, Kopiczko et al. 2024): one per module type, cut from an
     /// A (rank, in) and a B (out, rank) as wide as the widest type. Only each module's vectors
     /// train; the scale is 1.
-    pub(crate) fn with_constants(
+    pub(crate) fn with_frozen_pairs(
         modules: &[ModuleId],
         method: AdapterMethod,
         rank: usize,
@@ -130,13 +132,13 @@ impl LoraBank {
         parameters: &mut Parameters,
     ) -> Self {
         let mut bank = Self::empty(method, false);
-        let form = form(method);
+        let spec = spec(method);
         // In `parameters`, everything that trains precedes the constants.
         for &id in modules {
             let (_, output) = dims(id.kind);
-            for vector in form.vectors {
-                let Start::All(value) = vector.start else { continue };
-                bank.add_own(id, vector.name, &vec![value; vector.side.len(rank, output)], parameters);
+            for vector in spec.vectors {
+                let VectorInit::Constant(value) = vector.init else { continue };
+                bank.add_vector(id, vector.name, &vec![value; vector.side.len(rank, output)], parameters);
             }
         }
         let kinds: BTreeSet<ModuleKind> = modules.iter().map(|id| id.kind).collect();
@@ -145,7 +147,7 @@ impl LoraBank {
             widths.iter().map(|(input, _)| *input).max().unwrap_or(0),
             widths.iter().map(|(_, output)| *output).max().unwrap_or(0),
         ];
-        let [a, b] = (form.start)(seed, "lora.shared", rank, widest);
+        let [a, b] = (spec.init_pair)(seed, "lora.shared", rank, widest);
         for (kind, (input, output)) in kinds.into_iter().zip(widths) {
             let name = pair_name(ModuleId { layer: 0, kind }, true);
             let rows: Vec<f32> =
@@ -175,17 +177,17 @@ impl LoraBank {
     ///
     /// # Errors
     /// The device fails.
-    pub(crate) fn start_own(&mut self, model: &Model, parameters: &mut Parameters) -> Result<()> {
-        let form = form(self.method);
+    pub(crate) fn init_vectors(&mut self, model: &Model, parameters: &mut Parameters) -> Result<()> {
+        let spec = spec(self.method);
         let widths = |(id, pair): (ModuleId, &BankPair)| (id, pair.shared, pair.lora.rank, pair.output);
         let modules: Vec<_> = self.adapted().map(widths).collect();
         for (id, shared, rank, output) in modules {
-            for vector in form.vectors(shared) {
-                let values = match vector.start {
-                    Start::All(value) => vec![value; vector.side.len(rank, output)],
-                    Start::OfWeight(of) => of(model, parameters, id, None)?,
+            for vector in spec.vectors(shared) {
+                let values = match vector.init {
+                    VectorInit::Constant(value) => vec![value; vector.side.len(rank, output)],
+                    VectorInit::FromWeight(of) => of(model, parameters, id, None)?,
                 };
-                self.add_own(id, vector.name, &values, parameters);
+                self.add_vector(id, vector.name, &values, parameters);
             }
         }
         Ok(())
@@ -196,23 +198,29 @@ impl LoraBank {
     ///
     /// # Errors
     /// The device fails.
-    pub fn fix(&mut self, model: &Model, parameters: &mut Parameters) -> Result<()> {
-        let Some(constant) = form(self.method).constant else { return Ok(()) };
+    pub fn precompute_constants(&mut self, model: &Model, parameters: &mut Parameters) -> Result<()> {
+        let Some(constant) = spec(self.method).constant else { return Ok(()) };
         let modules: Vec<_> = self.adapted().map(|(id, pair)| (id, pair.lora)).collect();
         modules.into_iter().try_for_each(|(id, lora)| {
             let values = constant(model, parameters, id, Some(lora))?;
             let name = format!("{}.constant", pair_name(id, false));
             let constant = parameters.add_constant(&name, &[values.len()], &values);
-            self.own.entry(id).or_default().push(constant);
+            self.constants.insert(id, constant);
             Ok(())
         })
     }
 
     /// Adds a module's own vector.
-    pub(super) fn add_own(&mut self, id: ModuleId, name: &str, values: &[f32], parameters: &mut Parameters) {
+    pub(super) fn add_vector(
+        &mut self,
+        id: ModuleId,
+        name: &str,
+        values: &[f32],
+        parameters: &mut Parameters,
+    ) {
         let name = format!("{}.{name}", pair_name(id, false));
         let vector = parameters.add(&name, &[values.len()], Group::Lora, true, values);
-        self.own.entry(id).or_default().push(vector);
+        self.vectors.entry(id).or_default().push(vector);
     }
 
     /// Adds a pair to the bank and its values to `parameters`; returns its index. No module uses it
@@ -227,8 +235,8 @@ impl LoraBank {
     ) -> usize {
         let PairValues { a, b_t, input, output, rank, alpha } = values;
         let a = match a {
-            Half::Known(a) => a,
-            Half::New(name, a) => parameters.add(&format!("{name}.A"), &[rank, input], Group::Lora, true, a),
+            PairA::Shared(a) => a,
+            PairA::New(name, a) => parameters.add(&format!("{name}.A"), &[rank, input], Group::Lora, true, a),
         };
         let b = parameters.add(&format!("{name}.B"), &[rank, output], Group::Lora, true, b_t);
         let scale = scale(alpha, rank, self.rslora) as f32;
@@ -272,28 +280,30 @@ impl LoraBank {
     /// A module's layer is not below `layers`.
     pub fn table(&self, layers: usize) -> AdapterTable {
         let mut table = AdapterTable::empty(layers);
-        let adapter = form(self.method).adapter;
+        let adapter = spec(self.method).adapter;
         for (&id, pair) in &self.modules {
-            let own = self.own.get(&id).map_or(&[][..], Vec::as_slice);
-            table.set(id, pair.map(|pair| adapter(self.pairs[pair].lora, own)));
+            let (vectors, constant) = (self.vector_ids(id), self.constants.get(&id).copied());
+            table.set(id, pair.map(|pair| adapter(self.pairs[pair].lora, vectors, constant)));
         }
         table
     }
 
     /// Number of trained values in all unique pairs and in the modules' own vectors.
     pub fn unique_parameters(&self) -> usize {
-        let form = form(self.method);
-        let own: usize =
-            self.adapted().map(|(_, pair)| form.own_values(pair.shared, pair.lora.rank, pair.output)).sum();
-        if form.peft == Peft::Vera {
-            return own;
+        let spec = spec(self.method);
+        let of_vectors: usize = self
+            .adapted()
+            .map(|(_, pair)| spec.vector_values(pair.shared, pair.lora.rank, pair.output))
+            .sum();
+        if spec.peft == PeftFormat::Vera {
+            return of_vectors;
         }
         let mut known = BTreeSet::new();
         let values = |pair: &BankPair| {
             let a = if known.insert(pair.lora.a) { pair.lora.rank * pair.input } else { 0 };
             a + pair.lora.rank * pair.output
         };
-        self.pairs.iter().map(values).sum::<usize>() + own
+        self.pairs.iter().map(values).sum::<usize>() + of_vectors
     }
 
     /// The method of all pairs.
@@ -302,14 +312,14 @@ impl LoraBank {
     }
 
     /// Returns a module's own vectors, concatenated, if it has any.
-    pub fn own(&self, module: ModuleId, parameters: &Parameters) -> Option<Vec<f32>> {
-        let own = &self.own.get(&module)?[..form(self.method).vectors.len()];
-        Some(own.iter().flat_map(|&id| parameters.value(id).iter().copied()).collect())
+    pub fn vectors(&self, module: ModuleId, parameters: &Parameters) -> Option<Vec<f32>> {
+        let vectors = self.vectors.get(&module)?;
+        Some(vectors.iter().flat_map(|&id| parameters.value(id).iter().copied()).collect())
     }
 
     /// Parameter ids of a module's own vectors.
-    pub(crate) fn own_ids(&self, module: ModuleId) -> &[ParamId] {
-        self.own.get(&module).map_or(&[], |own| &own[..form(self.method).vectors.len()])
+    pub(crate) fn vector_ids(&self, module: ModuleId) -> &[ParamId] {
+        self.vectors.get(&module).map_or(&[], Vec::as_slice)
     }
 
     /// Whether the scale is alpha / sqrt(rank) instead of alpha / rank.
@@ -341,9 +351,9 @@ impl LoraBank {
         old: &LoraBank,
         old_parameters: &Parameters,
     ) -> Result<()> {
-        for &id in self.own.keys() {
-            for (&own, &learnt) in self.own_ids(id).iter().zip(old.own_ids(id)) {
-                parameters.value_mut(own).copy_from_slice(old_parameters.value(learnt));
+        for &id in self.vectors.keys() {
+            for (&new, &learnt) in self.vector_ids(id).iter().zip(old.vector_ids(id)) {
+                parameters.value_mut(new).copy_from_slice(old_parameters.value(learnt));
             }
         }
         for pair in &self.pairs {
@@ -386,16 +396,16 @@ impl LoraBank {
 }
 
 /// Source of a new pair's A.
-pub(super) enum Half<'a> {
+pub(super) enum PairA<'a> {
     /// Name and values, (rank, in), of a new tensor.
     New(&'a str, &'a [f32]),
     /// The A of an existing pair.
-    Known(ParamId),
+    Shared(ParamId),
 }
 
 /// The initial values of a new pair.
 pub(super) struct PairValues<'a> {
-    pub a: Half<'a>,
+    pub a: PairA<'a>,
     /// (rank, out)
     pub b_t: &'a [f32],
     pub input: usize,
@@ -521,7 +531,7 @@ mod tests {
     fn constants_are_slices_of_one_pair_and_only_vectors_train() {
         let mut parameters = Parameters::new();
         let modules: Vec<ModuleId> = assignment().owners.into_keys().collect();
-        let bank = LoraBank::with_constants(&modules, AdapterMethod::Vera, 3, dims, 3, &mut parameters);
+        let bank = LoraBank::with_frozen_pairs(&modules, AdapterMethod::Vera, 3, dims, 3, &mut parameters);
         assert_eq!((bank.unique_parameters(), parameters.count()), (72, 3 * (3 + 6) + 3 * (3 + 12)));
         assert_eq!(parameters.constants(), 3 * (4 + 6) + 3 * (4 + 12));
         let [narrow, wide] =
@@ -529,8 +539,8 @@ mod tests {
         assert_eq!(bank.a(narrow, &parameters), bank.a(wide, &parameters));
         assert_eq!(bank.b(narrow, &parameters), bank.b(wide, &parameters)[..6 * 3]);
         assert_eq!(narrow.lora.scale, 1.0);
-        let own = bank.own(id(1, ModuleKind::Query), &parameters).unwrap();
-        assert_eq!(own, [[0.1; 3].to_vec(), vec![0.0; 6]].concat());
+        let vectors = bank.vectors(id(1, ModuleKind::Query), &parameters).unwrap();
+        assert_eq!(vectors, [[0.1; 3].to_vec(), vec![0.0; 6]].concat());
     }
 
     #[test]
@@ -572,7 +582,7 @@ mod tests {
     #[test]
     fn continuing_copies_the_kept_and_fits_the_shared() {
         let (old, mut old_values) = bank(&Assignment::all_own(assignment().owners.into_keys()));
-        let mut numbers = super::super::init::Counter::new(1, "learnt");
+        let mut numbers = super::super::init::RandomStream::new(1, "learnt");
         let learnt: Vec<f32> = (0..old_values.count()).map(|_| numbers.uniform(1.0)).collect();
         old_values.set_values(&learnt);
         let (new, mut values) = bank(&assignment());

@@ -61,13 +61,13 @@ pub(super) fn best_common_pair(
 
 #[cfg(test)]
 mod tests {
-    use super::super::init::Counter;
+    use super::super::init::RandomStream;
     use super::*;
 
     const INPUT: usize = 11;
 
     fn random(name: &str, count: usize) -> Vec<f32> {
-        let mut numbers = Counter::new(5, name);
+        let mut numbers = RandomStream::new(5, name);
         (0..count).map(|_| numbers.uniform(1.0)).collect()
     }
 

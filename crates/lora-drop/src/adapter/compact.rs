@@ -13,11 +13,11 @@ use serde::{Deserialize, Serialize};
 
 use super::bank::pair_name;
 use super::file::{
-    AdapterFile, HeadWeight, Said, StoredPair, head_kind, is_head_tensor, pair_shape, read_tensor,
+    AdapterFile, AdapterMetadata, HeadWeight, StoredPair, head_kind, is_head_tensor, pair_shape, read_tensor,
     read_vector,
 };
 use super::tensors::{Tensor, write_f32};
-use super::{Vector, form, in_files};
+use super::{Vector, methods_in_files, spec};
 use crate::{Error, Result};
 
 /// Name of the file in an adapter's folder.
@@ -69,7 +69,7 @@ impl AdapterFile {
     /// The file cannot be written.
     pub fn write_compact(&self, path: &Path) -> Result<()> {
         let (mut pairs, mut tensors) = (Vec::new(), Vec::<Tensor>::new());
-        let (pair_names, first) = (self.pair_names(), self.first_with_a());
+        let (pair_names, first) = (self.pair_names(), self.first_with_same_a());
         for ((number, pair), layers) in self.pairs.iter().enumerate().zip(self.layers()) {
             let name = pair_names[number].clone();
             let other = (first[number] != number).then(|| pair_names[first[number]].clone());
@@ -80,11 +80,11 @@ impl AdapterFile {
             let StoredPair { kind, shared, alpha, .. } = *pair;
             pairs.push(MapPair { name, a: other, kind, shared, alpha, layers });
         }
-        for (id, own) in &self.own {
+        for (id, values) in &self.vectors {
             let pair = &self.pairs[self.modules[id]];
             // Vectors that are too short are written as they are; a reader refuses them.
-            for (vector, own) in form(self.method).split(own, pair.rank, pair.output) {
-                tensors.push((own_name(vector, *id), vec![own.len()], own));
+            for (vector, values) in spec(self.method).split(values, pair.rank, pair.output) {
+                tensors.push((vector_name(vector, *id), vec![values.len()], values));
             }
         }
         tensors.extend(
@@ -107,7 +107,7 @@ impl AdapterFile {
 }
 
 /// The name of a module's own vector.
-fn own_name(vector: &Vector, id: ModuleId) -> String {
+fn vector_name(vector: &Vector, id: ModuleId) -> String {
     format!("{}.{}", pair_name(id, false), vector.name)
 }
 
@@ -141,8 +141,8 @@ pub(super) fn read(path: &Path) -> Result<AdapterFile> {
 
     let method = match &map.method {
         None => AdapterMethod::Lora,
-        Some(name) => in_files().find(|method| method.name() == name).ok_or_else(|| {
-            let known: Vec<_> = in_files().map(AdapterMethod::name).collect();
+        Some(name) => methods_in_files().find(|method| method.name() == name).ok_or_else(|| {
+            let known: Vec<_> = methods_in_files().map(AdapterMethod::name).collect();
             let known = known.join(" or ");
             error(format!("its method is {name:?}, expected {known}: use a newer program"))
         })?,
@@ -187,12 +187,12 @@ pub(super) fn read(path: &Path) -> Result<AdapterFile> {
         });
     }
 
-    let mut own = BTreeMap::new();
+    let mut vectors = BTreeMap::new();
     for (&id, &pair) in &modules {
         let pair: &StoredPair = &pairs[pair];
         let mut values = Vec::new();
-        for vector in form(method).vectors(pair.shared) {
-            let name = own_name(vector, id);
+        for vector in spec(method).vectors(pair.shared) {
+            let name = vector_name(vector, id);
             if !file.contains(&name) {
                 return Err(error(format!(
                     "tensor {name} is missing, which every {} adapter has",
@@ -203,7 +203,7 @@ pub(super) fn read(path: &Path) -> Result<AdapterFile> {
             used.insert(name);
         }
         if !values.is_empty() {
-            own.insert(id, values);
+            vectors.insert(id, values);
         }
     }
 
@@ -215,13 +215,13 @@ pub(super) fn read(path: &Path) -> Result<AdapterFile> {
         let (shape, values) = read_tensor(&file, path, name)?;
         head.insert(name.to_string(), HeadWeight { shape, values });
     }
-    let Said { labels, end_tokens, metadata } = Said::read(&file, path, MAP_KEY)?;
+    let AdapterMetadata { labels, end_tokens, metadata } = AdapterMetadata::read(&file, path, MAP_KEY)?;
     Ok(AdapterFile {
         architectures,
         method,
         pairs,
         modules,
-        own,
+        vectors,
         rslora: map.rslora,
         lora_dropout: map.lora_dropout,
         head_kind: head_kind(labels.as_ref()),

@@ -4,21 +4,21 @@
 use lora_drop_transformer::adapter::{Dora, weight_norms};
 use lora_drop_transformer::{Adapter, LoraPair, Model, ModuleId, Parameters, Stopped};
 
-use super::{Form, Peft, Side, Start, Vector, lora};
+use super::{MethodSpec, PeftFormat, Side, Vector, VectorInit, lora};
 use crate::{Error, Result};
 
-pub(super) const FORM: Form = Form {
-    peft: Peft::Lora(Some("use_dora")),
+pub(super) const SPEC: MethodSpec = MethodSpec {
+    peft: PeftFormat::Lora(Some("use_dora")),
     vectors: &[Vector {
         name: "magnitude",
-        in_peft: Some("lora_magnitude_vector"),
+        peft_name: Some("lora_magnitude_vector"),
         side: Side::Weight,
-        start: Start::OfWeight(norms),
+        init: VectorInit::FromWeight(norms),
     }],
-    of_shared: false,
-    start: lora::start,
+    only_if_shared: false,
+    init_pair: lora::init_pair,
     constant: Some(norms),
-    adapter: |pair, own| Adapter::Dora(Dora { pair, magnitude: own[0], norms: own.get(1).copied() }),
+    adapter: |pair, vectors, norms| Adapter::Dora(Dora { pair, magnitude: vectors[0], norms }),
     merge: |row, magnitude| {
         let norm = row.iter().map(|w| w * w).sum::<f64>().sqrt();
         // A row of zeros has no direction.

@@ -9,8 +9,8 @@ use lora_drop_transformer::{
     Parameter, Parameters, Source, Trained, json, token_ids,
 };
 
-use super::bank::{Half, LoraBank, PairValues, pair_name, scale, transposed};
-use super::{Peft, Side, compact, form, peft};
+use super::bank::{LoraBank, PairA, PairValues, pair_name, scale, transposed};
+use super::{PeftFormat, Side, compact, peft, spec};
 use crate::assignment::{Assignment, Owner};
 use crate::folder::recover;
 use crate::model::is_gguf;
@@ -76,7 +76,7 @@ pub struct AdapterFile {
     /// The adapted modules, each with the index of its pair in `pairs`.
     pub modules: BTreeMap<ModuleId, usize>,
     /// Each module's own vectors, concatenated in the method's order; empty if the method has none.
-    pub own: BTreeMap<ModuleId, Vec<f32>>,
+    pub vectors: BTreeMap<ModuleId, Vec<f32>>,
     /// Whether the scale is alpha / sqrt(rank) instead of alpha / rank.
     pub rslora: bool,
     /// Probability of dropout on the adapters' inputs during training.
@@ -180,7 +180,9 @@ impl AdapterFile {
             architectures: vec![architecture],
             method: bank.method(),
             pairs,
-            own: (bank.modules().keys()).filter_map(|&id| Some((id, bank.own(id, parameters)?))).collect(),
+            vectors: (bank.modules().keys())
+                .filter_map(|&id| Some((id, bank.vectors(id, parameters)?)))
+                .collect(),
             modules: bank.modules().iter().filter_map(|(id, pair)| pair.map(|pair| (*id, pair))).collect(),
             rslora: bank.rslora(),
             lora_dropout,
@@ -191,7 +193,7 @@ impl AdapterFile {
             base: String::new(),
             metadata: BTreeMap::new(),
         };
-        if form(file.method).peft == Peft::Never { file.folded(None).into_owned() } else { file }
+        if spec(file.method).peft == PeftFormat::Never { file.folded(None).into_owned() } else { file }
     }
 
     /// Adds the pairs to `parameters` and returns their bank; vectors that scale B are multiplied
@@ -204,13 +206,13 @@ impl AdapterFile {
         self.check_fit(config)?;
         let plain = self.folded(Some(config));
         let mut bank = LoraBank::empty(plain.method, plain.rslora);
-        let (first, names) = (plain.first_with_a(), plain.pair_names());
+        let (first, names) = (plain.first_with_same_a(), plain.pair_names());
         for (number, pair) in plain.pairs.iter().enumerate() {
             let b_t = pair.b_t();
             let StoredPair { kind, shared, ref a, rank, input, output, alpha, .. } = *pair;
             let a = match first[number] {
-                own if own == number => Half::New(&names[number], a),
-                other => Half::Known(bank.pairs()[other].lora.a),
+                own if own == number => PairA::New(&names[number], a),
+                other => PairA::Shared(bank.pairs()[other].lora.a),
             };
             let values = PairValues { a, b_t: &b_t, input, output, rank, alpha };
             bank.add(kind, shared, &names[number], values, parameters);
@@ -219,10 +221,10 @@ impl AdapterFile {
             bank.assign(id, Some(pair));
         }
         // After folding, only vectors that do not scale B are left.
-        for (&id, own) in &plain.own {
+        for (&id, values) in &plain.vectors {
             let pair = &plain.pairs[plain.modules[&id]];
-            for (vector, values) in form(plain.method).split(own, pair.rank, pair.output) {
-                bank.add_own(id, vector.name, values, parameters);
+            for (vector, values) in spec(plain.method).split(values, pair.rank, pair.output) {
+                bank.add_vector(id, vector.name, values, parameters);
             }
         }
         Ok(bank)
@@ -298,7 +300,7 @@ impl AdapterFile {
             }
             let (output, input) = config.linear_shape(id.kind);
             // VeRA's A in PEFT's file is as wide as the widest layer.
-            let wide = form(self.method).peft == Peft::Vera && pair.input > input;
+            let wide = spec(self.method).peft == PeftFormat::Vera && pair.input > input;
             if pair.output != output || pair.input != input && !wide {
                 let base = if self.base.is_empty() { String::new() } else { format!(" ({})", self.base) };
                 return refuse(format!(
@@ -307,8 +309,8 @@ impl AdapterFile {
                     [output, input],
                 ));
             }
-            let seen = self.own.get(id).map_or(0, Vec::len);
-            let wanted = form(self.method).own_values(pair.shared, pair.rank, output);
+            let seen = self.vectors.get(id).map_or(0, Vec::len);
+            let wanted = spec(self.method).vector_values(pair.shared, pair.rank, output);
             if seen != wanted {
                 return refuse(format!(
                     "the adapter's {name} has {seen} values of its own, and a {} adapter has {wanted} there",
@@ -351,19 +353,19 @@ impl AdapterFile {
     /// Number of values in the unique pairs, as the paper counts, and in the modules' own vectors.
     /// An A that several pairs share counts once, and constants do not count.
     pub fn unique_parameters(&self) -> usize {
-        if form(self.method).peft == Peft::Vera {
-            return self.own_parameters();
+        if spec(self.method).peft == PeftFormat::Vera {
+            return self.vector_parameters();
         }
-        let first = self.first_with_a();
+        let first = self.first_with_same_a();
         let values = |(number, pair): (usize, &StoredPair)| {
             pair.b.len() + if first[number] == number { pair.a.len() } else { 0 }
         };
-        self.pairs.iter().enumerate().map(values).sum::<usize>() + self.own_parameters()
+        self.pairs.iter().enumerate().map(values).sum::<usize>() + self.vector_parameters()
     }
 
     /// For each pair, the first pair of its type whose A is equal bit for bit; it may be the pair
     /// itself.
-    pub(super) fn first_with_a(&self) -> Vec<usize> {
+    pub(super) fn first_with_same_a(&self) -> Vec<usize> {
         let facts = |pair: &StoredPair| (pair.kind, pair.rank, pair.input);
         let same = |x: &StoredPair, y: &StoredPair| facts(x) == facts(y) && same_bits(&x.a, &y.a);
         let mut unique: Vec<usize> = Vec::new();
@@ -380,11 +382,11 @@ impl AdapterFile {
     /// Number of values if every adapted module had its own pair, as in a file of plain LoRA.
     pub fn written_parameters(&self) -> usize {
         let pair = |&pair: &usize| self.pairs[pair].a.len() + self.pairs[pair].b.len();
-        self.modules.values().map(pair).sum::<usize>() + self.own_parameters()
+        self.modules.values().map(pair).sum::<usize>() + self.vector_parameters()
     }
 
-    fn own_parameters(&self) -> usize {
-        self.own.values().map(Vec::len).sum()
+    fn vector_parameters(&self) -> usize {
+        self.vectors.values().map(Vec::len).sum()
     }
 
     /// Returns the adapter with other ranks and values in its pairs, and the same scales. `change`
@@ -412,9 +414,9 @@ impl AdapterFile {
         let kept =
             |(id, &pair): (&ModuleId, &usize)| (places[pair] < pairs.len()).then(|| (*id, places[pair]));
         let modules: BTreeMap<ModuleId, usize> = self.modules.iter().filter_map(kept).collect();
-        let own = self.own.iter().filter(|(id, _)| modules.contains_key(id));
-        let own = own.map(|(id, values)| (*id, values.clone())).collect();
-        self.with_modules(self.method, pairs, modules, own)
+        let vectors = self.vectors.iter().filter(|(id, _)| modules.contains_key(id));
+        let vectors = vectors.map(|(id, values)| (*id, values.clone())).collect();
+        self.with_modules(self.method, pairs, modules, vectors)
     }
 
     /// Returns the adapter with its method, pairs, modules and own vectors replaced.
@@ -423,7 +425,7 @@ impl AdapterFile {
         method: AdapterMethod,
         pairs: Vec<StoredPair>,
         modules: BTreeMap<ModuleId, usize>,
-        own: BTreeMap<ModuleId, Vec<f32>>,
+        vectors: BTreeMap<ModuleId, Vec<f32>>,
     ) -> Self {
         // Field by field, because `..self.clone()` would copy the old pairs, perhaps hundreds of
         // megabytes.
@@ -432,7 +434,7 @@ impl AdapterFile {
             method,
             pairs,
             modules,
-            own,
+            vectors,
             rslora: self.rslora,
             lora_dropout: self.lora_dropout,
             head_kind: self.head_kind,
@@ -530,31 +532,31 @@ pub(super) fn same_bits(x: &[f32], y: &[f32]) -> bool {
 }
 
 /// Metadata of an adapter file other than the map of pairs.
-pub(super) struct Said {
+pub(super) struct AdapterMetadata {
     pub labels: Option<serde_json::Value>,
     pub end_tokens: Vec<u32>,
     /// Provenance.
     pub metadata: BTreeMap<String, String>,
 }
 
-impl Said {
+impl AdapterMetadata {
     /// Reads a file's metadata, except the key `except`.
     pub fn read(checkpoint: &Checkpoint, path: &Path, except: &str) -> Result<Self> {
         let value = |key: &str, text: &str| -> Result<serde_json::Value> {
             json::from_str(text).map_err(|e| Error::file(path, format!("metadata {key}: {e}")))
         };
-        let mut said = Said { labels: None, end_tokens: Vec::new(), metadata: BTreeMap::new() };
+        let mut read = AdapterMetadata { labels: None, end_tokens: Vec::new(), metadata: BTreeMap::new() };
         for (key, text) in checkpoint.metadata() {
             if key == LABELS_KEY {
-                said.labels = Some(value(key, text)?);
+                read.labels = Some(value(key, text)?);
             } else if key == END_TOKENS_KEY {
                 let wrong = || format!("metadata {key} is {text:?}, expected a list of tokens' numbers");
-                said.end_tokens = token_ids(&value(key, text)?).ok_or_else(|| Error::file(path, wrong()))?;
+                read.end_tokens = token_ids(&value(key, text)?).ok_or_else(|| Error::file(path, wrong()))?;
             } else if let Some(name) = key.strip_prefix(METADATA_PREFIX).filter(|_| key != except) {
-                said.metadata.insert(name.to_string(), text.clone());
+                read.metadata.insert(name.to_string(), text.clone());
             }
         }
-        Ok(said)
+        Ok(read)
     }
 }
 

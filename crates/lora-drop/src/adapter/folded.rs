@@ -9,7 +9,7 @@ use lora_drop_transformer::{AdapterMethod, ModelConfig};
 
 use super::bank::scale;
 use super::file::{AdapterFile, StoredPair};
-use super::{Peft, Side, form};
+use super::{PeftFormat, Side, spec};
 
 impl AdapterFile {
     /// Returns the same adapter as plain LoRA, with the vectors multiplied into each module's own
@@ -17,20 +17,22 @@ impl AdapterFile {
     /// and so are modules without other triplets. VeRA's A is cut to each layer's input width if
     /// `config` is given.
     pub(super) fn folded(&self, config: Option<&ModelConfig>) -> Cow<'_, Self> {
-        let form = form(self.method);
-        if !form.vectors.iter().any(|vector| vector.side != Side::Weight) {
+        let spec = spec(self.method);
+        if !spec.vectors.iter().any(|vector| vector.side != Side::Weight) {
             return Cow::Borrowed(self);
         }
         let (mut pairs, mut modules) = (Vec::new(), BTreeMap::new());
         for (&id, &pair) in &self.modules {
             let pair = &self.pairs[pair];
-            let Some(own) = self.own.get(&id) else {
+            let Some(values) = self.vectors.get(&id) else {
                 modules.insert(id, pairs.len());
                 pairs.push(StoredPair { shared: false, ..pair.clone() });
                 continue;
             };
             let input = config.map_or(pair.input, |config| config.linear_shape(id.kind).1);
-            let Some(folded) = self.folded_pair(pair, own, input, form.peft == Peft::Never) else { continue };
+            let Some(folded) = self.folded_pair(pair, values, input, spec.peft == PeftFormat::Never) else {
+                continue;
+            };
             modules.insert(id, pairs.len());
             pairs.push(folded);
         }
@@ -39,8 +41,14 @@ impl AdapterFile {
 
     /// Returns the first `input` columns of A, and B with u and, if the method has one, v
     /// multiplied in. With `pruned`, directions whose u is 0 are left out; `None` if none remains.
-    fn folded_pair(&self, pair: &StoredPair, own: &[f32], input: usize, pruned: bool) -> Option<StoredPair> {
-        let (inner, outer) = own.split_at(pair.rank);
+    fn folded_pair(
+        &self,
+        pair: &StoredPair,
+        vectors: &[f32],
+        input: usize,
+        pruned: bool,
+    ) -> Option<StoredPair> {
+        let (inner, outer) = vectors.split_at(pair.rank);
         let kept: Vec<usize> = (0..pair.rank).filter(|&i| !pruned || inner[i] != 0.0).collect();
         if kept.is_empty() {
             return None;

@@ -6,7 +6,7 @@ use lora_drop_transformer::gguf::{AdapterPair, GgufArchitecture, write_adapter};
 use lora_drop_transformer::{ModelConfig, ModuleId};
 
 use super::file::AdapterFile;
-use super::form;
+use super::spec;
 use crate::files::write_atomically;
 use crate::{Error, Result};
 
@@ -35,7 +35,7 @@ impl AdapterFile {
             ));
         }
         let plain = self.folded(Some(config));
-        if let Some(vector) = form(plain.method).vectors.first() {
+        if let Some(vector) = spec(plain.method).vectors.first() {
             return Err(refuse(format!(
                 "a {} adapter, and llama.cpp's adapters cannot store its {} vectors; write its merged model as GGUF instead",
                 self.method.name(),

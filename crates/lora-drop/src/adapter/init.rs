@@ -5,15 +5,15 @@ use lora_drop_compute::random::{Key, mix};
 
 /// A stream of random numbers keyed by a seed and a name.
 #[derive(Clone, Debug)]
-pub struct Counter {
+pub struct RandomStream {
     key: Key,
     count: u64,
 }
 
-impl Counter {
+impl RandomStream {
     /// Starts the stream of this seed and name.
     pub fn new(seed: u64, name: &str) -> Self {
-        Counter { key: Key::new(seed_of(seed, name)), count: 0 }
+        RandomStream { key: Key::new(seed_of(seed, name)), count: 0 }
     }
 
     /// Returns the next number, uniform in (-bound, bound).
@@ -43,7 +43,7 @@ pub fn kaiming_uniform(seed: u64, name: &str, rank: usize, input: usize) -> Vec<
 
 /// `count` numbers, uniform in ±bound.
 pub fn uniform(seed: u64, name: &str, count: usize, bound: f32) -> Vec<f32> {
-    let mut random = Counter::new(seed, name);
+    let mut random = RandomStream::new(seed, name);
     (0..count).map(|_| random.uniform(bound)).collect()
 }
 

@@ -12,8 +12,8 @@ use lora_drop_transformer::{HeadKind, ModelConfig, ModuleId, Source, Stored, Wei
 use serde_json::{Map, Value, json};
 
 use super::file::{AdapterFile, HeadWeight, StoredPair, untied};
-use super::form;
-use super::tensors::{self, FloatType, Outline};
+use super::spec;
+use super::tensors::{self, FloatType, NamedShape};
 use crate::data::Labels;
 use crate::data::gguf_tokenizer::{WRITTEN_FILES, write_tokenizer};
 use crate::files::{json_object, write_atomically, write_json};
@@ -68,7 +68,7 @@ impl<'a> MergedWeights<'a> {
         base: &'a dyn Source,
         config: &ModelConfig,
         adapter: &'a AdapterFile,
-        known: &[Outline],
+        known: &[NamedShape],
     ) -> Result<Self> {
         adapter.check_fit(config)?;
         if let Some(name) = adapter.head.keys().find(|name| !known.iter().any(|(known, _)| known == *name)) {
@@ -133,8 +133,8 @@ impl<'a> MergedWeights<'a> {
             return Err(Error::file(place, format!("tensor {found} has the value {value}")));
         }
         if let Some(id) = self.modules.get(name) {
-            let own = self.adapter.own.get(id).map_or(&[][..], Vec::as_slice);
-            self.merge(&mut values, &self.adapter.pairs[self.adapter.modules[id]], own);
+            let vectors = self.adapter.vectors.get(id).map_or(&[][..], Vec::as_slice);
+            self.merge(&mut values, &self.adapter.pairs[self.adapter.modules[id]], vectors);
             if let Some(value) = values.iter().find(|v| !v.is_finite()) {
                 return Err(Error::file(
                     place,
@@ -149,9 +149,9 @@ impl<'a> MergedWeights<'a> {
     }
 
     /// Replaces `weight`, (out, in), by the adapted weight, computed in f64.
-    fn merge(&self, weight: &mut [f32], pair: &StoredPair, own: &[f32]) {
+    fn merge(&self, weight: &mut [f32], pair: &StoredPair, vectors: &[f32]) {
         let scale = self.adapter.scale(pair);
-        let finish = form(self.adapter.method).merge;
+        let finish = spec(self.adapter.method).merge;
         let mut sum = vec![0.0f64; pair.input];
         let rows = weight.chunks_exact_mut(pair.input).zip(pair.b.chunks_exact(pair.rank));
         for (number, (row, b)) in rows.enumerate() {
@@ -164,7 +164,7 @@ impl<'a> MergedWeights<'a> {
             for (w, sum) in row.iter().zip(&mut sum) {
                 *sum = f64::from(*w) + scale * *sum;
             }
-            finish(&mut sum, own.get(number).map_or(1.0, |value| f64::from(*value)));
+            finish(&mut sum, vectors.get(number).map_or(1.0, |value| f64::from(*value)));
             for (w, sum) in row.iter_mut().zip(&sum) {
                 *w = *sum as f32;
             }
@@ -196,7 +196,7 @@ pub fn merge(
     cancel: &Cancel,
 ) -> Result<()> {
     let untied = untied(config, adapter);
-    let known = outlines(&untied, labels);
+    let known = weight_shapes(&untied, labels);
     let merged = MergedWeights::new(base, config, adapter, &known)?;
     let main = main_type(&known, |name| merged.storage(name));
     let types = |name: &str| dtype.or_else(|| merged.storage(name)).unwrap_or(main);
@@ -207,7 +207,7 @@ pub fn merge(
 }
 
 /// Returns the type of most values, among the tensors that have a type; f32 if none has.
-fn main_type(tensors: &[Outline], of: impl Fn(&str) -> Option<FloatType>) -> FloatType {
+fn main_type(tensors: &[NamedShape], of: impl Fn(&str) -> Option<FloatType>) -> FloatType {
     let mut values = BTreeMap::new();
     for (name, shape) in tensors {
         if let Some(kind) = of(name) {
@@ -259,7 +259,7 @@ pub fn write_checkpoint<'a>(
         ("format".to_string(), "pt".to_string()),
         (FILES_KEY.to_string(), json!(files).to_string()),
     ]);
-    let known = outlines(config, labels);
+    let known = weight_shapes(config, labels);
     tensors::write(&output.join("model.safetensors"), &metadata, &known, types, values)?;
     if model.is_dir() {
         for name in tokenizer {
@@ -291,7 +291,7 @@ pub fn write_checkpoint<'a>(
 
 /// Returns full name and shape of every weight, in the model's order: the model with a head for
 /// `labels` or, without labels, the decoder.
-pub(crate) fn outlines(config: &ModelConfig, labels: Option<&Labels>) -> Vec<Outline> {
+pub(crate) fn weight_shapes(config: &ModelConfig, labels: Option<&Labels>) -> Vec<NamedShape> {
     let prefix = config.architecture.prefix();
     let (body, after) = match labels.map(Labels::head) {
         Some(head) => (config.body_weights(head), config.head_weights(head)),

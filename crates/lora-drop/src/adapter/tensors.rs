@@ -18,7 +18,7 @@ use crate::settings::definition::choices;
 use crate::{Error, Result};
 
 /// A tensor to write: its name and shape.
-pub(super) type Outline = (String, Vec<usize>);
+pub(super) type NamedShape = (String, Vec<usize>);
 
 choices! {
     /// The type in which a tensor's numbers are written.
@@ -84,7 +84,7 @@ impl FloatType {
 pub(super) fn write<'a>(
     path: &Path,
     metadata: &BTreeMap<String, String>,
-    tensors: &[Outline],
+    tensors: &[NamedShape],
     types: &dyn Fn(&str) -> FloatType,
     mut values: impl FnMut(&str, &[usize]) -> Result<Cow<'a, [f32]>>,
 ) -> Result<()> {
@@ -126,10 +126,10 @@ pub(super) type Tensor<'a> = (String, Vec<usize>, &'a [f32]);
 /// # Errors
 /// Those of `write`.
 pub(super) fn write_f32(path: &Path, metadata: &BTreeMap<String, String>, tensors: &[Tensor]) -> Result<()> {
-    let outlines: Vec<Outline> =
+    let shapes: Vec<NamedShape> =
         tensors.iter().map(|(name, shape, _)| (name.clone(), shape.clone())).collect();
     let mut values = tensors.iter().map(|(.., values)| Cow::Borrowed(*values));
-    write(path, metadata, &outlines, &|_| FloatType::F32, |_, _| Ok(values.next().unwrap_or_default()))
+    write(path, metadata, &shapes, &|_| FloatType::F32, |_, _| Ok(values.next().unwrap_or_default()))
 }
 
 fn header(

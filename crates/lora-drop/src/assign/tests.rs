@@ -85,7 +85,7 @@ fn layer_scope_adds_up_a_layers_scores_and_keeps_it_whole() {
 }
 
 #[test]
-fn one_left_over_shares_with_itself() {
+fn a_single_unselected_module_is_the_only_user_of_the_shared_pair() {
     let assignment = share(&mrpc(), Selection::TopK(5));
     assert_eq!(assignment.owners[&ModuleId { layer: 0, kind: Query }], Owner::Shared);
     assert_eq!(assignment.unique_parameters(size), assignment.plain_parameters(size));

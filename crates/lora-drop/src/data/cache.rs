@@ -16,7 +16,7 @@ use rayon::prelude::*;
 use twox_hash::XxHash3_128;
 
 use super::error::Error;
-use super::text::encode::EncodedRow;
+use super::text::encode::{EncodedRow, RowIssues};
 use super::tokens::Encoded;
 use crate::files::{replace_unflushed, set_variable, user_cache};
 
@@ -93,7 +93,7 @@ impl TokenCache {
 
     /// Returns the user's cache: `tokens` in the folder that LORA_DROP_CACHE names, else in
     /// `lora-drop` in XDG_CACHE_HOME or ~/.cache. `None` for 0 gigabytes.
-    pub fn of_user(gigabytes: f64) -> Option<Self> {
+    pub fn in_user_cache(gigabytes: f64) -> Option<Self> {
         let variable = |name: &str| std::env::var(name).ok();
         let own = set_variable("LORA_DROP_CACHE", variable);
         let folder = own.map_or_else(|| user_cache(variable).join("lora-drop"), PathBuf::from);
@@ -102,7 +102,7 @@ impl TokenCache {
 
     /// Returns the tokens of `rows` rows under this fingerprint, if cached and every row is
     /// `sound`.
-    fn find<T: Stored>(&self, key: u128, rows: usize, sound: impl Fn(&T) -> bool) -> Option<Vec<T>> {
+    fn load<T: CacheRow>(&self, key: u128, rows: usize, sound: impl Fn(&T) -> bool) -> Option<Vec<T>> {
         let path = self.path(key);
         let found = read(&fs::read(&path).ok()?, key, rows, sound)?;
         // The modification time marks the last use, by which `make_room` chooses.
@@ -111,12 +111,12 @@ impl TokenCache {
     }
 
     /// Stores the rows, unless they alone exceed the limit.
-    fn keep<T: Stored>(&self, key: u128, rows: &[T]) {
+    fn store<T: CacheRow>(&self, key: u128, rows: &[T]) {
         if self.stopped.get().is_some() {
             return;
         }
         let mut bytes = vec![0; HEADER];
-        rows.iter().for_each(|row| row.put(&mut bytes));
+        rows.iter().for_each(|row| row.write(&mut bytes));
         let (header, rest) = bytes.split_at_mut(HEADER);
         header[..8].copy_from_slice(MAGIC);
         header[8..24].copy_from_slice(&key.to_le_bytes());
@@ -171,7 +171,7 @@ impl TokenCache {
 ///
 /// # Errors
 /// That of the first row that `encode` refuses.
-pub(super) fn kept_or_made<R: Sync, T: Stored + Send>(
+pub(super) fn load_or_encode<R: Sync, T: CacheRow + Send>(
     cache: Option<&TokenCache>,
     fingerprint: impl FnOnce() -> Option<Fingerprint>,
     rows: &[R],
@@ -180,7 +180,7 @@ pub(super) fn kept_or_made<R: Sync, T: Stored + Send>(
 ) -> Result<(Vec<T>, bool), Error> {
     let keyed = cache.and_then(|cache| Some((cache, fingerprint()?.finish())));
     if let Some((cache, key)) = keyed
-        && let Some(found) = cache.find(key, rows.len(), sound)
+        && let Some(found) = cache.load(key, rows.len(), sound)
     {
         return Ok((found, true));
     }
@@ -189,26 +189,26 @@ pub(super) fn kept_or_made<R: Sync, T: Stored + Send>(
     let made: Vec<Result<T, Error>> = rows.par_iter().map(encode).collect();
     let made = made.into_iter().collect::<Result<Vec<_>, _>>()?;
     if let Some((cache, key)) = keyed {
-        cache.keep(key, &made);
+        cache.store(key, &made);
     }
     Ok((made, false))
 }
 
-fn read<T: Stored>(bytes: &[u8], key: u128, rows: usize, sound: impl Fn(&T) -> bool) -> Option<Vec<T>> {
+fn read<T: CacheRow>(bytes: &[u8], key: u128, rows: usize, sound: impl Fn(&T) -> bool) -> Option<Vec<T>> {
     let (header, rest) = bytes.split_at_checked(HEADER)?;
     let known = header[..8] == MAGIC[..]
         && header[8..24] == key.to_le_bytes()
         && header[24..] == XxHash3_128::oneshot(rest).to_le_bytes();
     let mut rest = Reader(rest);
-    let found = (0..rows).map(|_| T::take(&mut rest).filter(&sound)).collect::<Option<Vec<T>>>();
+    let found = (0..rows).map(|_| T::read(&mut rest).filter(&sound)).collect::<Option<Vec<T>>>();
     found.filter(|_| known && rest.0.is_empty())
 }
 
 /// Serialisation of a row. Numbers are little-endian.
-pub(super) trait Stored: Sized {
-    fn put(&self, out: &mut Vec<u8>);
+pub(super) trait CacheRow: Sized {
+    fn write(&self, out: &mut Vec<u8>);
 
-    fn take(from: &mut Reader) -> Option<Self>;
+    fn read(from: &mut Reader) -> Option<Self>;
 }
 
 /// The bytes that have not been read yet.
@@ -235,51 +235,51 @@ fn put(out: &mut Vec<u8>, numbers: &[u32]) {
     numbers.iter().for_each(|number| out.extend(number.to_le_bytes()));
 }
 
-impl Stored for Encoded {
-    /// Layout: length, counted flag, number of tokens, number of words, ids, types, words.
-    fn put(&self, out: &mut Vec<u8>) {
+impl CacheRow for Encoded {
+    /// Layout: length, 1 if it is partly counted, number of tokens, number of words, ids, types,
+    /// words.
+    fn write(&self, out: &mut Vec<u8>) {
         let counts = [self.ids.len() as u32, self.words.len() as u32];
-        put(out, &[self.length as u32, u32::from(self.counted)]);
+        put(out, &[self.length as u32, u32::from(self.partly_counted)]);
         put(out, &counts);
         put(out, &self.ids);
         put(out, &self.types);
         self.words.iter().for_each(|&(word, place)| put(out, &[word, place]));
     }
 
-    fn take(from: &mut Reader) -> Option<Self> {
-        let (length, counted) = (from.number()?, from.number()? == 1);
+    fn read(from: &mut Reader) -> Option<Self> {
+        let (length, partly_counted) = (from.number()?, from.number()? == 1);
         let (count, words) = (from.number()?, from.number()?);
         let (ids, types) = (from.numbers(count)?, from.numbers(count)?);
         let words = from.numbers(words.checked_mul(2)?)?;
         let words = words.as_chunks::<2>().0.iter().map(|&[word, place]| (word, place)).collect();
-        Some(Encoded { length, counted, ids, types, words })
+        Some(Encoded { length, partly_counted, ids, types, words })
     }
 }
 
-impl Stored for EncodedRow {
-    /// Layout: length, flags, number of sequences, sequences, number of ends, ends. A sequence has
-    /// its number of tokens, the ids, and a byte for each token, 1 if it is learned.
-    fn put(&self, out: &mut Vec<u8>) {
-        let flags = [self.joined, self.endless, self.unprompted, self.thoughtless, self.counted];
+impl CacheRow for EncodedRow {
+    /// Layout: length, issues, number of sequences, sequences, number of end tokens, end tokens. A
+    /// sequence has its number of tokens, the ids, and a byte for each token, 1 if it is learned.
+    fn write(&self, out: &mut Vec<u8>) {
         put(out, &[self.length as u32]);
-        put(out, &flags.map(u32::from));
+        put(out, &self.issues.flags().map(u32::from));
         put(out, &[self.sequences.len() as u32]);
         for (ids, learn) in &self.sequences {
             put(out, &[ids.len() as u32]);
             put(out, ids);
             out.extend(learn.iter().map(|&learn| u8::from(learn)));
         }
-        put(out, &[self.ends.len() as u32]);
-        put(out, &self.ends);
+        put(out, &[self.end_tokens.len() as u32]);
+        put(out, &self.end_tokens);
     }
 
-    fn take(from: &mut Reader) -> Option<Self> {
+    fn read(from: &mut Reader) -> Option<Self> {
         let length = from.number()?;
         let mut flags = [false; 5];
         for flag in &mut flags {
             *flag = from.number()? == 1;
         }
-        let [joined, endless, unprompted, thoughtless, counted] = flags;
+        let issues = RowIssues::from_flags(flags);
         let count = from.number()?;
         let mut sequences = Vec::new();
         for _ in 0..count {
@@ -288,8 +288,8 @@ impl Stored for EncodedRow {
             sequences.push((ids, from.bytes(count)?.iter().map(|&byte| byte == 1).collect()));
         }
         let count = from.number()?;
-        let ends = from.numbers(count)?;
-        Some(EncodedRow { sequences, length, counted, joined, endless, unprompted, thoughtless, ends })
+        let end_tokens = from.numbers(count)?;
+        Some(EncodedRow { sequences, length, issues, end_tokens })
     }
 }
 
@@ -302,7 +302,7 @@ mod tests {
             ids: ids.to_vec(),
             types: vec![0; ids.len()],
             length: 9,
-            counted: true,
+            partly_counted: false,
             words: vec![(0, 1)],
         }
     }
@@ -320,7 +320,7 @@ mod tests {
     /// Whether rows under this key came from the cache; checks that the tokens are `rows`.
     fn hit(cache: &TokenCache, text: &str, rows: &[Encoded]) -> bool {
         let all_sound = |_: &Encoded| true;
-        let (found, cached) = kept_or_made(Some(cache), || key(text), rows, all_sound, make).unwrap();
+        let (found, cached) = load_or_encode(Some(cache), || key(text), rows, all_sound, make).unwrap();
         assert_eq!(found, rows);
         cached
     }
@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_are_kept_under_their_key() {
+    fn rows_are_stored_under_their_key() {
         let folder = tempfile::tempdir().unwrap();
         let cache = TokenCache::new(folder.path().join("a/b"), 1 << 20);
         let rows = [encoded(&[1, 2, 3]), encoded(&[4])];
@@ -339,16 +339,12 @@ mod tests {
         let text = EncodedRow {
             sequences: vec![(vec![7, 8], vec![false, true]), (vec![9, 1, 2], vec![false, false, true])],
             length: 4,
-            counted: false,
-            joined: false,
-            endless: true,
-            unprompted: false,
-            thoughtless: true,
-            ends: vec![8, 2],
+            issues: RowIssues { no_end_token: true, thoughts_dropped: true, ..Default::default() },
+            end_tokens: vec![8, 2],
         };
         let mut bytes = Vec::new();
-        text.put(&mut bytes);
-        assert_eq!(EncodedRow::take(&mut Reader(&bytes)), Some(text));
+        text.write(&mut bytes);
+        assert_eq!(EncodedRow::read(&mut Reader(&bytes)), Some(text));
     }
 
     #[test]
@@ -375,12 +371,12 @@ mod tests {
         fs::write(&path, &lies).unwrap();
         assert!(!hit(&cache, "x", &rows));
         let refused = |_: &Encoded| false;
-        let made = kept_or_made(Some(&cache), || key("x"), &rows, refused, make).unwrap();
+        let made = load_or_encode(Some(&cache), || key("x"), &rows, refused, make).unwrap();
         assert_eq!(made, (rows.to_vec(), false));
     }
 
     #[test]
-    fn what_was_used_longest_ago_makes_room() {
+    fn the_least_recently_used_file_is_removed() {
         let folder = tempfile::tempdir().unwrap();
         let rows = [encoded(&[1; 100])];
         let size = (HEADER + 16 + 800 + 8) as u64;
@@ -409,23 +405,23 @@ mod tests {
         // What stops one clone stops all.
         let clone = cache.clone();
         assert_eq!([(); 2].map(|_| hit(&clone, "x", &[encoded(&[1])])), [false, false]);
-        let told = cache.stopped().unwrap();
-        assert!(told.contains("file/tokens: ") && told.contains("this run continues"), "{told}");
+        let warning = cache.stopped().unwrap();
+        assert!(warning.contains("file/tokens: ") && warning.contains("this run continues"), "{warning}");
         // A stopped cache does not try again.
         fs::remove_file(&taken).unwrap();
         assert!(!hit(&cache, "x", &[encoded(&[1])]) && !taken.exists());
     }
 
     #[test]
-    fn no_key_and_an_error_keep_nothing() {
+    fn without_a_key_or_on_an_error_nothing_is_stored() {
         let folder = tempfile::tempdir().unwrap();
         let cache = TokenCache::new(folder.path().to_path_buf(), 1 << 20);
         let sound = |_: &Encoded| true;
         let rows = [encoded(&[1])];
-        let made = kept_or_made(Some(&cache), || None, &rows, sound, make).unwrap();
+        let made = load_or_encode(Some(&cache), || None, &rows, sound, make).unwrap();
         assert_eq!(made, (rows.to_vec(), false));
         let refuse = |_: &Encoded| Err(Error::Options("refused".into()));
-        assert!(kept_or_made(Some(&cache), || key("x"), &rows, sound, refuse).is_err());
+        assert!(load_or_encode(Some(&cache), || key("x"), &rows, sound, refuse).is_err());
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 }

@@ -9,7 +9,7 @@ use lora_drop_transformer::ModelConfig;
 use super::cache::{self, Fingerprint, TokenCache};
 use super::columns::{ColumnNames, Columns};
 use super::error::{Error, Place, Problem, list};
-use super::files::{Part, SplitFiles, SplitName};
+use super::files::{SplitFiles, SplitName, SplitPart};
 use super::labels::{Label, Labels};
 use super::raw::{RawRow, RawSplit};
 use super::raw_label::RawLabel;
@@ -58,7 +58,7 @@ impl DataOptions {
             vocabulary: config.vocab_size,
             token_types: config.token_types,
             reads_first: !config.architecture.is_decoder(),
-            cache: TokenCache::of_user(rows.token_cache),
+            cache: TokenCache::in_user_cache(rows.token_cache),
             ..DataOptions::without_model(rows)
         }
     }
@@ -193,7 +193,7 @@ impl RawDataset {
                 "`label_names = {names}`: expected at least two names, all different"
             )));
         }
-        let mut warnings = sources::named(&sources);
+        let mut warnings = sources::warnings(&sources);
         check_alike(&sources, options)?;
         let joined = match &sources[..] {
             [only] => Cow::Borrowed(&only.train),
@@ -213,7 +213,7 @@ impl RawDataset {
             }
         }
         let facts = sources::weigh(&mut sources)?;
-        let (train, dev, test) = sources::together(sources)?;
+        let (train, dev, test) = sources::join_splits(sources)?;
         Ok(RawDataset { train, dev, test, labels, sources: facts, warnings })
     }
 }
@@ -289,7 +289,7 @@ impl Dataset {
     ) -> Result<Self, Error> {
         let train = RawSplit::of_rows(SplitName::Train, train)?;
         let dev = if dev.is_empty() { None } else { Some(RawSplit::of_rows(SplitName::Dev, dev)?) };
-        let rows = vec![RawSource::alone(train, dev, None)];
+        let rows = vec![RawSource::single(train, dev, None)];
         Dataset::encode(RawDataset::of_sources(rows, options)?, tokens, options)
     }
 
@@ -356,7 +356,7 @@ impl Split {
         let found = SplitFiles::find(path)?;
         let mut warnings = Vec::new();
         let (files, part) = found.part(name, &options.trained_on)?;
-        let raw = if part == Part::All {
+        let raw = if part == SplitPart::All {
             let raw = RawSplit::read(name, files, &options.columns, options.bad_rows)?;
             warnings.extend(raw.warnings.iter().cloned());
             raw
@@ -364,7 +364,7 @@ impl Split {
             let mut train = RawSplit::read(SplitName::Train, files, &options.columns, options.bad_rows)?;
             warnings.extend(train.warnings.iter().cloned());
             let dev = hold_out(&mut train, labels, &mut warnings)?;
-            if part == Part::HeldOut { dev } else { train }
+            if part == SplitPart::HeldOut { dev } else { train }
         };
         tokens.check_max_length(options.max_length, raw.columns.pair.is_some())?;
         warnings.extend(labels.index_warning(&raw));
@@ -391,8 +391,8 @@ impl Split {
             let encoded =
                 tokens.encode_row(&row.text, labels.of_words(), options.limits()).map_err(refuse)?;
             if encoded.length > limit && options.over_length == OverLength::Error {
-                let Encoded { length: tokens, counted, .. } = encoded;
-                return Err(refuse(Problem::OverLong { tokens, counted, max_length: limit }));
+                let Encoded { length: tokens, partly_counted, .. } = encoded;
+                return Err(refuse(Problem::OverLong { tokens, partly_counted, max_length: limit }));
             }
             Ok(encoded)
         };
@@ -404,9 +404,9 @@ impl Split {
         };
         let fingerprint = || Some(fingerprint(&raw, labels.of_words(), tokens, options));
         let (encoded, cached) =
-            cache::kept_or_made(options.cache.as_ref(), fingerprint, &raw.rows, sound, encode)?;
+            cache::load_or_encode(options.cache.as_ref(), fingerprint, &raw.rows, sound, encode)?;
         let lengths: Vec<usize> = encoded.iter().map(|row| row.length).collect();
-        let uncounted = encoded.iter().filter(|row| !row.counted).count();
+        let uncounted = encoded.iter().filter(|row| row.partly_counted).count();
         let mut examples = Vec::with_capacity(encoded.len());
         let mut of_rows = of_rows.map(Vec::into_iter);
         let (mut words, mut unread) = (0, 0);

@@ -157,9 +157,9 @@ pub enum Problem {
     LabelNotNumber { seen: String },
     #[error(
         "{}{tokens} tokens, but the limit is {max_length}; raise `max_length`, or use `over_length = truncate` or `drop`",
-        if *.counted { "" } else { "at least " }
+        if *.partly_counted { "at least " } else { "" }
     )]
-    OverLong { tokens: usize, counted: bool, max_length: usize },
+    OverLong { tokens: usize, partly_counted: bool, max_length: usize },
     #[error("the tokenizer finds no token in this text")]
     NoTokens,
     #[error(

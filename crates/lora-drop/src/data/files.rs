@@ -290,7 +290,7 @@ fn list_folder(path: &Path) -> Result<(Vec<String>, Vec<String>), Error> {
 
 /// Which rows of a split's files belong to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Part {
+pub enum SplitPart {
     All,
     /// The rows of train that training holds out as dev.
     HeldOut,
@@ -306,16 +306,16 @@ impl SplitFiles {
     ///
     /// # Errors
     /// The split is missing; the message lists what is there.
-    pub fn part(&self, split: SplitName, trained_on: &[PathBuf]) -> Result<(&[PathBuf], Part), Error> {
+    pub fn part(&self, split: SplitName, trained_on: &[PathBuf]) -> Result<(&[PathBuf], SplitPart), Error> {
         if self.single && !trained_on.iter().any(|path| same(path, &self.folder)) {
-            return Ok((self.of(SplitName::Train)?, Part::All));
+            return Ok((self.of(SplitName::Train)?, SplitPart::All));
         }
         let holds_out =
             self.files.contains_key(&SplitName::Train) && !self.files.contains_key(&SplitName::Dev);
         match split {
-            SplitName::Dev if holds_out => Ok((self.of(SplitName::Train)?, Part::HeldOut)),
-            SplitName::Train if holds_out => Ok((self.of(split)?, Part::Rest)),
-            split => Ok((self.of(split)?, Part::All)),
+            SplitName::Dev if holds_out => Ok((self.of(SplitName::Train)?, SplitPart::HeldOut)),
+            SplitName::Train if holds_out => Ok((self.of(split)?, SplitPart::Rest)),
+            split => Ok((self.of(split)?, SplitPart::All)),
         }
     }
 }
@@ -403,20 +403,22 @@ mod tests {
             found.part(split, &trained).map(|(_, part)| part)
         };
         let whole = among(&["train.jsonl", "dev.jsonl"]).unwrap();
-        assert_eq!(part(&whole, SplitName::Train, None).unwrap(), Part::All);
+        assert_eq!(part(&whole, SplitName::Train, None).unwrap(), SplitPart::All);
         let no_dev = among(&["train.jsonl", "test.jsonl"]).unwrap();
-        for (split, expected) in
-            [(SplitName::Dev, Part::HeldOut), (SplitName::Train, Part::Rest), (SplitName::Test, Part::All)]
-        {
+        for (split, expected) in [
+            (SplitName::Dev, SplitPart::HeldOut),
+            (SplitName::Train, SplitPart::Rest),
+            (SplitName::Test, SplitPart::All),
+        ] {
             assert_eq!(part(&no_dev, split, None).unwrap(), expected);
         }
         let folder = tempfile::tempdir().unwrap();
         let [one, other] = ["one.jsonl", "other.jsonl"].map(|name| folder.path().join(name));
         [&one, &other].into_iter().for_each(|path| std::fs::write(path, "").unwrap());
         let single = SplitFiles::find(&one).unwrap();
-        assert_eq!(part(&single, SplitName::Dev, Some(&other)).unwrap(), Part::All);
-        assert_eq!(part(&single, SplitName::Dev, Some(&one)).unwrap(), Part::HeldOut);
-        assert_eq!(part(&single, SplitName::Train, Some(&one)).unwrap(), Part::Rest);
+        assert_eq!(part(&single, SplitName::Dev, Some(&other)).unwrap(), SplitPart::All);
+        assert_eq!(part(&single, SplitName::Dev, Some(&one)).unwrap(), SplitPart::HeldOut);
+        assert_eq!(part(&single, SplitName::Train, Some(&one)).unwrap(), SplitPart::Rest);
         assert!(part(&single, SplitName::Test, Some(&one)).is_err());
     }
 

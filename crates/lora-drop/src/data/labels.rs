@@ -216,7 +216,7 @@ impl Labels {
     }
 
     /// Whether any class has an integer as its name.
-    fn are_integers(&self) -> bool {
+    fn has_integer_name(&self) -> bool {
         self.names().iter().any(|name| name.parse::<i64>().is_ok())
     }
 
@@ -231,7 +231,7 @@ impl Labels {
         for (name, class) in names.iter().map(|name| name.trim().to_lowercase()).zip(0..) {
             without_case.entry(name).and_modify(|class| *class = None).or_insert(Some(class));
         }
-        let integer_names = self.are_integers();
+        let integer_names = self.has_integer_name();
         let class_of = move |label: &RawLabel| {
             let name = label.name();
             let in_any_case = || without_case.get(&name.to_lowercase()).copied().flatten();
@@ -291,7 +291,7 @@ impl Labels {
             None => false,
         };
         let by_place = matches!(self, Labels::MultiLabel { indicators: true, .. });
-        if self.is_regression() || by_place || self.are_integers() || !split.rows.iter().any(is_number) {
+        if self.is_regression() || by_place || self.has_integer_name() || !split.rows.iter().any(is_number) {
             return None;
         }
         const SHOWN: usize = 10;

@@ -38,7 +38,7 @@ pub use dataset::{DataOptions, Dataset, Example, LabelledRow, RawDataset, Split}
 #[cfg(feature = "hub")]
 pub(crate) use error::list as list_names;
 pub use error::{Error, Place, Problem};
-pub use files::{Part, SplitFiles, SplitName};
+pub use files::{SplitFiles, SplitName, SplitPart};
 pub use gguf_tokenizer::GgufTokenizer;
 pub use labels::{Classes, Label, Labels};
 pub use raw::{LeftOut, RawRow, RawRows, RawSplit};

@@ -17,7 +17,7 @@ use super::raw_label::RawLabel;
 use super::row_text::RowText;
 use super::rows::{ClassNames, Row, Rows};
 use super::sample;
-use super::sources::OfFile;
+use super::sources::HasFile;
 use crate::settings::BadRows;
 use crate::summary::{LengthRange, SplitFacts};
 
@@ -60,7 +60,7 @@ pub struct RawRow {
     pub line: usize,
 }
 
-impl OfFile for RawRow {
+impl HasFile for RawRow {
     fn file_mut(&mut self) -> &mut usize {
         &mut self.file
     }

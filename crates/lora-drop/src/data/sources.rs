@@ -20,16 +20,16 @@ pub(super) struct RawSource<C, R> {
 }
 
 /// A row that stores the index of its file.
-pub(super) trait OfFile {
+pub(super) trait HasFile {
     fn file_mut(&mut self) -> &mut usize;
 }
 
 /// Largest number of times that an epoch may repeat a row; more is probably a mistake.
 const MOST_REPEATS: usize = 100;
 
-impl<C: Clone, R: OfFile + Clone> RawSource<C, R> {
+impl<C: Clone, R: HasFile + Clone> RawSource<C, R> {
     /// Wraps the rows of the only source.
-    pub fn alone(train: RawRows<C, R>, dev: Option<RawRows<C, R>>, test: Option<RawRows<C, R>>) -> Self {
+    pub fn single(train: RawRows<C, R>, dev: Option<RawRows<C, R>>, test: Option<RawRows<C, R>>) -> Self {
         let source = DataSource::new("");
         RawSource { source, train, dev, test }
     }
@@ -40,7 +40,7 @@ impl<C: Clone, R: OfFile + Clone> RawSource<C, R> {
 ///
 /// # Errors
 /// `Error::Options` for weights that would repeat a row more than `MOST_REPEATS` times.
-pub(super) fn weigh<C: Clone, R: OfFile + Clone>(
+pub(super) fn weigh<C: Clone, R: HasFile + Clone>(
     sources: &mut [RawSource<C, R>],
 ) -> Result<Vec<SourceFacts>, Error> {
     if sources.len() < 2 {
@@ -90,7 +90,7 @@ fn repeat<R: Clone>(rows: &mut Vec<R>, count: usize) {
 ///
 /// # Errors
 /// `Error::Options` if there is no source.
-pub(super) fn together<C, R: OfFile>(sources: Vec<RawSource<C, R>>) -> Result<Together<C, R>, Error> {
+pub(super) fn join_splits<C, R: HasFile>(sources: Vec<RawSource<C, R>>) -> Result<JoinedSplits<C, R>, Error> {
     let (mut train, mut dev, mut test) = (Vec::new(), Vec::new(), Vec::new());
     for source in sources {
         train.push(source.train);
@@ -101,7 +101,7 @@ pub(super) fn together<C, R: OfFile>(sources: Vec<RawSource<C, R>>) -> Result<To
 }
 
 /// Train, dev, and test if there is one.
-type Together<C, R> = (RawRows<C, R>, RawRows<C, R>, Option<RawRows<C, R>>);
+type JoinedSplits<C, R> = (RawRows<C, R>, RawRows<C, R>, Option<RawRows<C, R>>);
 
 /// Returns the error of a run without a data set.
 pub(super) fn no_data() -> Error {
@@ -110,7 +110,7 @@ pub(super) fn no_data() -> Error {
 
 /// Joins the rows of one split of all sources; None if there are none. The columns are the first
 /// source's.
-pub(super) fn join<C, R: OfFile>(parts: impl IntoIterator<Item = RawRows<C, R>>) -> Option<RawRows<C, R>> {
+pub(super) fn join<C, R: HasFile>(parts: impl IntoIterator<Item = RawRows<C, R>>) -> Option<RawRows<C, R>> {
     parts.into_iter().reduce(|mut all, mut part| {
         part.rows.iter_mut().for_each(|row| *row.file_mut() += all.files.len());
         all.files.append(&mut part.files);
@@ -125,7 +125,7 @@ pub(super) fn join<C, R: OfFile>(parts: impl IntoIterator<Item = RawRows<C, R>>)
 }
 
 /// Returns the warnings of all sources, with the source's name if there are several.
-pub(super) fn named<C, R>(sources: &[RawSource<C, R>]) -> Vec<String> {
+pub(super) fn warnings<C, R>(sources: &[RawSource<C, R>]) -> Vec<String> {
     let several = sources.len() > 1;
     let warnings = sources.iter().flat_map(|RawSource { source, train, dev, test }| {
         let all = [Some(train), dev.as_ref(), test.as_ref()].into_iter().flatten();

@@ -47,8 +47,8 @@ pub struct Encoded {
     /// Number of tokens before the row was cut. For a row that is far over the limit, the number of
     /// tokens that were made, which is over the limit too.
     pub length: usize,
-    /// Whether `length` counts the whole row.
-    pub counted: bool,
+    /// Whether tokenisation stopped early, so `length` counts only some of the row's tokens.
+    pub partly_counted: bool,
     /// For rows that are given as words: the index of each word that has a token, and the index of
     /// its first token.
     pub words: Vec<(u32, u32)>,
@@ -66,7 +66,7 @@ pub struct RowLimits {
 }
 
 /// A text's tokens, or more than are used from the side that truncation keeps.
-pub(super) struct Part {
+pub(super) struct TokenizedPart {
     pub encoding: Encoding,
     /// Whether these are all tokens of the text.
     pub whole: bool,
@@ -175,7 +175,7 @@ impl Tokens {
         if first.is_empty() {
             return Err(Problem::NoTokens);
         }
-        let encoded = self.checked(&whole, made + special, read == words.len(), limits)?;
+        let encoded = self.checked(&whole, made + special, read < words.len(), limits)?;
         Ok(Encoded { words: first, ..encoded })
     }
 
@@ -198,7 +198,8 @@ impl Tokens {
             && let Some(pair) = pair
             && first.encoding.len().min(second.encoding.len()) > room
         {
-            let longer_than = |other: &Part| if other.whole { other.encoding.len() } else { usize::MAX };
+            let longer_than =
+                |other: &TokenizedPart| if other.whole { other.encoding.len() } else { usize::MAX };
             if !first.whole {
                 first = self.part(text, longer_than(second))?;
             }
@@ -206,7 +207,7 @@ impl Tokens {
                 *second = self.part(pair, longer_than(&first))?;
             }
         }
-        let counted = first.whole && second.as_ref().is_none_or(|second| second.whole);
+        let partly_counted = !first.whole || second.as_ref().is_some_and(|second| !second.whole);
         let (first, second) = (first.encoding, second.map(|second| second.encoding));
         let second = second.map(|mut second| {
             second.set_type_ids(vec![1; second.len()]);
@@ -230,7 +231,7 @@ impl Tokens {
             (first, second)
         };
         let whole = self.ask(|tokenizer| tokenizer.post_process(first, second, true))?;
-        self.checked(&whole, length, counted, limits)
+        self.checked(&whole, length, partly_counted, limits)
     }
 
     /// Returns a row's tokens after checking that the model has embeddings for them.
@@ -238,7 +239,7 @@ impl Tokens {
         &self,
         whole: &Encoding,
         length: usize,
-        counted: bool,
+        partly_counted: bool,
         limits: RowLimits,
     ) -> Result<Encoded, Problem> {
         let RowLimits { vocabulary, token_types, .. } = limits;
@@ -251,7 +252,7 @@ impl Tokens {
         if let Some((kind, known)) = token_types.and_then(|known| Some((beyond(known)?, known))) {
             return Err(Problem::TokenType { kind, known });
         }
-        Ok(Encoded { ids, types, length, counted, words: Vec::new() })
+        Ok(Encoded { ids, types, length, partly_counted, words: Vec::new() })
     }
 
     /// Checks that the model has an embedding for every token.
@@ -271,17 +272,17 @@ impl Tokens {
     /// than `most` tokens that equal the whole text's; then the cost depends on `most`. The cost
     /// depends on the text if no part is known to have the same tokens: if a word is longer than a
     /// quarter of the text, and at the end of a text without spaces.
-    pub(super) fn part(&self, text: &str, most: usize) -> Result<Part, Problem> {
+    pub(super) fn part(&self, text: &str, most: usize) -> Result<TokenizedPart, Problem> {
         self.part_of(text, most, small(most), |text| self.ask(|tokenizer| tokenizer.encode_fast(text, false)))
     }
 
     /// Like [`Tokens::part`], but always from the text's start and with each token's byte offsets.
     /// If the tokenizer cuts at the start, returns the whole text's tokens.
-    pub(super) fn start_with_offsets(&self, text: &str, most: usize) -> Result<Part, Problem> {
+    pub(super) fn start_with_offsets(&self, text: &str, most: usize) -> Result<TokenizedPart, Problem> {
         let encode = |text: &str| self.ask(|tokenizer| tokenizer.encode(text, false));
         match self.side {
             TruncationDirection::Right => self.part_of(text, most, small(most), encode),
-            TruncationDirection::Left => Ok(Part { encoding: encode(text)?, whole: true }),
+            TruncationDirection::Left => Ok(TokenizedPart { encoding: encode(text)?, whole: true }),
         }
     }
 
@@ -299,7 +300,7 @@ impl Tokens {
         most: usize,
         small: usize,
         encode: impl Fn(&str) -> Result<Encoding, Problem>,
-    ) -> Result<Part, Problem> {
+    ) -> Result<TokenizedPart, Problem> {
         let mut bytes = small / 8;
         let mut shorter: Option<Encoding> = None;
         while text.len() >= small && bytes < text.len() / 4 {
@@ -312,12 +313,12 @@ impl Tokens {
             {
                 longer.truncate(most + 1, 0, self.side);
                 longer.take_overflowing();
-                return Ok(Part { encoding: longer, whole: false });
+                return Ok(TokenizedPart { encoding: longer, whole: false });
             }
             shorter = Some(longer);
             bytes *= 2;
         }
-        Ok(Part { encoding: encode(text)?, whole: true })
+        Ok(TokenizedPart { encoding: encode(text)?, whole: true })
     }
 
     /// Returns the start of a text, or its end, of about `bytes` bytes; `None` if the end has no
@@ -602,12 +603,12 @@ mod tests {
                     let first = |i: usize| i == 0 || kept[i - 1].0 != kept[i].0;
                     let places = (0..kept.len()).filter(|&i| first(i)).map(|i| (kept[i].0, i as u32));
                     assert_eq!(found.words, places.collect::<Vec<_>>(), "{kind}");
-                    assert_eq!((found.length, found.counted), (each.len(), true), "{kind}");
+                    assert_eq!((found.length, found.partly_counted), (each.len(), false), "{kind}");
                 }
                 let many = vec!["ab"; 10_000];
                 let found = tokens
                     .encode_words(&many, RowLimits { max_length: 5, vocabulary: 100, token_types: None });
-                assert_eq!(found.unwrap().counted, side == TruncationDirection::Left, "{kind}");
+                assert_eq!(found.unwrap().partly_counted, side == TruncationDirection::Right, "{kind}");
             }
         }
     }
@@ -647,6 +648,6 @@ mod tests {
         let even = cut(&huge, &larger, 10);
         assert_eq!((even.ids.len(), even.types.iter().sum::<u32>()), (10, 5));
         let few = cut("a b", &huge, 10);
-        assert_eq!((few.types.iter().sum::<u32>(), few.counted), (8, false));
+        assert_eq!((few.types.iter().sum::<u32>(), few.partly_counted), (8, true));
     }
 }

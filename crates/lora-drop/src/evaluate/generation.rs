@@ -47,7 +47,7 @@ pub struct GenerationEvaluation {
     /// Name and value, in the order asked for.
     pub metrics: Vec<(String, f64)>,
     /// The generated text of each input, in their order.
-    pub texts: Vec<Written>,
+    pub texts: Vec<GeneratedText>,
     /// Number of new tokens of all texts.
     pub tokens: usize,
     /// Seconds of generating, without the metrics.
@@ -56,7 +56,7 @@ pub struct GenerationEvaluation {
 
 /// A text that was generated for an input.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
-pub struct Written {
+pub struct GeneratedText {
     /// The text without special tokens.
     pub text: String,
     pub finish: Finish,
@@ -146,19 +146,20 @@ impl Predictor {
         let (parameters, table, memory) = (&loaded.parameters, &loaded.table, &mut loaded.memory);
         let model = generate::Model { decoder, parameters, table, tokens: Some(&*tokens) };
         let found = pool.install(|| {
-            let mut told = |_: usize, told: GenerateEvent| listen(&Event::Generating(progress.after(told)));
-            generate::generate_some(model, &prompts, &own, &decoding, memory, cancel, &mut told)
+            let mut report =
+                |_: usize, event: GenerateEvent| listen(&Event::Generating(progress.after(event)));
+            generate::generate_some(model, &prompts, &own, &decoding, memory, cancel, &mut report)
         });
         let written = |(input, found): (usize, Generated)| {
             let text = found.text.unwrap_or_default();
-            (input, Written { tokens: found.tokens.len(), text, finish: found.finish })
+            (input, GeneratedText { tokens: found.tokens.len(), text, finish: found.finish })
         };
         let mine = found.map(|found| found.into_iter().map(written).collect::<Vec<_>>());
-        let mut all: Vec<(usize, Written)> = ranks.exchange(mine)?.into_iter().flatten().collect();
+        let mut all: Vec<(usize, GeneratedText)> = ranks.exchange(mine)?.into_iter().flatten().collect();
         all.sort_by_key(|(input, _)| *input);
         let seconds = progress.began.elapsed().as_secs_f64();
         listen(&Event::StageEnd { stage: Stage::Generate, seconds });
-        let texts: Vec<Written> = all.into_iter().map(|(_, written)| written).collect();
+        let texts: Vec<GeneratedText> = all.into_iter().map(|(_, written)| written).collect();
         let hypotheses: Vec<String> = texts.iter().map(|written| written.text.clone()).collect();
         let references: Vec<Vec<String>> = inputs.iter().map(|input| input.references.clone()).collect();
         let scores = text::evaluate(&options.metrics, &hypotheses, &references)?;
@@ -198,8 +199,8 @@ impl Progress {
         Progress { began: Instant::now(), done: 0, of, tokens: 0, done_tokens: 0 }
     }
 
-    fn after(&mut self, told: GenerateEvent) -> GenerationProgress {
-        match told {
+    fn after(&mut self, event: GenerateEvent) -> GenerationProgress {
+        match event {
             GenerateEvent::Token(_) => self.tokens += 1,
             GenerateEvent::Done(found) => {
                 self.done += 1;

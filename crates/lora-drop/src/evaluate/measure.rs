@@ -94,11 +94,11 @@ impl Measuring<'_> {
         mut take: impl FnMut(usize, &mut &[u8]) -> Option<()>,
     ) -> Result<()> {
         let all = self.ranks.gather(made)?;
-        let mut told: Vec<&[u8]> = all.iter().map(|message| &message[..]).collect();
+        let mut messages: Vec<&[u8]> = all.iter().map(|message| &message[..]).collect();
         for (row, &owner) in owners.iter().enumerate().filter(|(_, owner)| **owner != self.ranks.rank()) {
             let garbled =
                 || Error::Ranks(format!("rank {owner} has sent something else than row {}", row + 1));
-            take(row, &mut told[owner]).ok_or_else(garbled)?;
+            take(row, &mut messages[owner]).ok_or_else(garbled)?;
         }
         Ok(())
     }
@@ -106,7 +106,6 @@ impl Measuring<'_> {
     /// Computes the rows' logits by a model with a head, and gives each row's index and logits,
     /// (outputs) or (labelled words, outputs), to `take`. Logits are not stored: with thousands of
     /// classes they would be larger than the model.
-    /// model.
     ///
     /// # Errors
     /// Logits that are not finite; interrupted.
@@ -180,9 +179,9 @@ impl Measuring<'_> {
                 }
                 bytes
             });
-            made = self.exchange(&owners, bytes, |row, told| {
-                losses[row] = f64::from_le_bytes(take(told)?);
-                answers[row] = Some(Answer::take(&truth[row], told)?);
+            made = self.exchange(&owners, bytes, |row, message| {
+                losses[row] = f64::from_le_bytes(take(message)?);
+                answers[row] = Some(Answer::take(&truth[row], message)?);
                 Some(())
             });
         }
@@ -234,9 +233,9 @@ impl Measuring<'_> {
             let own = (0..examples.len()).filter(own).flat_map(|row| &losses[ends[row]..ends[row + 1]]);
             if self.ranks.size() > 1 { own.flat_map(|loss| loss.to_le_bytes()).collect() } else { Vec::new() }
         });
-        self.exchange(&owners, bytes, |row, told| {
+        self.exchange(&owners, bytes, |row, message| {
             for loss in &mut losses[ends[row]..ends[row + 1]] {
-                *loss = f32::from_le_bytes(take(told)?);
+                *loss = f32::from_le_bytes(take(message)?);
             }
             Some(())
         })?;

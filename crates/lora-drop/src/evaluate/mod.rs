@@ -13,7 +13,7 @@ pub use answers::{
     WrongTag, examples,
 };
 pub use entities::EntityCount;
-pub use generation::{GenerationEvaluation, GenerationOptions, Input, Written};
+pub use generation::{GeneratedText, GenerationEvaluation, GenerationOptions, Input};
 pub use measure::Evaluation;
 pub(crate) use measure::Measuring;
 pub(crate) use measure::RepeatedPasses;

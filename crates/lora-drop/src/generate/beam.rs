@@ -5,7 +5,7 @@
 use super::options::GenerateOptions;
 use super::sampler::penalise;
 use super::stream::StreamDecoder;
-use super::{Finish, Found, Step, StopConditions};
+use super::{Finish, SearchResult, Step, StopConditions};
 use crate::Result;
 
 /// Beam search for the continuation of one prompt.
@@ -105,10 +105,10 @@ impl<'a> BeamSearch<'a> {
             _ => false,
         };
         if !done {
-            return Ok(Step::Go(next));
+            return Ok(Step::Continue(next));
         }
         let best = self.finished.swap_remove(0);
-        Ok(Step::Done(Found { tokens: best.tokens, finish: best.finish, score: Some(best.score) }))
+        Ok(Step::Done(SearchResult { tokens: best.tokens, finish: best.finish, score: Some(best.score) }))
     }
 
     /// Returns the best continuations of all beams, the best first; ties go to earlier beams and

@@ -130,8 +130,8 @@ impl Generator {
         let mut streams: Vec<StreamDecoder> =
             prompts.iter().map(|_| StreamDecoder::new(tokens, &options.stop)).collect();
         let mut failed = None;
-        let mut listen = |row: usize, told: GenerateEvent| {
-            let GenerateEvent::Token(token) = told else { return };
+        let mut listen = |row: usize, event: GenerateEvent| {
+            let GenerateEvent::Token(token) = event else { return };
             match streams[row].push(token) {
                 Ok(text) if text.is_empty() => {}
                 Ok(text) => on_text(row, &text),

@@ -130,7 +130,7 @@ pub(crate) fn generate_some(
             rest = others;
             match job.step(own, listen)? {
                 None => going.push(job),
-                Some(Found { tokens, finish, score }) => {
+                Some(SearchResult { tokens, finish, score }) => {
                     let text =
                         model.tokens.map(|t| StreamDecoder::decode(t, &ends.stop, &tokens)).transpose()?;
                     let found = Generated { tokens, text, finish, score };
@@ -222,8 +222,8 @@ struct Job<'a> {
     caches: Vec<Cache>,
     next: Vec<u32>,
     search: Search<'a>,
-    /// Number of tokens that were reported.
-    told: usize,
+    /// Number of new tokens that were reported.
+    reported: usize,
 }
 
 enum Search<'a> {
@@ -234,12 +234,12 @@ enum Search<'a> {
 /// The result of a search step.
 enum Step {
     /// The rows that continue: for each, the row that it extends and the token.
-    Go(Vec<(usize, u32)>),
-    Done(Found),
+    Continue(Vec<(usize, u32)>),
+    Done(SearchResult),
 }
 
 /// The result of a search; see `Generated`.
-struct Found {
+struct SearchResult {
     tokens: Vec<u32>,
     finish: Finish,
     score: Option<f32>,
@@ -270,7 +270,7 @@ impl<'a> Job<'a> {
             })
         };
         let caches = vec![model.decoder.new_cache()];
-        Job { number, waiting: prompt, caches, next: Vec::new(), search, told: 0 }
+        Job { number, waiting: prompt, caches, next: Vec::new(), search, reported: 0 }
     }
 
     /// Continues after a pass; `logits`, (rows, vocabulary), are those of this job's rows.
@@ -278,7 +278,7 @@ impl<'a> Job<'a> {
         &mut self,
         logits: &mut [f32],
         listen: &mut dyn FnMut(usize, GenerateEvent),
-    ) -> Result<Option<Found>> {
+    ) -> Result<Option<SearchResult>> {
         if !self.waiting.is_empty() {
             return Ok(None);
         }
@@ -294,11 +294,11 @@ impl<'a> Job<'a> {
             (_, Search::Single(one)) => &one.tokens[one.prompt..],
             (_, Search::Beams(_)) => &[],
         };
-        certain[self.told..].iter().for_each(|&token| listen(self.number, GenerateEvent::Token(token)));
-        self.told = certain.len();
+        certain[self.reported..].iter().for_each(|&token| listen(self.number, GenerateEvent::Token(token)));
+        self.reported = certain.len();
         match step {
             Step::Done(found) => Ok(Some(found)),
-            Step::Go(rows) => {
+            Step::Continue(rows) => {
                 self.caches = reorder(std::mem::take(&mut self.caches), &rows);
                 self.next = rows.into_iter().map(|(_, token)| token).collect();
                 Ok(None)
@@ -372,9 +372,9 @@ impl SingleSearch<'_> {
             self.tokens.push(token);
         }
         Ok(match finish {
-            None => Step::Go(vec![(0, token)]),
+            None => Step::Continue(vec![(0, token)]),
             Some(finish) => {
-                Step::Done(Found { tokens: self.tokens.split_off(self.prompt), finish, score: None })
+                Step::Done(SearchResult { tokens: self.tokens.split_off(self.prompt), finish, score: None })
             }
         })
     }

@@ -41,11 +41,11 @@ pub(super) enum Fault {
     /// No connection could be made, for this reason.
     Connection(String),
     /// Nothing has arrived within the timeout.
-    Silent,
+    Timeout,
     /// The transfer ended early.
-    Broken(String),
+    Transfer(String),
     /// The hub's answer is not valid.
-    Odd(String),
+    InvalidAnswer(String),
     /// Another process has locked the file and makes no progress.
     Locked,
     /// The disk failed.
@@ -140,7 +140,8 @@ impl<'a> Client<'a> {
             .ok_or_else(|| format!("HF_ENDPOINT is {endpoint:?}, expected http://... or https://..."))?;
         if token.is_some_and(|token| !token.chars().all(|c| c.is_ascii_graphic())) {
             return Err(
-                "the token (HF_TOKEN, or the file `token` in HF_HOME) has characters that no token has"
+                "the token (HF_TOKEN, or the file HF_TOKEN_PATH, by default `token` in HF_HOME) has characters that no \
+                 token has"
                     .into(),
             );
         }
@@ -185,27 +186,32 @@ impl<'a> Client<'a> {
         let query = if sizes { "?blobs=true" } else { "" };
         let (kind, revision) = (self.kind.plural(), revision.replace('/', "%2F"));
         let url = format!("{}/api/{kind}/{id}/revision/{revision}{query}", self.endpoint);
-        let text = self.whole(self.get(address(&url)?, None)?)?;
+        let text = self.read_body(self.get(address(&url)?, None)?)?;
         serde_json::from_slice(&text).map_err(|e| {
-            Fault::Odd(format!("its description of the {} is not what was expected: {e}", self.kind.name()))
+            Fault::InvalidAnswer(format!(
+                "its description of the {} is not what was expected: {e}",
+                self.kind.name()
+            ))
         })
     }
 
     /// Reads an answer that is not a file.
-    pub fn whole(&self, response: Response<Body>) -> Result<Vec<u8>, Fault> {
+    pub fn read_body(&self, response: Response<Body>) -> Result<Vec<u8>, Fault> {
         let mut body = response.into_body().into_reader().take(LONGEST_DESCRIPTION + 1);
         // No progress is shown, so the whole answer must arrive within the timeout.
         let (mut text, mut piece, began) = (Vec::new(), vec![0; PIECE], Instant::now());
         loop {
-            match body.read(&mut piece).map_err(|e| self.failed(e.into(), Fault::Broken))? {
+            match body.read(&mut piece).map_err(|e| self.fault_of(e.into(), Fault::Transfer))? {
                 0 => break,
                 count => text.extend_from_slice(&piece[..count]),
             }
             if text.len() as u64 > LONGEST_DESCRIPTION {
-                return Err(Fault::Odd(format!("a description of more than {LONGEST_DESCRIPTION} bytes")));
+                return Err(Fault::InvalidAnswer(format!(
+                    "a description of more than {LONGEST_DESCRIPTION} bytes"
+                )));
             }
             if began.elapsed() > self.timeout {
-                return Err(Fault::Silent);
+                return Err(Fault::Timeout);
             }
         }
         Ok(text)
@@ -220,7 +226,7 @@ impl<'a> Client<'a> {
         };
         let url = self.file(id, commit, file)?;
         let (response, redirected) = self.ask(url, |url| self.agent.head(url), None, follows)?;
-        described(response.headers(), redirected)
+        file_metadata(response.headers(), redirected)
     }
 
     /// Appends a file's bytes from `from` on to `partial`, which has the bytes before, and returns
@@ -239,13 +245,17 @@ impl<'a> Client<'a> {
         let (mut done, total) = match response.status() {
             StatusCode::PARTIAL_CONTENT => match content_range(headers) {
                 Some((first, total)) if first == from => (from, Some(total)),
-                _ => return Err(Fault::Odd("another part of the file than the requested one".into())),
+                _ => {
+                    return Err(Fault::InvalidAnswer(
+                        "another part of the file than the requested one".into(),
+                    ));
+                }
             },
             // The hub cannot resume, and sends the file from the start.
             _ => (0, number(headers, CONTENT_LENGTH.as_str())),
         };
         if let Some(total) = total.filter(|&total| total != size) {
-            return Err(Fault::Odd(format!("a file of {total} bytes, where it said {size}")));
+            return Err(Fault::InvalidAnswer(format!("a file of {total} bytes, where it said {size}")));
         }
         if done < from {
             partial.set_len(0).map_err(Fault::Local)?;
@@ -255,9 +265,9 @@ impl<'a> Client<'a> {
         while done < size {
             progress(done);
             self.check()?;
-            let count = body.read(&mut piece).map_err(|e| self.failed(e.into(), Fault::Broken))?;
+            let count = body.read(&mut piece).map_err(|e| self.fault_of(e.into(), Fault::Transfer))?;
             if count == 0 {
-                return Err(Fault::Broken(format!("it ended after {done} of {size} bytes")));
+                return Err(Fault::Transfer(format!("it ended after {done} of {size} bytes")));
             }
             // Bytes after the announced end are not stored.
             let count = count.min(usize::try_from(size - done).unwrap_or(count));
@@ -293,7 +303,7 @@ impl<'a> Client<'a> {
                 other => return Ok((response, other.is_some())),
             }
         }
-        Err(Fault::Odd(format!("more than {REDIRECTS} redirects")))
+        Err(Fault::InvalidAnswer(format!("more than {REDIRECTS} redirects")))
     }
 
     /// Sends one request, with the token if it goes to the endpoint. The answer is a success or a
@@ -309,7 +319,7 @@ impl<'a> Client<'a> {
         if let Some(from) = from {
             request = request.header(RANGE, format!("bytes={from}-"));
         }
-        let response = request.call().map_err(|e| self.failed(e, Fault::Connection))?;
+        let response = request.call().map_err(|e| self.fault_of(e, Fault::Connection))?;
         match response.status() {
             status if status.is_success() || status.is_redirection() => Ok(response),
             status => Err(Fault::Status(status.as_u16())),
@@ -326,12 +336,12 @@ impl<'a> Client<'a> {
 
     /// Checks the answer to a request that changes something, which must be a success or a
     /// redirect.
-    pub fn answer(
+    pub fn check_response(
         &self,
         answer: Result<Response<Body>, ureq::Error>,
         fault: fn(String) -> Fault,
     ) -> Result<Response<Body>, Fault> {
-        let response = answer.map_err(|e| self.failed(e, fault))?;
+        let response = answer.map_err(|e| self.fault_of(e, fault))?;
         let status = response.status();
         if status.is_success() || status.is_redirection() {
             return Ok(response);
@@ -341,12 +351,12 @@ impl<'a> Client<'a> {
             error: String,
         }
         let header = text(response.headers(), "x-error-message").map(str::to_string);
-        let said = header.or_else(|| {
+        let reason = header.or_else(|| {
             let body = response.into_body().into_reader().take(LONGEST_REFUSAL);
             Some(serde_json::from_reader::<_, Refusal>(body).ok()?.error)
         });
-        let said = said.unwrap_or_default().chars().take(LONGEST_MESSAGE).collect();
-        Err(Fault::Refused(status.as_u16(), said))
+        let reason = reason.unwrap_or_default().chars().take(LONGEST_MESSAGE).collect();
+        Err(Fault::Refused(status.as_u16(), reason))
     }
 
     /// Returns the address to which an answer redirects; `None` if it does not.
@@ -361,7 +371,7 @@ impl<'a> Client<'a> {
             path if path.starts_with('/') => origin() + path,
             other => other.to_string(),
         };
-        let refuse = |why: &str| Err(Fault::Odd(format!("a redirect to {location:?}, {why}")));
+        let refuse = |why: &str| Err(Fault::InvalidAnswer(format!("a redirect to {location:?}, {why}")));
         match absolute.parse::<Uri>().ok().filter(is_web) {
             None => refuse("which is not a web address"),
             Some(to) if !is_encrypted_like(&to, url) => refuse("which is not encrypted"),
@@ -370,10 +380,10 @@ impl<'a> Client<'a> {
     }
 
     /// Converts an error of a request, or of incoming content.
-    fn failed(&self, e: ureq::Error, fault: fn(String) -> Fault) -> Fault {
+    fn fault_of(&self, e: ureq::Error, fault: fn(String) -> Fault) -> Fault {
         match e {
             _ if self.cancel.is_raised() => Fault::Interrupted,
-            ureq::Error::Timeout(_) => Fault::Silent,
+            ureq::Error::Timeout(_) => Fault::Timeout,
             e => fault(e.to_string()),
         }
     }
@@ -384,23 +394,23 @@ impl<'a> Client<'a> {
 }
 
 pub(super) fn address(url: &str) -> Result<Uri, Fault> {
-    url.parse().map_err(|e| Fault::Odd(format!("{url:?} is not an address: {e}")))
+    url.parse().map_err(|e| Fault::InvalidAnswer(format!("{url:?} is not an address: {e}")))
 }
 
 /// Reads a file's metadata from headers; `redirected` if they belong to a redirect, whose own
 /// length means nothing.
-fn described(headers: &HeaderMap, redirected: bool) -> Result<Metadata, Fault> {
+fn file_metadata(headers: &HeaderMap, redirected: bool) -> Result<Metadata, Fault> {
     let tag = text(headers, "x-linked-etag").or_else(|| text(headers, ETAG.as_str()));
-    let tag = tag.ok_or_else(|| Fault::Odd("no ETag for a file".into()))?;
+    let tag = tag.ok_or_else(|| Fault::InvalidAnswer("no ETag for a file".into()))?;
     let bare = tag.strip_prefix("W/").unwrap_or(tag).trim_matches('"');
     let etag = PlainName::new(bare).ok_or_else(|| {
-        Fault::Odd(format!(
+        Fault::InvalidAnswer(format!(
             "the ETag {tag:?}, which cannot be a file's name in the cache; nothing was written"
         ))
     })?;
     let own = (!redirected).then(|| number(headers, CONTENT_LENGTH.as_str())).flatten();
     let size = number(headers, "x-linked-size").or(own);
-    let size = size.ok_or_else(|| Fault::Odd("no length for a file".into()))?;
+    let size = size.ok_or_else(|| Fault::InvalidAnswer("no length for a file".into()))?;
     Ok(Metadata { etag, size, commit: text(headers, "x-repo-commit").map(str::to_string) })
 }
 

@@ -220,11 +220,13 @@ impl Fetch<'_> {
     fn fetch(&mut self, commit: &PlainName, file: &PlainPath) -> std::result::Result<(), Fault> {
         let Metadata { etag, size, commit: seen } = self.client.metadata(&self.name.id, commit, file)?;
         if let Some(seen) = seen.filter(|seen| seen != commit.as_str()) {
-            return Err(Fault::Odd(format!("a file of commit {seen:?}, not of the requested {commit}")));
+            return Err(Fault::InvalidAnswer(format!(
+                "a file of commit {seen:?}, not of the requested {commit}"
+            )));
         }
         let _lock = self.lock(&etag, file, size)?;
         if fs::metadata(self.cache.blob(&etag)).is_ok_and(|blob| blob.len() == size) {
-            self.tell(file, size, size);
+            self.report(file, size, size);
         } else {
             self.transfer(commit, file, &etag, size)?;
         }
@@ -249,17 +251,17 @@ impl Fetch<'_> {
                 from = 0;
             }
             let progress = &mut self.progress;
-            let mut tell = |done| progress(Download { file: file.as_str(), done, total: size });
-            let fault = match self.client.download(source, size, from, &mut partial, &mut tell) {
+            let mut report = |done| progress(Download { file: file.as_str(), done, total: size });
+            let fault = match self.client.download(source, size, from, &mut partial, &mut report) {
                 Ok(()) => {
                     self.cache.finish(etag, partial).map_err(Fault::Local)?;
-                    self.tell(file, size, size);
+                    self.report(file, size, size);
                     return Ok(());
                 }
                 Err(fault) => fault,
             };
             match (&fault, attempts.next()) {
-                (Fault::Broken(_), Some(_)) => {}
+                (Fault::Transfer(_), Some(_)) => {}
                 // The hub cannot resume from there.
                 (Fault::Status(416), Some(_)) => partial.set_len(0).map_err(Fault::Local)?,
                 _ => return Err(fault),
@@ -281,7 +283,7 @@ impl Fetch<'_> {
             let now = length(&self.cache);
             if now != seen {
                 (seen, since) = (now, Instant::now());
-                self.tell(file, now.min(size.saturating_sub(1)), size);
+                self.report(file, now.min(size.saturating_sub(1)), size);
             }
             if since.elapsed() > self.options.timeout {
                 return Err(Fault::Locked);
@@ -290,7 +292,7 @@ impl Fetch<'_> {
         }
     }
 
-    fn tell(&mut self, file: &PlainPath, done: u64, total: u64) {
+    fn report(&mut self, file: &PlainPath, done: u64, total: u64) {
         (self.progress)(Download { file: file.as_str(), done, total });
     }
 
@@ -360,7 +362,7 @@ impl Fetch<'_> {
                 self.options.cache.display(),
                 self.cache.hint(self.name)
             ),
-            Fault::Silent => format!(
+            Fault::Timeout => format!(
                 "nothing has arrived from {hub} for {} s; run again to continue the download \
                  (HF_HUB_DOWNLOAD_TIMEOUT sets the seconds)",
                 self.options.timeout.as_secs_f64()
@@ -372,10 +374,10 @@ impl Fetch<'_> {
                 "cannot write to the cache {} ({e}); HF_HOME chooses another",
                 self.options.cache.display()
             ),
-            Fault::Broken(why) => {
+            Fault::Transfer(why) => {
                 format!("the transfer broke off ({why}); run again to continue it")
             }
-            Fault::Odd(why) => format!("{hub} answered in an unexpected way: {why}"),
+            Fault::InvalidAnswer(why) => format!("{hub} answered in an unexpected way: {why}"),
         };
         self.problem(format!("{what}{text}"))
     }

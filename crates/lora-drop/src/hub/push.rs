@@ -75,11 +75,11 @@ impl HubOptions {
             if files.is_empty() {
                 return Ok(Pushed { url, created, commit: None, sent: Vec::new() });
             }
-            let mut tell = |file: &ParcelFile, done| {
+            let mut report = |file: &ParcelFile, done| {
                 progress(Download { file: &file.name, done, total: file.bytes });
             };
             client
-                .upload(id, revision, &files, ATTEMPTS, &mut tell)
+                .upload(id, revision, &files, ATTEMPTS, &mut report)
                 .map_err(|(fault, file)| self.explain_push(id, revision, fault, file.as_deref()))?;
             cancel.check()?;
             let commit = client.commit(id, revision, &options.message, &files);
@@ -119,34 +119,36 @@ impl HubOptions {
         let hub = self.endpoint.as_deref().unwrap_or("the Hugging Face hub");
         let org = id.split('/').next().unwrap_or(id);
         let status = fault.status().unwrap_or_default();
-        let said = fault_words(&fault);
+        let reason = refusal_reason(&fault);
         let text = match fault {
             Fault::Interrupted => return Error::Interrupted,
             Fault::Status(_) | Fault::Refused(..) => match status {
-                401 => format!("{hub} does not accept the token (401){said}: check HF_TOKEN"),
+                401 => format!("{hub} does not accept the token (401){reason}: check HF_TOKEN"),
                 403 => format!(
-                    "{hub} refuses to write there (403){said}: the token needs the role \"write\", and its account the \
+                    "{hub} refuses to write there (403){reason}: the token needs the role \"write\", and its account the \
                      right to write to {org}"
                 ),
                 404 => format!(
-                    "{hub} does not know {org}, or the branch {revision} (404){said}: check the spelling, and that the \
+                    "{hub} does not know {org}, or the branch {revision} (404){reason}: check the spelling, and that the \
                      organization exists and the token's account is a member"
                 ),
-                400 => format!("{hub} does not take the request (400){said}"),
+                400 => format!("{hub} does not take the request (400){reason}"),
                 412 => {
-                    format!("somebody has written to the branch {revision} meanwhile (412){said}; run again")
+                    format!(
+                        "somebody has written to the branch {revision} meanwhile (412){reason}; run again"
+                    )
                 }
-                code => format!("{hub} answered {code}{said}; run again later"),
+                code => format!("{hub} answered {code}{reason}; run again later"),
             },
             Fault::Connection(why) => {
                 format!("no connection to {hub} ({why}); check the network, and run again")
             }
-            Fault::Silent => format!(
+            Fault::Timeout => format!(
                 "{hub} has not answered for {} s; run again (HF_HUB_DOWNLOAD_TIMEOUT sets the seconds)",
                 self.timeout.as_secs_f64()
             ),
-            Fault::Broken(why) => format!("the transfer broke off ({why}); run again"),
-            Fault::Odd(why) => format!("{hub} answered in an unexpected way: {why}"),
+            Fault::Transfer(why) => format!("the transfer broke off ({why}); run again"),
+            Fault::InvalidAnswer(why) => format!("{hub} answered in an unexpected way: {why}"),
             Fault::Local(e) => format!("cannot be read ({e})"),
             Fault::Locked => "locked by another process".to_string(),
         };
@@ -155,9 +157,9 @@ impl HubOptions {
 }
 
 /// Returns the hub's own message in brackets, to be appended to others.
-fn fault_words(fault: &Fault) -> String {
+fn refusal_reason(fault: &Fault) -> String {
     match fault {
-        Fault::Refused(_, said) if !said.is_empty() => format!(" ({said})"),
+        Fault::Refused(_, reason) if !reason.is_empty() => format!(" ({reason})"),
         _ => String::new(),
     }
 }

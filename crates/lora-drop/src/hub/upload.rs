@@ -138,10 +138,10 @@ impl Client<'_> {
         for file in files {
             self.check()?;
             let storage = storages.iter().find(|storage| storage.path == file.name);
-            let storage =
-                storage.ok_or_else(|| Fault::Odd(format!("nothing of how {} is stored", file.name)))?;
+            let storage = storage
+                .ok_or_else(|| Fault::InvalidAnswer(format!("nothing of how {} is stored", file.name)))?;
             if storage.should_ignore {
-                return Err(Fault::Odd(format!(
+                return Err(Fault::InvalidAnswer(format!(
                     "that {} is not to be stored, by a .gitignore there",
                     file.name
                 )));
@@ -183,14 +183,14 @@ impl Client<'_> {
         for (oid, file) in large {
             let of_file = |fault| (fault, Some(file.name.clone()));
             let object = batch.objects.iter().find(|object| object.oid == oid);
-            let object = object.ok_or_else(|| of_file(Fault::Odd("no place for it".into())))?;
+            let object = object.ok_or_else(|| of_file(Fault::InvalidAnswer("no place for it".into())))?;
             if let Some(ObjectError { message }) = &object.error {
-                return Err(of_file(Fault::Odd(message.clone())));
+                return Err(of_file(Fault::InvalidAnswer(message.clone())));
             }
             let Some(Actions { upload: Some(upload), verify }) = &object.actions else { continue };
             // The file counts as complete once it is stored.
-            let mut tell = |done: u64| progress(file, done.min(file.bytes - 1));
-            self.store(file, oid, upload, attempts, &mut tell).map_err(of_file)?;
+            let mut report = |done: u64| progress(file, done.min(file.bytes - 1));
+            self.store(file, oid, upload, attempts, &mut report).map_err(of_file)?;
             if let Some(verify) = verify {
                 let body = json!({ "oid": oid, "size": file.bytes }).to_string();
                 let to = self.storage(&verify.href).map_err(of_file)?;
@@ -215,12 +215,12 @@ impl Client<'_> {
             return self.put(&to, file, (0, file.bytes), attempts, progress).map(drop);
         };
         let number = size.as_u64().or_else(|| size.as_str()?.parse().ok()).filter(|&size| size > 0);
-        let size = number.ok_or_else(|| Fault::Odd(format!("parts of {size} bytes")))?;
+        let size = number.ok_or_else(|| Fault::InvalidAnswer(format!("parts of {size} bytes")))?;
         let parts: BTreeMap<usize, &Value> =
             action.header.iter().filter_map(|(name, place)| Some((name.parse().ok()?, place))).collect();
         let wanted = file.bytes.div_ceil(size);
         if parts.len() as u64 != wanted || parts.len() > MOST_PARTS {
-            return Err(Fault::Odd(format!("{} places for {wanted} parts of a file", parts.len())));
+            return Err(Fault::InvalidAnswer(format!("{} places for {wanted} parts of a file", parts.len())));
         }
         let mut stored = Vec::new();
         for (index, place) in parts.values().enumerate() {
@@ -230,12 +230,12 @@ impl Client<'_> {
             let response =
                 self.put(&to, file, (first, length), attempts, &mut |done| progress(first + done))?;
             let etag = text(response.headers(), ETAG.as_str()).filter(|etag| !etag.is_empty());
-            let etag = etag.ok_or_else(|| Fault::Odd("no ETag for a part of a file".into()))?;
+            let etag = etag.ok_or_else(|| Fault::InvalidAnswer("no ETag for a part of a file".into()))?;
             stored.push(json!({ "partNumber": index + 1, "etag": etag }));
         }
         let body = json!({ "oid": oid, "parts": stored }).to_string();
         let request = self.agent().post(self.storage(&action.href)?).content_type(LFS).header("Accept", LFS);
-        self.answer(request.send(body.as_bytes()), Fault::Connection).map(drop)
+        self.check_response(request.send(body.as_bytes()), Fault::Connection).map(drop)
     }
 
     /// Sends `length` bytes of a file from byte `first` on, and tries again if the connection
@@ -253,13 +253,16 @@ impl Client<'_> {
             self.check()?;
             let mut source = File::open(&file.path).map_err(Fault::Local)?;
             source.seek(SeekFrom::Start(first)).map_err(Fault::Local)?;
-            let mut part = Part { source: source.take(length), done: 0, progress, cancel: self.cancel() };
+            let mut part =
+                PartReader { source: source.take(length), done: 0, progress, cancel: self.cancel() };
             let request = self.agent().put(to).header(CONTENT_LENGTH, length);
-            let fault = match self.answer(request.send(SendBody::from_reader(&mut part)), Fault::Broken) {
-                Err(fault) => fault,
-                response => return response,
-            };
-            let passing = matches!(fault, Fault::Broken(_)) || fault.status().is_some_and(|code| code >= 500);
+            let fault =
+                match self.check_response(request.send(SendBody::from_reader(&mut part)), Fault::Transfer) {
+                    Err(fault) => fault,
+                    response => return response,
+                };
+            let passing =
+                matches!(fault, Fault::Transfer(_)) || fault.status().is_some_and(|code| code >= 500);
             if !passing || left.next().is_none() {
                 return Err(fault);
             }
@@ -307,31 +310,33 @@ impl Client<'_> {
                 .content_type(kind)
                 .header("Accept", if kind == LFS { LFS } else { JSON });
             let request = self.authorised(request, &url);
-            let response = self.answer(request.send(body), Fault::Connection)?;
+            let response = self.check_response(request.send(body), Fault::Connection)?;
             match self.redirect(&url, &response)? {
-                None => return self.whole(response),
+                None => return self.read_body(response),
                 Some(to) if same_origin(&url, &to) && matches!(response.status().as_u16(), 307 | 308) => {
                     url = to
                 }
                 Some(to) => {
                     let host = to.host().unwrap_or_default();
-                    return Err(Fault::Odd(format!("a redirect to {host:?}, which is not followed")));
+                    return Err(Fault::InvalidAnswer(format!(
+                        "a redirect to {host:?}, which is not followed"
+                    )));
                 }
             }
         }
-        Err(Fault::Odd(format!("more than {REDIRECTS} redirects")))
+        Err(Fault::InvalidAnswer(format!("more than {REDIRECTS} redirects")))
     }
 
     /// Checks the address that the hub gives for a large file.
     fn storage(&self, href: &str) -> Result<Uri, Fault> {
-        let to = href
-            .parse()
-            .ok()
-            .filter(is_web)
-            .ok_or_else(|| Fault::Odd("a place for a large file that is not a web address".into()))?;
+        let to = href.parse().ok().filter(is_web).ok_or_else(|| {
+            Fault::InvalidAnswer("a place for a large file that is not a web address".into())
+        })?;
         match is_encrypted_like(&to, self.origin()) {
             true => Ok(to),
-            false => Err(Fault::Odd("a place for a large file whose connection is not encrypted".into())),
+            false => {
+                Err(Fault::InvalidAnswer("a place for a large file whose connection is not encrypted".into()))
+            }
         }
     }
 
@@ -341,14 +346,14 @@ impl Client<'_> {
 }
 
 /// Reads a part of a file while it is sent.
-struct Part<'a> {
+struct PartReader<'a> {
     source: io::Take<File>,
     done: u64,
     progress: &'a mut dyn FnMut(u64),
     cancel: &'a Cancel,
 }
 
-impl Read for Part<'_> {
+impl Read for PartReader<'_> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         if self.cancel.is_raised() {
             return Err(io::Error::other("interrupted"));
@@ -362,7 +367,7 @@ impl Read for Part<'_> {
 
 fn read<T: serde::de::DeserializeOwned>(answer: Vec<u8>, what: &str) -> Result<T, Fault> {
     serde_json::from_slice(&answer)
-        .map_err(|e| Fault::Odd(format!("what it says of {what} is not what was expected: {e}")))
+        .map_err(|e| Fault::InvalidAnswer(format!("what it says of {what} is not what was expected: {e}")))
 }
 
 /// Escapes a revision to one segment of an address.

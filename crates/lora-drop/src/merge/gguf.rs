@@ -5,7 +5,7 @@ use std::path::Path;
 
 use lora_drop_transformer::gguf::{FileType, ModelWriter, Value, copied_metadata, metadata_from_config};
 
-use crate::adapter::{AdapterFile, MergedWeights, outlines, untied};
+use crate::adapter::{AdapterFile, MergedWeights, untied, weight_shapes};
 use crate::data::gguf_tokenizer::tokenizer_metadata;
 use crate::files::write_atomically;
 use crate::model::{ModelFiles, WeightFiles};
@@ -34,7 +34,7 @@ pub(super) fn merge(
         return Err(Error::Input(problem));
     }
     let untied = untied(config, adapter);
-    let known = outlines(&untied, None);
+    let known = weight_shapes(&untied, None);
     let merged = MergedWeights::new(files.source(), config, adapter, &known)?;
     let mut metadata = metadata(files)?;
     end_with(&mut metadata, &adapter.end_tokens);

@@ -115,7 +115,7 @@ fn widened(values: &[f32], rank: usize) -> Vec<Vec<f64>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::adapter::init::Counter;
+    use crate::adapter::init::RandomStream;
 
     /// A pair and the inputs that it sees, for outputs computed one by one as a reference.
     struct Case {
@@ -131,7 +131,7 @@ mod tests {
 
     impl Case {
         fn random(seed: u64, rank: usize, output: usize, tokens: usize) -> Self {
-            let mut random = Counter::new(seed, "directions");
+            let mut random = RandomStream::new(seed, "directions");
             let mut draw = |count: usize| -> Vec<f32> { (0..count).map(|_| random.uniform(1.0)).collect() };
             // One input is large throughout, as some are in models, and B's columns differ by
             // orders of magnitude.
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn no_other_pair_of_the_rank_comes_nearer() {
+    fn no_other_pair_of_the_rank_is_closer() {
         // By Eckart and Young, the best error is what the outputs' own singular values leave.
         for (seed, (rank, output, tokens)) in (100..).zip(SHAPES) {
             let case = Case::random(seed, rank, output, tokens);
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_nothing_has_no_direction() {
+    fn a_zero_pair_has_no_direction() {
         let mut case = Case::random(3, 4, 6, 20);
         case.b_t[6..].fill(0.0);
         assert_eq!(case.directions().energies.len(), 1);
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_far_apart_neither_overflow_nor_vanish() {
+    fn values_of_very_different_size_neither_overflow_nor_vanish() {
         // A row of A is scaled by the factor, its column of B by the inverse.
         for factor in [1e-30f32, 1e-15, 1e15, 1e30] {
             let mut case = Case::random(11, 3, 8, 40);

@@ -13,4 +13,4 @@ mod selection;
 pub use options::{PruneData, PruneOptions, PruneOutput};
 pub use result::{Finetuned, Measured, Point, PrunedModule, Pruning};
 pub use run::run;
-pub use selection::By;
+pub use selection::PruneCriterion;

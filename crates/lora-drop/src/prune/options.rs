@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::result::Pruning;
-use super::selection::By;
+use super::selection::PruneCriterion;
 use crate::evaluate::metrics::Metric;
 use crate::reading::Reading;
 use crate::settings::{Budget, RunSettings};
@@ -12,7 +12,7 @@ use crate::settings::{Budget, RunSettings};
 #[derive(Clone, Debug)]
 pub struct PruneOptions {
     /// What decides which directions are kept.
-    pub by: By,
+    pub by: PruneCriterion,
     /// The fraction of the adapter's unique values that is kept, or the smallest one with which
     /// dev's metric stays within `tolerance`; `None` measures dev at each budget and chooses none.
     pub budget: Option<Budget>,
@@ -44,7 +44,7 @@ impl PruneOptions {
 impl Default for PruneOptions {
     fn default() -> Self {
         PruneOptions {
-            by: By::default(),
+            by: PruneCriterion::default(),
             budget: None,
             budgets: Self::BUDGETS.to_vec(),
             equal_ranks: false,

@@ -10,7 +10,7 @@ use super::directions::{Directions, Factors};
 use super::noise::DevAnswers;
 use super::options::{PruneData, PruneOptions};
 use super::result::{Measured, Point, PrunedModule};
-use super::selection::{By, Candidate, equal_rank, kept_energy, parameters, ranks};
+use super::selection::{Candidate, PruneCriterion, equal_rank, kept_energy, parameters, ranks};
 use crate::adapter::init::kaiming_uniform;
 use crate::adapter::{AdapterFile, StoredPair};
 use crate::data::sample::stratified;
@@ -41,9 +41,9 @@ pub struct Pruner<'a> {
     /// not copied for each budget.
     pub predictor: Predictor,
     /// The adapter before pruning.
-    file: AdapterFile,
+    original: AdapterFile,
     /// Current rank of each pair in the predictor; rows of A and B beyond it are zero.
-    now: Vec<usize>,
+    current_ranks: Vec<usize>,
     options: &'a PruneOptions,
     pub algebra_seconds: f64,
     cancel: &'a Cancel,
@@ -51,16 +51,16 @@ pub struct Pruner<'a> {
 }
 
 impl<'a> Pruner<'a> {
-    /// Starts a pruning of `file`, the predictor's adapter.
+    /// Starts a pruning of `original`, the predictor's adapter.
     pub fn new(
         predictor: Predictor,
-        file: AdapterFile,
+        original: AdapterFile,
         options: &'a PruneOptions,
         cancel: &'a Cancel,
         listen: &'a mut (dyn FnMut(&Event) + Send),
     ) -> Self {
-        let now = file.pairs.iter().map(|pair| pair.rank).collect();
-        Pruner { predictor, file, now, options, algebra_seconds: 0.0, cancel, listen }
+        let current_ranks = original.pairs.iter().map(|pair| pair.rank).collect();
+        Pruner { predictor, original, current_ranks, options, algebra_seconds: 0.0, cancel, listen }
     }
 
     /// Returns the metric on dev that decides.
@@ -77,8 +77,8 @@ impl<'a> Pruner<'a> {
         let reading = Reading { trained_on: vec![rows.data.to_path_buf()], ..rows.reading.clone() };
         let Pruner { predictor, options, listen, .. } = self;
         let train = match options.by {
-            By::Svd => None,
-            By::Energy | By::Modules => {
+            PruneCriterion::Svd => None,
+            PruneCriterion::Energy | PruneCriterion::Modules => {
                 Some(predictor.read(rows.data, SplitName::Train, &reading, &mut |event| {
                     // Reading dev gives the same warnings.
                     if !matches!(event, Event::Warning(_)) {
@@ -133,15 +133,15 @@ impl<'a> Pruner<'a> {
         let Some(train) = train else {
             let of = |pair: &StoredPair| {
                 let factors = Factors { a: &pair.a, b_t: &[], rank: pair.rank };
-                factors.white_moment(self.file.scale(pair))
+                factors.white_moment(self.original.scale(pair))
             };
-            return Ok(self.predictor.pool().install(|| self.file.pairs.iter().map(of).collect()));
+            return Ok(self.predictor.pool().install(|| self.original.pairs.iter().map(of).collect()));
         };
-        let Pruner { predictor, file, cancel, listen, .. } = self;
+        let Pruner { predictor, original, cancel, listen, .. } = self;
         let observed = predictor.observe(train, chosen, &SecondMoments, cancel, listen)?;
         let mut moments: Vec<Vec<f64>> =
-            file.pairs.iter().map(|pair| vec![0.0; pair.rank * pair.rank]).collect();
-        for (id, &pair) in &file.modules {
+            original.pairs.iter().map(|pair| vec![0.0; pair.rank * pair.rank]).collect();
+        for (id, &pair) in &original.modules {
             let found = observed.get(*id).into_iter().flatten();
             moments[pair].iter_mut().zip(found).for_each(|(sum, x)| *sum += x);
         }
@@ -149,14 +149,14 @@ impl<'a> Pruner<'a> {
     }
 
     /// Decomposes all pairs into directions.
-    pub fn take_apart(&mut self, moments: &[Vec<f64>]) -> Result<Vec<Directions>> {
+    pub fn decompose(&mut self, moments: &[Vec<f64>]) -> Result<Vec<Directions>> {
         let began = Instant::now();
         let of = |(pair, moment): (&StoredPair, &Vec<f64>)| {
             self.cancel.check()?;
             let b_t = pair.b_t();
             Ok(Directions::new(Factors { a: &pair.a, b_t: &b_t, rank: pair.rank }, moment))
         };
-        let pairs = self.file.pairs.par_iter().zip(moments);
+        let pairs = self.original.pairs.par_iter().zip(moments);
         let directions = self.predictor.pool().install(|| pairs.map(of).collect());
         self.algebra_seconds += began.elapsed().as_secs_f64();
         directions
@@ -171,7 +171,7 @@ impl<'a> Pruner<'a> {
             let (energies, each) = (directions.energies.clone(), pair.input + pair.output);
             Candidate { kind: pair.kind, energies, rank: pair.rank, each }
         };
-        let candidates: Vec<Candidate> = self.file.pairs.iter().zip(directions).map(candidate).collect();
+        let candidates: Vec<Candidate> = self.original.pairs.iter().zip(directions).map(candidate).collect();
         for (number, candidate) in candidates.iter().enumerate() {
             if !candidate.energies.iter().sum::<f64>().is_finite() {
                 let (name, layer) = self.first_module(number);
@@ -193,7 +193,7 @@ impl<'a> Pruner<'a> {
 
     /// Returns type and layer of the first module that uses a pair.
     fn first_module(&self, pair: usize) -> (&'static str, usize) {
-        let id = self.file.modules.iter().find(|(_, of)| **of == pair).map(|(id, _)| *id);
+        let id = self.original.modules.iter().find(|(_, of)| **of == pair).map(|(id, _)| *id);
         id.map_or(("", 0), |id| (self.architecture().short_name(id.kind), id.layer))
     }
 
@@ -242,14 +242,15 @@ impl<'a> Pruner<'a> {
         let began = Instant::now();
         let algebra_before = self.algebra_seconds;
         let mut states: Vec<&Vec<usize>> =
-            [&self.now].into_iter().chain(cuts.iter().map(|(_, ranks)| ranks)).collect();
+            [&self.current_ranks].into_iter().chain(cuts.iter().map(|(_, ranks)| ranks)).collect();
         states.dedup();
         let mut passes = dev.map(|dev| {
             let facts = dev.facts();
             RepeatedPasses::begin(facts.rows, facts.tokens, states.len(), &mut *self.listen)
         });
         let found = self.measure(dev, &mut passes)?;
-        let whole = self.point(candidates, 1.0, &self.now.clone(), found.as_ref().map(Measured::from));
+        let whole =
+            self.point(candidates, 1.0, &self.current_ranks.clone(), found.as_ref().map(Measured::from));
         let standard_error = match (&found, dev) {
             (Some(found), Some(dev)) => {
                 let tokens = match dev.rows() {
@@ -264,7 +265,7 @@ impl<'a> Pruner<'a> {
         };
         let (mut points, mut last) = (Vec::new(), whole.dev.clone());
         for (budget, ranks) in &cuts {
-            if *ranks != self.now {
+            if *ranks != self.current_ranks {
                 self.cut(directions, ranks)?;
                 last = self.measure(dev, &mut passes)?.as_ref().map(Measured::from);
             }
@@ -298,12 +299,12 @@ impl<'a> Pruner<'a> {
     /// Cuts the predictor's pairs down to these ranks, none of which is above the current one.
     fn cut(&mut self, directions: &[Directions], ranks: &[usize]) -> Result<()> {
         let began = Instant::now();
-        let Pruner { predictor, file, now, cancel, .. } = self;
+        let Pruner { predictor, original, current_ranks, cancel, .. } = self;
         let (loaded, pool) = predictor.parts();
         for (number, pair) in loaded.bank.pairs().iter().enumerate() {
-            let stored = &file.pairs[number];
+            let stored = &original.pairs[number];
             // An equal rank may exceed a pair's own; only the file pads the pair.
-            let (rank, before) = (ranks[number].min(stored.rank), now[number].min(stored.rank));
+            let (rank, before) = (ranks[number].min(stored.rank), current_ranks[number].min(stored.rank));
             if rank == before {
                 continue;
             }
@@ -319,7 +320,7 @@ impl<'a> Pruner<'a> {
             loaded.parameters.value_mut(pair.lora.a)[rank * pair.input..].fill(0.0);
             loaded.parameters.value_mut(pair.lora.b)[rank * pair.output..].fill(0.0);
         }
-        now.copy_from_slice(ranks);
+        current_ranks.copy_from_slice(ranks);
         self.algebra_seconds += began.elapsed().as_secs_f64();
         Ok(())
     }
@@ -332,7 +333,7 @@ impl<'a> Pruner<'a> {
             budget,
             parameters: kept,
             retained_ratio: kept as f64 / parameters(candidates, &all) as f64,
-            modules: self.file.modules.values().filter(|&&pair| ranks[pair] > 0).count(),
+            modules: self.original.modules.values().filter(|&&pair| ranks[pair] > 0).count(),
             ranks: (there().min().unwrap_or(0), there().max().unwrap_or(0)),
             energy: kept_energy(candidates, ranks),
             dev,
@@ -341,7 +342,8 @@ impl<'a> Pruner<'a> {
 
     /// Returns every module by type, then layer, with the ranks that are kept.
     pub fn modules(&self, candidates: Vec<Candidate>, kept: Option<&Vec<usize>>) -> Vec<PrunedModule> {
-        let mut ids: Vec<_> = self.file.modules.iter().map(|(id, pair)| (id.kind, id.layer, *pair)).collect();
+        let mut ids: Vec<_> =
+            self.original.modules.iter().map(|(id, pair)| (id.kind, id.layer, *pair)).collect();
         ids.sort();
         let module = |(kind, layer, pair): (_, usize, usize)| PrunedModule {
             layer,
@@ -359,13 +361,13 @@ impl<'a> Pruner<'a> {
     /// `Error::NotFinite` if a value is too large for f32.
     pub fn pruned(&mut self, directions: &[Directions], ranks: &[usize]) -> Result<AdapterFile> {
         let began = Instant::now();
-        let file = &self.file;
-        let names: Vec<String> = (0..file.pairs.len())
+        let original = &self.original;
+        let names: Vec<String> = (0..original.pairs.len())
             .map(|number| self.first_module(number))
             .map(|(name, layer)| format!("{name}.{layer}"))
             .collect();
         let change = |number: usize| {
-            let (pair, rank) = (&file.pairs[number], ranks[number]);
+            let (pair, rank) = (&original.pairs[number], ranks[number]);
             if rank == pair.rank {
                 return None;
             }
@@ -378,7 +380,7 @@ impl<'a> Pruner<'a> {
             a[learned..].copy_from_slice(&kaiming_uniform(0, &names[number], rank, pair.input)[learned..]);
             Some((rank, a, b_t))
         };
-        let mut pruned = self.predictor.pool().install(|| file.with_pairs(change));
+        let mut pruned = self.predictor.pool().install(|| original.with_pairs(change));
         self.algebra_seconds += began.elapsed().as_secs_f64();
         let values = pruned.pairs.iter().flat_map(|pair| pair.a.iter().chain(&pair.b));
         if let Some(value) = values.copied().find(|value| !value.is_finite()) {
@@ -389,7 +391,7 @@ impl<'a> Pruner<'a> {
         }
         pruned.architectures = vec![self.architecture()];
         let how = if self.options.equal_ranks { ", equal ranks" } else { "" };
-        let share = pruned.unique_parameters() as f64 / self.file.unique_parameters() as f64;
+        let share = pruned.unique_parameters() as f64 / self.original.unique_parameters() as f64;
         pruned.metadata.insert("pruned".to_string(), format!("to {share:.4} by {}{how}", self.options.by));
         Ok(pruned)
     }

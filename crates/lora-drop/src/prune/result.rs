@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::selection::By;
+use super::selection::PruneCriterion;
 use crate::evaluate::Evaluation;
 
 /// Measurements of dev with an adapter.
@@ -81,7 +81,7 @@ pub struct Pruning {
     /// The data whose rows were used.
     pub data: PathBuf,
     /// What decided which directions are kept.
-    pub by: By,
+    pub by: PruneCriterion,
     /// Whether all pairs have one rank.
     pub equal_ranks: bool,
     /// Number of rows of train over which the energies are summed; 0 by svd.

@@ -58,7 +58,7 @@ pub fn run(
     let moments = pruner.moments(train.as_ref(), &chosen_rows)?;
     let scoring_seconds = began.elapsed().as_secs_f64();
     drop(train);
-    let directions = pruner.take_apart(&moments)?;
+    let directions = pruner.decompose(&moments)?;
     let candidates = pruner.candidates(&directions)?;
     let curve = pruner.curve(&candidates, &directions, dev.as_ref(), metric)?;
     let kept = curve.chosen.map(|number| &curve.ranks[number]);

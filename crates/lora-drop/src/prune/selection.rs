@@ -15,7 +15,7 @@ use crate::{Error, Result};
 choices! {
     /// What decides which directions are kept.
     #[derive(Default)]
-    By {
+    PruneCriterion {
         /// Energy of the output on the data, direction by direction.
         #[default]
         Energy = "energy",
@@ -65,7 +65,7 @@ pub fn kept_energy(candidates: &[Candidate], ranks: &[usize]) -> f64 {
 /// # Errors
 /// `Error::Usage` if the first direction of no type fits into the budget; it says the smallest
 /// budget that works.
-pub fn ranks(candidates: &[Candidate], by: By, budget: f64) -> Result<Vec<usize>> {
+pub fn ranks(candidates: &[Candidate], by: PruneCriterion, budget: f64) -> Result<Vec<usize>> {
     if budget >= 1.0 {
         return Ok(candidates.iter().map(|candidate| candidate.rank).collect());
     }
@@ -96,10 +96,10 @@ pub fn ranks(candidates: &[Candidate], by: By, budget: f64) -> Result<Vec<usize>
 
 /// Orders the units that are kept or dropped as a whole (a direction, or all of a pair) by
 /// descending energy per value. Returns each unit's pair and number of directions.
-fn order<'a>(pairs: impl Iterator<Item = (usize, &'a Candidate)>, by: By) -> Vec<(usize, usize)> {
+fn order<'a>(pairs: impl Iterator<Item = (usize, &'a Candidate)>, by: PruneCriterion) -> Vec<(usize, usize)> {
     let mut order: Vec<(f64, usize, usize)> = Vec::new();
     for (pair, candidate) in pairs {
-        if by == By::Modules {
+        if by == PruneCriterion::Modules {
             let energy: f64 = candidate.energies.iter().sum();
             let density = energy / candidate.parameters() as f64;
             order.extend((energy > 0.0).then_some((density, pair, candidate.rank)));
@@ -149,7 +149,7 @@ mod tests {
     #[test]
     fn the_most_energy_for_a_parameter_comes_first() {
         // 17 values in all: 3, 5, 7, 10, 12, 15 in the order of energy per value.
-        let kept = |budget| ranks(&two(), By::Energy, budget).unwrap();
+        let kept = |budget| ranks(&two(), PruneCriterion::Energy, budget).unwrap();
         for (parameters, expected) in
             [(3, [0, 1]), (4, [0, 1]), (5, [1, 1]), (7, [2, 1]), (9, [2, 1]), (10, [2, 2]), (16, [3, 3])]
         {
@@ -165,15 +165,15 @@ mod tests {
         // The value modules have little energy, and keep a half as the query modules do.
         let value = candidate(&[1e-3, 1e-4, 1e-5, 1e-6], 4, 3);
         let candidates = [two(), vec![Candidate { kind: ModuleKind::Value, ..value }]].concat();
-        assert_eq!(ranks(&candidates, By::Energy, 0.5).unwrap(), [2, 1, 2]);
+        assert_eq!(ranks(&candidates, PruneCriterion::Energy, 0.5).unwrap(), [2, 1, 2]);
         // If nothing of a type fits, the others still keep theirs.
-        assert_eq!(ranks(&candidates, By::Energy, 0.2).unwrap(), [0, 1, 0]);
+        assert_eq!(ranks(&candidates, PruneCriterion::Energy, 0.2).unwrap(), [0, 1, 0]);
     }
 
     #[test]
     fn whole_modules_stay_or_go() {
         // Energies per value 30/8 and 70.5/9.
-        let kept = |budget| ranks(&two(), By::Modules, budget);
+        let kept = |budget| ranks(&two(), PruneCriterion::Modules, budget);
         assert_eq!(kept(9.0 / 17.0).unwrap(), [0, 3]);
         assert_eq!(kept(0.99).unwrap(), [0, 3]);
         let message = kept(0.5).unwrap_err().to_string();
@@ -181,10 +181,10 @@ mod tests {
     }
 
     #[test]
-    fn more_never_takes_anything_away() {
+    fn a_larger_budget_keeps_what_a_smaller_one_keeps() {
         let candidates: Vec<Candidate> =
             (1..9).map(|i| candidate(&[90.0 / i as f64, 7.0, 1.0 / i as f64], 3, 5 + (i * 7) % 4)).collect();
-        for &by in By::ALL {
+        for &by in PruneCriterion::ALL {
             let found = (1..=100).filter_map(|percent| ranks(&candidates, by, percent as f64 / 100.0).ok());
             let found: Vec<_> = found.collect();
             assert!(found.len() > 80);
@@ -205,8 +205,8 @@ mod tests {
 
     #[test]
     fn too_small_a_budget_names_one_that_works() {
-        let message = ranks(&two(), By::Energy, 0.1).unwrap_err().to_string();
+        let message = ranks(&two(), PruneCriterion::Energy, 0.1).unwrap_err().to_string();
         assert_eq!(message, "a budget of 0.1 keeps nothing; the smallest that does is 0.176471");
-        assert_eq!(ranks(&two(), By::Energy, 0.176471).unwrap(), [0, 1]);
+        assert_eq!(ranks(&two(), PruneCriterion::Energy, 0.176471).unwrap(), [0, 1]);
     }
 }

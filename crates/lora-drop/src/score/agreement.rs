@@ -89,15 +89,15 @@ pub struct Agreement {
 /// `TOLERANCE` modules none may change.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Settling {
+pub struct RankingStability {
     scope: Scope,
     last: Option<(Importance, Assignment)>,
 }
 
-impl Settling {
+impl RankingStability {
     /// Creates the state before the first scoring.
     pub fn new(scope: Scope) -> Self {
-        Settling { scope, last: None }
+        RankingStability { scope, last: None }
     }
 
     /// Adds a scoring, and sets its history and whether the ranking is stable. Returns its
@@ -168,7 +168,7 @@ mod tests {
         let first = scored(&[1.0, 2.0, 3.0], &[1.0, 2.0, 3.0]);
         let swapped_low = scored(&[2.0, 1.0, 3.0], &[2.0, 1.0, 3.0]);
         let other_top = scored(&[1.0, 3.0, 2.0], &[1.0, 2.0, 3.0]);
-        let mut settling = Settling::new(Scope::Module);
+        let mut settling = RankingStability::new(Scope::Module);
         let mut see = |i: &Importance| settling.observe(i.clone(), choose(i));
         assert_eq!(see(&first), None);
         assert_eq!(see(&first), Some(Agreement { tau: 1.0, changed: 0, settled: true }));
@@ -192,7 +192,7 @@ mod tests {
         edge.swap(19, 20);
         two_edges.swap(18, 21);
         two_edges.swap(19, 20);
-        let mut settling = Settling::new(Scope::Module);
+        let mut settling = RankingStability::new(Scope::Module);
         let mut see = |i: Importance| {
             let assignment = choose(&i);
             settling.observe(i, assignment)

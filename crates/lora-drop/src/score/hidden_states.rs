@@ -46,13 +46,13 @@ impl HiddenStates {
 }
 
 /// A criterion that gives all modules of a block the same score.
-pub struct OfBlocks {
+pub struct BlockCriterion {
     name: CriterionName,
     scores: fn(&HiddenStates) -> Vec<f64>,
 }
 
 /// The mean norm of a block's output (after Dawadikar et al. 2026, Information 17(3):283).
-pub static ACTIVATION: OfBlocks = OfBlocks {
+pub static ACTIVATION: BlockCriterion = BlockCriterion {
     name: CriterionName::Activation,
     scores: |states| states.levels.iter().skip(1).map(|level| level.norms / level.tokens as f64).collect(),
 };
@@ -60,7 +60,7 @@ pub static ACTIVATION: OfBlocks = OfBlocks {
 /// 1 − CKA between a block's input and output (after Ogawa et al. 2026, arXiv 2602.05988): how much
 /// the block changes which rows are similar. Linear CKA (Kornblith et al. 2019, eq. 3) of the rows'
 /// mean states.
-pub static CKA: OfBlocks = OfBlocks {
+pub static CKA: BlockCriterion = BlockCriterion {
     name: CriterionName::Cka,
     scores: |states| {
         let grams: Vec<Vec<f64>> = states.levels.par_iter().map(|level| centred_gram(&level.means)).collect();
@@ -74,7 +74,7 @@ pub static CKA: OfBlocks = OfBlocks {
     },
 };
 
-impl Criterion for OfBlocks {
+impl Criterion for BlockCriterion {
     fn name(&self) -> &str {
         self.name.name()
     }

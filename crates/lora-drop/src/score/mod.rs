@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use lora_drop_transformer::{ModuleId, ModuleKind, Observations, Observer, Parameters};
 use serde::{Deserialize, Serialize};
 
-pub use agreement::{Agreement, Settling, kendall_tau};
+pub use agreement::{Agreement, RankingStability, kendall_tau};
 pub use hidden_states::HiddenStates;
 pub use output::{LoraOutput, lora_output_score};
 
@@ -23,7 +23,7 @@ use crate::settings::{Basis, CriterionName, Scope};
 /// Every criterion that settings can name.
 static CRITERIA: [&dyn Criterion; CriterionName::ALL.len()] = [
     &LoraOutput,
-    &size::Size,
+    &size::UpdateNorm,
     &gradient::GRADIENT,
     &gradient::PAGE,
     &hidden_states::ACTIVATION,

@@ -71,12 +71,12 @@ pub fn lora_output_score(b_t: &[f32], moment: &[f64], scale: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::adapter::init::Counter;
+    use crate::adapter::init::RandomStream;
 
     #[test]
     fn equals_the_norm_of_the_outputs_computed_one_by_one() {
         let (tokens, input, output, rank, scale) = (17, 13, 11, 4, 1.75);
-        let mut random = Counter::new(5, "score");
+        let mut random = RandomStream::new(5, "score");
         let mut draw = |n: usize| -> Vec<f32> { (0..n).map(|_| random.uniform(1.0)).collect() };
         let (x, a, b) = (draw(tokens * input), draw(rank * input), draw(output * rank));
 
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_number_stays_visible() {
+    fn nan_scores_are_not_hidden() {
         assert!(lora_output_score(&[f32::NAN, 1.0], &[1.0], 1.0).is_nan());
     }
 }

@@ -9,9 +9,9 @@ use crate::settings::CriterionName;
 
 /// ‖s B A‖² in the Frobenius norm, which is the score by [`super::LoraOutput`] of inputs that are
 /// the unit vectors, one token each.
-pub struct Size;
+pub struct UpdateNorm;
 
-impl Criterion for Size {
+impl Criterion for UpdateNorm {
     fn name(&self) -> &str {
         CriterionName::Size.name()
     }

@@ -143,7 +143,7 @@ fn observe(bank: &LoraBank, id: ModuleId, pair: &BankPair, state: &mut TrainStat
     let TrainState { parameters, observations, .. } = state;
     let (average, rest) = observations.of(id, sums(pair)).split_at_mut(values(pair));
     let mut sums = average.iter_mut().zip(rest);
-    for tensor in [pair.lora.a, bank.own_ids(id)[0], pair.lora.b] {
+    for tensor in [pair.lora.a, bank.vector_ids(id)[0], pair.lora.b] {
         let of = parameters.value(tensor).iter().zip(parameters.gradient(tensor));
         for ((w, g), (average, uncertainty)) in of.zip(&mut sums) {
             let sensitivity = (f64::from(*w) * f64::from(*g) * clip).abs();
@@ -184,7 +184,7 @@ fn mask(bank: &LoraBank, state: &mut TrainState) {
     let TrainState { parameters, observations, .. } = state;
     for (id, pair) in bank.adapted() {
         let Some(sums) = observations.get(id) else { continue };
-        let e = parameters.value_mut(bank.own_ids(id)[0]).iter_mut();
+        let e = parameters.value_mut(bank.vector_ids(id)[0]).iter_mut();
         e.zip(&sums[2 * values(pair)..]).filter(|(_, out)| **out != 0.0).for_each(|(e, _)| *e = 0.0);
     }
 }
@@ -257,7 +257,7 @@ mod tests {
                 format!("layers.{}.{}", id.layer, id.kind.name()),
             );
             assert_eq!(pair.lora.rank, 3);
-            let [e] = *learner.bank.own_ids(id) else { panic!("one vector") };
+            let [e] = *learner.bank.vector_ids(id) else { panic!("one vector") };
             let a = tensor(&golden, &format!("lora.{name}.lora_A"));
             let b = transposed(&tensor(&golden, &format!("lora.{name}.lora_B")), pair.output);
             let parameters = &mut learner.state.parameters;
@@ -299,7 +299,7 @@ mod tests {
             hooks.after_step(&mut learner).unwrap();
             for &id in &modules {
                 let name = format!("adalora.steps.{step}.layers.{}.{}.inner", id.layer, id.kind.name());
-                let e = learner.bank.own(id, &learner.state.parameters).unwrap();
+                let e = learner.bank.vectors(id, &learner.state.parameters).unwrap();
                 close(&name, &e, &tensor(&own, &name));
             }
         }

@@ -470,11 +470,11 @@ pub(super) fn bank(
     let (rank, seed) = (settings.adapter.first_rank(), settings.optimisation.seed);
     if settings.adapter.method == Method::Vera {
         let modules: Vec<ModuleId> = assignment.owners.keys().copied().collect();
-        return Ok(LoraBank::with_constants(&modules, method, rank, dims, seed, parameters));
+        return Ok(LoraBank::with_frozen_pairs(&modules, method, rank, dims, seed, parameters));
     }
     let shared_a = settings.adapter.method == Method::ShareLora;
     let new = NewPairs { method, rank, alpha: settings.adapter.alpha, rslora: false, shared_a };
     let mut bank = LoraBank::new(assignment, new, dims, seed, parameters);
-    bank.start_own(model, parameters)?;
+    bank.init_vectors(model, parameters)?;
     Ok(bank)
 }

@@ -445,7 +445,7 @@ fn text_options(rows: &RowSettings, model: &ModelFiles, tokens: &Tokens) -> Resu
     Ok(TextOptions {
         max_length: rows.row_tokens(model.config.max_positions),
         over_length: rows.over_length,
-        cache: TokenCache::of_user(rows.token_cache),
+        cache: TokenCache::in_user_cache(rows.token_cache),
         ..Reading::of(rows, Vec::new()).text_options(model, tokens)?
     })
 }

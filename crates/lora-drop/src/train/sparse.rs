@@ -179,7 +179,7 @@ mod tests {
 
     use super::*;
     use crate::adapter::NewPairs;
-    use crate::adapter::init::Counter;
+    use crate::adapter::init::RandomStream;
     use crate::settings::{Budget, Method};
 
     /// Query and value of two layers, with values and gradients many of which are equal.
@@ -188,7 +188,7 @@ mod tests {
             .flat_map(|layer| [ModuleKind::Query, ModuleKind::Value].map(|kind| ModuleId { layer, kind }));
         let new =
             NewPairs { method: AdapterMethod::Lora, rank: 3, alpha: 6.0, rslora: false, shared_a: false };
-        let (mut parameters, mut numbers) = (Parameters::new(), Counter::new(7, "values"));
+        let (mut parameters, mut numbers) = (Parameters::new(), RandomStream::new(7, "values"));
         let dims = |kind| if kind == ModuleKind::Query { (5, 4) } else { (5, 7) };
         let bank = LoraBank::new(&Assignment::all_own(ids), new, dims, 1, &mut parameters);
         let mut draw = |_| (numbers.uniform(1.0) * 4.0).round() / 4.0;

@@ -9,7 +9,7 @@ use super::optimiser::Optimiser;
 use crate::assignment::Assignment;
 use crate::events::Stage;
 use crate::record::DevFindings;
-use crate::score::{Importance, Settling};
+use crate::score::{Importance, RankingStability};
 use crate::settings::TrainSettings;
 use crate::summary::Baseline;
 
@@ -29,7 +29,7 @@ pub struct TrainState {
     /// The criterion's sums since the sample stage's window began.
     pub observations: Observations,
     /// The sample stage's scorings.
-    pub settling: Settling,
+    pub settling: RankingStability,
     pub progress: Progress,
 }
 
@@ -84,7 +84,7 @@ impl TrainState {
             tokens: 0,
             seconds: 0.0,
             observations: Observations::new(),
-            settling: Settling::new(settings.selection.scope),
+            settling: RankingStability::new(settings.selection.scope),
             progress: Progress { assignment: assignment.clone(), ..Progress::default() },
         }
     }

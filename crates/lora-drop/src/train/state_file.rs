@@ -26,7 +26,7 @@ use super::optimiser::Optimiser;
 use super::state::{Progress, TrainState};
 use crate::events::Stage;
 use crate::files::write_atomically;
-use crate::score::{Criterion, Settling};
+use crate::score::{Criterion, RankingStability};
 use crate::settings::{Method, TrainSettings};
 use crate::{Error, Result};
 
@@ -50,7 +50,7 @@ struct Header<'a> {
     seconds: f64,
     /// The modules that were observed.
     observed: Vec<ModuleId>,
-    settling: Cow<'a, Settling>,
+    settling: Cow<'a, RankingStability>,
     progress: Cow<'a, Progress>,
     /// Facts of a run on files.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -491,6 +491,19 @@ fn the_variables_of_hugging_face_are_followed() {
     assert_eq!(["7", "0", "soon"].map(seconds), [7, 60, 60]);
     let options = from(&[("HF_HOME", &path), ("HF_TOKEN", "hf_env"), ("HF_HUB_CACHE", "elsewhere")]);
     assert_eq!((options.token.as_deref(), options.cache.as_path()), (Some("hf_env"), Path::new("elsewhere")));
+    let saved = home.path().join("saved token");
+    std::fs::write(&saved, " hf_saved\n").unwrap();
+    let saved = saved.to_str().unwrap();
+    let token = |more: &[(&str, &str)]| {
+        let mut pairs = vec![("HF_HOME", path.as_str()), ("HF_TOKEN_PATH", saved)];
+        pairs.extend(more);
+        from(&pairs).token.unwrap_or_default()
+    };
+    assert_eq!(token(&[]), "hf_saved");
+    assert_eq!(token(&[("HF_TOKEN", "hf_env")]), "hf_env");
+    // A file that is missing means no token, and an empty variable is as one that is not set.
+    assert_eq!(token(&[("HF_TOKEN_PATH", "nowhere")]), "");
+    assert_eq!(token(&[("HF_TOKEN_PATH", "")]), "hf_file");
     let options = from(&[("HOME", &path), ("HF_TOKEN", " "), ("HF_HUB_OFFLINE", "0")]);
     assert_eq!(options.cache, home.path().join(".cache/huggingface/hub"));
     assert_eq!((options.token, options.endpoint, options.offline), (None, None, false));

@@ -24,7 +24,11 @@ fn hub(revisions: &[(&str, &[&str])]) -> Server {
 fn run(fixture: &Fixture, server: &Server, words: &str) -> Outcome {
     let mut command = fixture.command();
     command.env("HF_ENDPOINT", format!("http://{}", server.address)).env("HF_HOME", fixture.path("home"));
-    command.env_remove("HF_TOKEN").env_remove("HF_HUB_CACHE").env_remove("HF_HUB_OFFLINE");
+    command
+        .env_remove("HF_TOKEN")
+        .env_remove("HF_TOKEN_PATH")
+        .env_remove("HF_HUB_CACHE")
+        .env_remove("HF_HUB_OFFLINE");
     Outcome::of(command.args(words.split_whitespace()))
 }
 

@@ -18,6 +18,7 @@ fn command(home: &Path, address: &str) -> std::process::Command {
     }
     let mut command = std::process::Command::new(assert_cmd::cargo::cargo_bin("lora-drop"));
     command.current_dir(home).env("HF_ENDPOINT", address).env("HF_HOME", home).env_remove("HF_TOKEN");
+    command.env_remove("HF_TOKEN_PATH");
     command.env("HF_HUB_DOWNLOAD_TIMEOUT", PATIENCE.as_secs().to_string());
     command
 }

@@ -25,6 +25,7 @@ fn push(fixture: &Fixture, receiver: &Receiver, token: &str, words: &str) -> Out
     command
         .env("HF_ENDPOINT", receiver.url())
         .env("HF_HOME", fixture.path("home"))
+        .env_remove("HF_TOKEN_PATH")
         .env_remove("HF_HUB_OFFLINE");
     match token {
         "" => command.env_remove("HF_TOKEN"),

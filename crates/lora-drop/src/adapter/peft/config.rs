@@ -6,7 +6,7 @@ use fancy_regex::Regex;
 use lora_drop_transformer::{AdapterMethod, json};
 use serde_json::{Map, Value};
 
-use crate::adapter::{Peft, form};
+use crate::adapter::{PeftFormat, spec};
 use crate::{Error, Result};
 
 /// Largest file that is read; a pattern for every module of a large model needs less.
@@ -138,7 +138,7 @@ impl Config {
             config.lora_dropout = keys.read("vera_dropout", "a number", number)?.unwrap_or(0.0);
         } else {
             for method in AdapterMethod::ALL {
-                let Peft::Lora(Some(key)) = form(method).peft else { continue };
+                let PeftFormat::Lora(Some(key)) = spec(method).peft else { continue };
                 if keys.read(key, "true or false", Value::as_bool)? == Some(true) {
                     config.method = method;
                 }

@@ -17,11 +17,11 @@ use serde_json::{Map, Value, json};
 
 use self::config::Config;
 use super::file::{
-    AdapterFile, HeadWeight, Said, StoredPair, head_kind, is_head_tensor, pair_shape, read_tensor,
+    AdapterFile, AdapterMetadata, HeadWeight, StoredPair, head_kind, is_head_tensor, pair_shape, read_tensor,
     read_vector, same_bits,
 };
 use super::tensors::{Tensor, write_f32};
-use super::{Peft, Vector, form};
+use super::{PeftFormat, Vector, spec};
 use crate::files::write_json;
 use crate::folder::FILES_KEY;
 use crate::{Error, Result};
@@ -46,7 +46,7 @@ impl AdapterFile {
     /// No module has a LoRA; a file cannot be written.
     pub fn write_peft(&self, folder: &Path, layers: usize) -> Result<()> {
         let error = |problem: &str| Error::file(folder, problem);
-        if form(self.method).peft == Peft::Lora(None) && !form(self.method).vectors.is_empty() {
+        if spec(self.method).peft == PeftFormat::Lora(None) && !spec(self.method).vectors.is_empty() {
             return self.folded(None).write_peft(folder, layers);
         }
         let architecture = self.architectures[0];
@@ -57,15 +57,15 @@ impl AdapterFile {
             return Err(error("no module has a LoRA, and PEFT has no such adapter"));
         };
 
-        let vera = form(self.method).peft == Peft::Vera;
+        let vera = spec(self.method).peft == PeftFormat::Vera;
         let mut tensors = Vec::<Tensor>::new();
         for (id, &pair) in &self.modules {
             let pair = &self.pairs[pair];
             let path = architecture.module_path(*id);
-            let own = self.own.get(id).map_or(&[][..], Vec::as_slice);
-            for (vector, own) in form(self.method).split(own, pair.rank, pair.output) {
-                let Some(name) = vector.in_peft else { continue };
-                tensors.push((format!("{WRAPPER}{path}.{name}"), vec![own.len()], own));
+            let values = self.vectors.get(id).map_or(&[][..], Vec::as_slice);
+            for (vector, values) in spec(self.method).split(values, pair.rank, pair.output) {
+                let Some(name) = vector.peft_name else { continue };
+                tensors.push((format!("{WRAPPER}{path}.{name}"), vec![values.len()], values));
             }
             if !vera {
                 let name = |half: &str| format!("{WRAPPER}{path}.{half}.weight");
@@ -106,7 +106,7 @@ impl AdapterFile {
         let alphas = pattern(&|other| (other.alpha != pair.alpha).then(|| alpha(other)));
         let mut config = Map::new();
         let mut set = |key: &str, value: Value| config.insert(key.to_string(), value);
-        let vera = form(self.method).peft == Peft::Vera;
+        let vera = spec(self.method).peft == PeftFormat::Vera;
         set("peft_type", if vera { "VERA" } else { "LORA" }.into());
         // A decoder without a head predicts tokens.
         let task = match self.head_kind {
@@ -135,7 +135,7 @@ impl AdapterFile {
         if self.rslora {
             set("use_rslora", true.into());
         }
-        if let Peft::Lora(Some(key)) = form(self.method).peft {
+        if let PeftFormat::Lora(Some(key)) = spec(self.method).peft {
             set(key, true.into());
         }
         if self.lora_dropout != 0.0 {
@@ -178,18 +178,18 @@ pub(super) fn read(folder: &Path, base: Option<&dyn Source>) -> Result<(AdapterF
     }
     let file = Checkpoint::open_file(&path)?;
     let tensors = Tensors::sort(&file, &path)?;
-    let (pairs, modules) = match form(config.method).peft {
-        Peft::Vera => vera::shared_constants(&file, &path, &config, &tensors)?,
+    let (pairs, modules) = match spec(config.method).peft {
+        PeftFormat::Vera => vera::shared_constants(&file, &path, &config, &tensors)?,
         _ => tensors.pairs(&file, &path, &config)?,
     };
-    let mut own = BTreeMap::new();
+    let mut vectors = BTreeMap::new();
     for (&id, &pair) in &modules {
         let mut values = Vec::new();
-        for (vector, name) in tensors.modules[&id].own(&path, &config)? {
+        for (vector, name) in tensors.modules[&id].vectors(&path, &config)? {
             values.extend(read_vector(&file, &path, name, vector.side, &pairs[pair])?);
         }
         if !values.is_empty() {
-            own.insert(id, values);
+            vectors.insert(id, values);
         }
     }
     let mut head = BTreeMap::new();
@@ -198,13 +198,13 @@ pub(super) fn read(folder: &Path, base: Option<&dyn Source>) -> Result<(AdapterF
         head.insert(name.clone(), HeadWeight { shape, values });
     }
     let note = saved::compare(&file, &path, &tensors.saved, base)?;
-    let Said { labels, end_tokens, metadata } = Said::read(&file, &path, "")?;
+    let AdapterMetadata { labels, end_tokens, metadata } = AdapterMetadata::read(&file, &path, "")?;
     let adapter = AdapterFile {
         architectures: tensors.architectures,
         method: config.method,
         pairs,
         modules,
-        own,
+        vectors,
         rslora: config.rslora,
         lora_dropout: config.lora_dropout,
         head_kind: match config.of_tokens {
@@ -242,25 +242,25 @@ struct ModuleTensors {
 impl ModuleTensors {
     /// Returns the vectors of the configuration's method with their tensor names; an error if one
     /// is missing or belongs to another method.
-    fn own(&self, path: &Path, config: &Config) -> Result<Vec<(&'static Vector, &str)>> {
-        let says = |name: &str| match method_of(name).map(|method| form(method).peft) {
-            Some(Peft::Lora(key)) => format!("{}: true", key.unwrap_or_default()),
-            Some(Peft::Vera | Peft::Never) => "peft_type: \"VERA\"".to_string(),
+    fn vectors(&self, path: &Path, config: &Config) -> Result<Vec<(&'static Vector, &str)>> {
+        let says = |name: &str| match method_of(name).map(|method| spec(method).peft) {
+            Some(PeftFormat::Lora(key)) => format!("{}: true", key.unwrap_or_default()),
+            Some(PeftFormat::Vera | PeftFormat::Never) => "peft_type: \"VERA\"".to_string(),
             None => "peft_type: \"LORA\"".to_string(),
         };
         let config_path = config.path().display();
         let other = |name: &&str| match method_of(name) {
             Some(method) => method != config.method,
-            None => form(config.method).peft == Peft::Vera,
+            None => spec(config.method).peft == PeftFormat::Vera,
         };
         if let Some(name) = self.names.keys().copied().find(other) {
             let (tensor, says) = (&self.names[name], says(name));
             let problem = format!("tensor {tensor} is there, but {config_path} does not say {says}");
             return Err(Error::file(path, problem));
         }
-        let vectors = form(config.method).vectors.iter();
+        let vectors = spec(config.method).vectors.iter();
         vectors
-            .filter_map(|vector| Some((vector, vector.in_peft?)))
+            .filter_map(|vector| Some((vector, vector.peft_name?)))
             .map(|(vector, name)| match self.names.get(name) {
                 Some(tensor) => Ok((vector, tensor.as_str())),
                 None => {
@@ -386,7 +386,7 @@ impl Tensors {
 /// Returns the method that has a vector of this name in PEFT's files; `None` for A and B.
 fn method_of(name: &str) -> Option<AdapterMethod> {
     let has =
-        |method: &AdapterMethod| form(*method).vectors.iter().any(|vector| vector.in_peft == Some(name));
+        |method: &AdapterMethod| spec(*method).vectors.iter().any(|vector| vector.peft_name == Some(name));
     AdapterMethod::ALL.into_iter().find(has)
 }
 
@@ -396,11 +396,11 @@ fn split_lora(name: &str) -> Option<(&str, &'static str)> {
     let weight = name.strip_suffix(".weight");
     let stem = weight.unwrap_or(name);
     let stem = stem.strip_suffix(".default").unwrap_or(stem);
-    let vectors = AdapterMethod::ALL.into_iter().flat_map(|method| form(method).vectors);
+    let vectors = AdapterMethod::ALL.into_iter().flat_map(|method| spec(method).vectors);
     let mut halves = [LORA_A, LORA_B]
         .into_iter()
         .filter(|_| weight.is_some())
-        .chain(vectors.filter_map(|vector| vector.in_peft));
+        .chain(vectors.filter_map(|vector| vector.peft_name));
     halves.find_map(|half| Some((stem.strip_suffix(half)?.strip_suffix('.')?, half)))
 }
 

@@ -9,7 +9,7 @@ use lora_drop_transformer::{Checkpoint, ModuleId, ModuleKind};
 use super::config::Config;
 use super::{ModuleTensors, Tensors};
 use crate::adapter::file::{AdapterFile, StoredPair, pair_shape, read_tensor};
-use crate::adapter::form;
+use crate::adapter::spec;
 use crate::adapter::tensors::Tensor;
 use crate::{Error, Result};
 
@@ -53,7 +53,7 @@ pub(super) fn shared_constants(
             config.path().display()
         )));
     }
-    let last = form(config.method).vectors.last().and_then(|vector| vector.in_peft).unwrap_or_default();
+    let last = spec(config.method).vectors.last().and_then(|vector| vector.peft_name).unwrap_or_default();
     let rows = |tensors: &ModuleTensors| file.shape(tensors.names.get(last)?)?.first().copied();
     let outputs: BTreeMap<ModuleId, usize> =
         tensors.modules.iter().map(|(id, tensors)| (*id, rows(tensors).unwrap_or(0))).collect();

@@ -11,7 +11,7 @@ use super::rows::{RawText, Targets, TextColumns, TextContent, TextKind, TextRow}
 use super::template::ChatTemplate;
 use crate::data::cache::{self, TokenCache};
 use crate::data::error::{Error, Place};
-use crate::data::files::{Part, SplitFiles, SplitName};
+use crate::data::files::{SplitFiles, SplitName, SplitPart};
 use crate::data::labels::Label;
 use crate::data::sources::{self, RawSource};
 use crate::data::tokens::Tokens;
@@ -87,7 +87,7 @@ impl TextDataset {
     ) -> Result<Self, Error> {
         let train = RawText::of_rows(SplitName::Train, train)?;
         let dev = if dev.is_empty() { None } else { Some(RawText::of_rows(SplitName::Dev, dev)?) };
-        let rows = vec![RawSource::alone(train, dev, None)];
+        let rows = vec![RawSource::single(train, dev, None)];
         TextDataset::encode(RawTexts::of_sources(rows)?, tokens, template, options)
     }
 
@@ -189,7 +189,7 @@ impl RawTexts {
     }
 
     fn of_sources(mut sources: Vec<RawSource<TextColumns, TextRow>>) -> Result<Self, Error> {
-        let mut warnings = sources::named(&sources);
+        let mut warnings = sources::warnings(&sources);
         for pair in sources.windows(2) {
             let kinds = [&pair[0].train, &pair[1].train].map(RawText::kind);
             if kinds[0] != kinds[1] {
@@ -207,7 +207,7 @@ impl RawTexts {
             }
         }
         let facts = sources::weigh(&mut sources)?;
-        let (train, dev, test) = sources::together(sources)?;
+        let (train, dev, test) = sources::join_splits(sources)?;
         Ok(RawTexts { train, dev, test, sources: facts, warnings })
     }
 }
@@ -235,7 +235,7 @@ impl TextSplit {
         let read =
             |name, files, targets| RawText::read(name, files, &options.columns, targets, options.bad_rows);
         let mut warnings = Vec::new();
-        let raw = if part == Part::All {
+        let raw = if part == SplitPart::All {
             let raw = read(name, files, Targets::Optional)?;
             warnings.extend(raw.warnings.iter().cloned());
             raw
@@ -243,7 +243,7 @@ impl TextSplit {
             let mut train = read(SplitName::Train, files, Targets::Required)?;
             warnings.extend(train.warnings.iter().cloned());
             let dev = hold_out(&mut train, &mut warnings)?;
-            if part == Part::HeldOut { dev } else { train }
+            if part == SplitPart::HeldOut { dev } else { train }
         };
         let (split, found) = TextSplit::encode(raw, &encoder, options)?;
         warnings.extend(found);
@@ -282,15 +282,17 @@ impl TextSplit {
         let fingerprint = || encoder.fingerprint(&raw.rows);
         let sound = |row: &EncodedRow| encoder.is_sound(row);
         let (encoded, cached) =
-            cache::kept_or_made(options.cache.as_ref(), fingerprint, &raw.rows, sound, encode)?;
+            cache::load_or_encode(options.cache.as_ref(), fingerprint, &raw.rows, sound, encode)?;
         // Rows without a target have no length.
         let lengths: Vec<usize> = encoded.iter().map(|row| row.length).filter(|&length| length > 0).collect();
         let count = |is: fn(&EncodedRow) -> bool| encoded.iter().filter(|row| is(row)).count();
-        let (uncounted, joined, endless) =
-            (count(|row| !row.counted), count(|row| row.joined), count(|row| row.endless));
-        let (unprompted, thoughtless) = (count(|row| row.unprompted), count(|row| row.thoughtless));
+        let uncounted = count(|row| row.issues.partly_counted);
+        let prompt_merged = count(|row| row.issues.prompt_merged);
+        let no_end_token = count(|row| row.issues.no_end_token);
+        let no_generation_prompt = count(|row| row.issues.no_generation_prompt);
+        let thoughts_dropped = count(|row| row.issues.thoughts_dropped);
         let mut ends = BTreeMap::new();
-        for &end in encoded.iter().flat_map(|row| &row.ends) {
+        for &end in encoded.iter().flat_map(|row| &row.end_tokens) {
             *ends.entry(end).or_insert(0) += 1;
         }
         let mut ends: Vec<(u32, usize)> = ends.into_iter().collect();
@@ -315,26 +317,26 @@ impl TextSplit {
         if !unlearned.is_empty() {
             warnings.push(nothing_learned(name, &unlearned, limit));
         }
-        if joined > 0 {
+        if prompt_merged > 0 {
             warnings.push(format!(
-                "{name}: in {joined} rows an answer's first token reaches back into the prompt; generation, which starts \
+                "{name}: in {prompt_merged} rows an answer's first token reaches back into the prompt; generation, which starts \
                  after the prompt, sees other tokens there"
             ));
         }
-        if endless > 0 {
+        if no_end_token > 0 {
             warnings.push(format!(
-                "{name}: in {endless} rows an answer ends without a special token, so the model does not learn to stop there"
+                "{name}: in {no_end_token} rows an answer ends without a special token, so the model does not learn to stop there"
             ));
         }
-        if unprompted > 0 {
+        if no_generation_prompt > 0 {
             warnings.push(format!(
-                "{name}: in {unprompted} rows the template's generation prompt, such as the start of thoughts, is not before \
+                "{name}: in {no_generation_prompt} rows the template's generation prompt, such as the start of thoughts, is not before \
                  every answer, so generation starts with other text than these answers"
             ));
         }
-        if thoughtless > 0 {
+        if thoughts_dropped > 0 {
             warnings.push(format!(
-                "{name}: in {thoughtless} rows the template leaves out thoughts of an answer, so they are not learned"
+                "{name}: in {thoughts_dropped} rows the template leaves out thoughts of an answer, so they are not learned"
             ));
         }
         let tokens = examples.iter().map(|example: &TextExample| example.ids.len());

@@ -53,38 +53,54 @@ pub(in crate::data) struct EncodedRow {
     /// Number of tokens before the row was cut. For a row that is far over the limit, the number of
     /// tokens that were made, which is over the limit too.
     pub length: usize,
-    /// Whether `length` counts the whole row.
-    pub counted: bool,
-    /// Whether an answer's first token reaches back into the prompt, so that generation sees other
-    /// tokens than these.
-    pub joined: bool,
-    /// Whether an answer ends without a special token, so that the model does not learn to stop.
-    pub endless: bool,
-    /// Whether generation would start with more text than precedes an answer, such as the start of
-    /// thoughts.
-    pub unprompted: bool,
-    /// Whether the template leaves out an answer's thoughts.
-    pub thoughtless: bool,
+    pub issues: RowIssues,
     /// The special tokens that end the row's answers, each once.
-    pub ends: Vec<u32>,
+    pub end_tokens: Vec<u32>,
+}
+
+/// What is unusual about a row's tokens; warnings count the rows with each issue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(in crate::data) struct RowIssues {
+    /// An answer's first token reaches back into the prompt, so generation sees other tokens than
+    /// these.
+    pub prompt_merged: bool,
+    /// An answer ends without a special token, so the model does not learn to stop.
+    pub no_end_token: bool,
+    /// The template's generation prompt does not precede every answer: generation starts with more
+    /// text than the answer does, such as the start of thoughts.
+    pub no_generation_prompt: bool,
+    /// The template leaves out an answer's thoughts.
+    pub thoughts_dropped: bool,
+    /// Tokenisation stopped early, so the row's length counts only some of its tokens.
+    pub partly_counted: bool,
+}
+
+impl RowIssues {
+    /// Returns the issues in the order in which the cache stores them.
+    pub fn flags(self) -> [bool; 5] {
+        let RowIssues { prompt_merged, no_end_token, no_generation_prompt, thoughts_dropped, partly_counted } =
+            self;
+        [prompt_merged, no_end_token, no_generation_prompt, thoughts_dropped, partly_counted]
+    }
+
+    /// Reverses [`Self::flags`].
+    pub fn from_flags(flags: [bool; 5]) -> Self {
+        let [prompt_merged, no_end_token, no_generation_prompt, thoughts_dropped, partly_counted] = flags;
+        RowIssues { prompt_merged, no_end_token, no_generation_prompt, thoughts_dropped, partly_counted }
+    }
 }
 
 /// A row's tokens before they are cut.
 #[derive(Default)]
-struct Whole {
+struct UncutRow {
     /// All tokens; of a row that is far over the limit, only some, which are more than fit.
     ids: Vec<u32>,
     learn: Vec<bool>,
-    /// Whether tokenisation stopped early.
-    partial: bool,
     /// Number of tokens that stay when the start is cut off: those that the tokenizer puts before a
     /// text.
     fixed: usize,
-    joined: bool,
-    endless: bool,
-    unprompted: bool,
-    thoughtless: bool,
-    ends: Vec<u32>,
+    issues: RowIssues,
+    end_tokens: Vec<u32>,
 }
 
 /// Turns rows into tokens.
@@ -155,21 +171,23 @@ impl<'a> TextEncoder<'a> {
         let rendered = |turns: &[Message], tools: Option<&Value>| -> Result<String, Problem> {
             Ok(self.template()?.render(turns, tools, true).map_err(TextProblem::from)?)
         };
-        let mut made = Whole::default();
+        let mut made = UncutRow::default();
         match &row.content {
             TextContent::Completion { prompt, .. } if self.options.chat => {
                 let user = [Message::new(Role::User, self.wrap(prompt))];
-                self.add(&mut made, &rendered(&user, None)?, context)?;
+                self.append(&mut made, &rendered(&user, None)?, context)?;
             }
-            TextContent::Completion { prompt, .. } => made = self.with_prefix(&self.wrap(prompt), context)?,
+            TextContent::Completion { prompt, .. } => {
+                made = self.encode_with_prefix(&self.wrap(prompt), context)?
+            }
             TextContent::Messages(conversation) => {
                 let asked = rendered(conversation.asked(), conversation.tools.as_ref())?;
-                self.add(&mut made, &asked, context)?;
+                self.append(&mut made, &asked, context)?;
             }
-            TextContent::Text(text) => made = self.with_prefix(text, context)?,
+            TextContent::Text(text) => made = self.encode_with_prefix(text, context)?,
         }
-        let Whole { ids, partial, .. } = made;
-        if partial {
+        let UncutRow { ids, issues, .. } = made;
+        if issues.partly_counted {
             return Err(TextProblem::LongPrompt { context }.into());
         }
         if ids.is_empty() {
@@ -183,40 +201,47 @@ impl<'a> TextEncoder<'a> {
     pub(super) fn encode(&self, row: &TextRow) -> Result<EncodedRow, Problem> {
         let limit = self.options.max_length;
         let whole = match &row.content {
-            TextContent::Completion { completion: None, .. } => Whole::default(),
+            TextContent::Completion { completion: None, .. } => UncutRow::default(),
             TextContent::Completion { prompt, completion: Some(completion) } if self.options.chat => {
                 let user = Message::new(Role::User, self.wrap(prompt));
-                self.turns(&vec![user, Message::new(Role::Assistant, completion.as_str())].into())?
+                self.encode_conversation(
+                    &vec![user, Message::new(Role::Assistant, completion.as_str())].into(),
+                )?
             }
             TextContent::Completion { prompt, completion: Some(completion) } => {
-                let (mut whole, asked) = self.completed(&self.wrap(prompt), completion, limit)?;
+                let (mut whole, prompt_length) =
+                    self.encode_completion(&self.wrap(prompt), completion, limit)?;
                 let end = self.options.end.ok_or(TextProblem::NoEnd)?;
                 whole.ids.push(end);
-                Whole { learn: (0..whole.ids.len()).map(|i| i >= asked).collect(), ends: vec![end], ..whole }
+                UncutRow {
+                    learn: (0..whole.ids.len()).map(|i| i >= prompt_length).collect(),
+                    end_tokens: vec![end],
+                    ..whole
+                }
             }
-            TextContent::Messages(conversation) => self.turns(conversation)?,
+            TextContent::Messages(conversation) => self.encode_conversation(conversation)?,
             TextContent::Text(text) => {
-                let mut whole = self.with_prefix(text, usize::MAX)?;
+                let mut whole = self.encode_with_prefix(text, usize::MAX)?;
                 if let Some(end) = self.options.end.filter(|_| self.options.text_eos) {
                     // A text may end with it already.
                     if whole.ids.last() != Some(&end) {
                         whole.ids.push(end);
                     }
-                    whole.ends.push(end);
+                    whole.end_tokens.push(end);
                 }
-                Whole { learn: vec![true; whole.ids.len()], ..whole }
+                UncutRow { learn: vec![true; whole.ids.len()], ..whole }
             }
         };
         let length = whole.ids.len();
-        let Whole { partial, joined, endless, unprompted, thoughtless, .. } = whole;
-        let (counted, ends) = (!partial, whole.ends.clone());
+        let (issues, end_tokens) = (whole.issues, whole.end_tokens.clone());
         let pieces = match (&row.content, self.options.over_length) {
             _ if length <= limit => vec![(whole.ids, whole.learn)],
             (TextContent::Text(_), _) => chunks(&whole, limit),
-            (_, OverLength::Truncate) => vec![self.cut(whole, limit)],
+            (_, OverLength::Truncate) => vec![self.truncate(whole, limit)],
             (_, OverLength::Drop) => Vec::new(),
             (_, OverLength::Error) => {
-                return Err(Problem::OverLong { tokens: length, counted, max_length: limit });
+                let partly_counted = issues.partly_counted;
+                return Err(Problem::OverLong { tokens: length, partly_counted, max_length: limit });
             }
         };
         // Tokens that were cut off may be unknown to the model.
@@ -228,7 +253,7 @@ impl<'a> TextEncoder<'a> {
             learn.contains(&true).then_some((ids, learn))
         };
         let sequences = pieces.into_iter().filter_map(sequence).collect();
-        Ok(EncodedRow { sequences, length, counted, joined, endless, unprompted, thoughtless, ends })
+        Ok(EncodedRow { sequences, length, issues, end_tokens })
     }
 
     /// Returns the fingerprint of rows and of everything else that decides their tokens; `None` if
@@ -290,7 +315,7 @@ impl<'a> TextEncoder<'a> {
 
     /// Encodes a conversation, in which the assistant's turns are learned. If it is far longer than
     /// a sequence, only the tokens at its start are made, and turns after them are ignored.
-    fn turns(&self, conversation: &Conversation) -> Result<Whole, Problem> {
+    fn encode_conversation(&self, conversation: &Conversation) -> Result<UncutRow, Problem> {
         let template = self.template()?;
         let Conversation { turns, tools } = conversation;
         let (text, marked) =
@@ -306,67 +331,64 @@ impl<'a> TextEncoder<'a> {
             // Blocks do not say which turn they are in.
             let unlearned = find(false)?;
             let is_learned = |block: &Range<usize>| {
-                !unlearned
-                    .iter()
-                    .any(|Answer { place, .. }| block.start < place.end && block.end > place.start)
+                !unlearned.iter().any(|Answer { span, .. }| block.start < span.end && block.end > span.start)
             };
-            let answer = |place| Answer { turn: None, place, prompted: true };
+            let answer = |span| Answer { turn: None, span, follows_prompt: true };
             marked.into_iter().filter(is_learned).map(answer).collect()
         };
         let left_out = |(i, turn): (usize, &Message)| {
             let thoughts = turn.thoughts().filter(|_| turn.role == Role::Assistant && turn.learned);
             let of_turn = |answer: &&Answer| answer.turn.is_none_or(|turn| turn == i);
             let mut of_turn = answers.iter().filter(of_turn);
-            thoughts.is_some_and(|own| !of_turn.any(|answer| text[answer.place.clone()].contains(own)))
+            thoughts.is_some_and(|own| !of_turn.any(|answer| text[answer.span.clone()].contains(own)))
         };
-        let thoughtless = turns.iter().enumerate().any(left_out);
+        let thoughts_dropped = turns.iter().enumerate().any(left_out);
         let made = self.tokens.start_with_offsets(&text, self.options.max_length)?;
         let ids = made.encoding.get_ids().to_vec();
-        let spans = spans(made.encoding.get_offsets());
-        let end = if made.whole { text.len() } else { spans.last().map_or(0, |span| span.end) };
-        let mut whole =
-            Whole { learn: vec![false; ids.len()], partial: !made.whole, thoughtless, ..Default::default() };
-        for Answer { place, prompted, .. } in answers {
-            let inside = |span: &Range<usize>| span.start < place.end && span.end > place.start;
-            let Some(first) = spans.iter().position(inside) else { continue };
-            let count = spans[first..].iter().take_while(|span| inside(span)).count();
+        let token_spans = spans(made.encoding.get_offsets());
+        let end = if made.whole { text.len() } else { token_spans.last().map_or(0, |span| span.end) };
+        let issues = RowIssues { thoughts_dropped, partly_counted: !made.whole, ..Default::default() };
+        let mut whole = UncutRow { learn: vec![false; ids.len()], issues, ..Default::default() };
+        for Answer { mut span, follows_prompt, .. } in answers {
+            let inside = |token: &Range<usize>| token.start < span.end && token.end > span.start;
+            let Some(first) = token_spans.iter().position(inside) else { continue };
+            let count = token_spans[first..].iter().take_while(|token| inside(token)).count();
             let mut learned = first..first + count;
-            let mut place = place;
             // A special token that is only partly inside belongs to the text that follows.
-            if spans[learned.end - 1].end > place.end && self.special.contains(&ids[learned.end - 1]) {
+            if token_spans[learned.end - 1].end > span.end && self.special.contains(&ids[learned.end - 1]) {
                 learned.end -= 1;
-                place.end = spans[learned.end].start;
+                span.end = token_spans[learned.end].start;
             }
             if learned.is_empty() {
                 continue;
             }
             let last_special = learned.clone().rev().find(|&i| self.special.contains(&ids[i]));
             let only_blank =
-                |from: usize| text.get(from..place.end).is_some_and(|rest| rest.trim().is_empty());
-            let ending = last_special.filter(|&last| only_blank(spans[last].end));
+                |from: usize| text.get(from..span.end).is_some_and(|rest| rest.trim().is_empty());
+            let ending = last_special.filter(|&last| only_blank(token_spans[last].end));
             if let Some(last) = ending {
                 // Text that a template writes between two turns is never generated, so it is not
                 // learned. A block marks exactly the text to learn.
                 if by_turn {
                     learned.end = last + 1;
                 }
-                if !whole.ends.contains(&ids[last]) {
-                    whole.ends.push(ids[last]);
+                if !whole.end_tokens.contains(&ids[last]) {
+                    whole.end_tokens.push(ids[last]);
                 }
             }
-            whole.endless |= place.end <= end && ending.is_none();
-            let before = self.tokens.part(&text[..place.start], usize::MAX)?;
-            whole.unprompted |= !prompted;
-            whole.joined |= prompted && *before.encoding.get_ids() != ids[..first];
+            whole.issues.no_end_token |= span.end <= end && ending.is_none();
+            let before = self.tokens.part(&text[..span.start], usize::MAX)?;
+            whole.issues.no_generation_prompt |= !follows_prompt;
+            whole.issues.prompt_merged |= follows_prompt && *before.encoding.get_ids() != ids[..first];
             whole.learn[learned].fill(true);
         }
-        Ok(Whole { ids, ..whole })
+        Ok(UncutRow { ids, ..whole })
     }
 
     /// Cuts tokens to `limit` on the side that the tokenizer's configuration names: the end, or the
     /// start after the tokens that the tokenizer put there.
-    fn cut(&self, whole: Whole, limit: usize) -> (Vec<u32>, Vec<bool>) {
-        let Whole { mut ids, mut learn, fixed, .. } = whole;
+    fn truncate(&self, whole: UncutRow, limit: usize) -> (Vec<u32>, Vec<bool>) {
+        let UncutRow { mut ids, mut learn, fixed, .. } = whole;
         let lost = match self.tokens.side {
             TruncationDirection::Right => limit..ids.len(),
             TruncationDirection::Left => fixed..fixed + ids.len() - limit,
@@ -400,39 +422,44 @@ impl<'a> TextEncoder<'a> {
     }
 
     /// Appends a text's tokens; at most `most` of them are used.
-    fn add(&self, to: &mut Whole, text: &str, most: usize) -> Result<(), Problem> {
+    fn append(&self, to: &mut UncutRow, text: &str, most: usize) -> Result<(), Problem> {
         let made = self.tokens.part(text, most)?;
         to.ids.extend(made.encoding.get_ids());
-        to.partial |= !made.whole;
+        to.issues.partly_counted |= !made.whole;
         Ok(())
     }
 
     /// Encodes a prompt and its completion; at most `most` tokens are used. Returns also the number
     /// of the prompt's tokens. The two are tokenised separately, or as one text if the tokenizer
     /// would put a space between them.
-    fn completed(&self, prompt: &str, completion: &str, most: usize) -> Result<(Whole, usize), Problem> {
+    fn encode_completion(
+        &self,
+        prompt: &str,
+        completion: &str,
+        most: usize,
+    ) -> Result<(UncutRow, usize), Problem> {
         if !self.tokens.adds_space() {
-            let mut whole = self.with_prefix(prompt, most)?;
-            let asked = whole.ids.len();
-            self.add(&mut whole, completion, most)?;
-            return Ok((whole, asked));
+            let mut whole = self.encode_with_prefix(prompt, most)?;
+            let prompt_length = whole.ids.len();
+            self.append(&mut whole, completion, most)?;
+            return Ok((whole, prompt_length));
         }
         let made = self.tokens.start_with_offsets(&format!("{prompt}{completion}"), most)?;
         let spans = spans(made.encoding.get_offsets());
-        let asked = spans.iter().position(|span| span.end > prompt.len()).unwrap_or(spans.len());
+        let of_prompt = spans.iter().position(|span| span.end > prompt.len()).unwrap_or(spans.len());
         let before = self.tokens.part(prompt, most)?;
-        let mut whole = Whole { ids: self.prefix.clone(), fixed: self.prefix.len(), ..Default::default() };
+        let mut whole = UncutRow { ids: self.prefix.clone(), fixed: self.prefix.len(), ..Default::default() };
         let ids = made.encoding.get_ids();
         whole.ids.extend(ids);
-        whole.partial = !made.whole;
-        whole.joined = before.whole && *before.encoding.get_ids() != ids[..asked];
-        Ok((whole, self.prefix.len() + asked))
+        whole.issues.partly_counted = !made.whole;
+        whole.issues.prompt_merged = before.whole && *before.encoding.get_ids() != ids[..of_prompt];
+        Ok((whole, self.prefix.len() + of_prompt))
     }
 
     /// Encodes a text after the tokens that the tokenizer puts before it; at most `most` are used.
-    fn with_prefix(&self, text: &str, most: usize) -> Result<Whole, Problem> {
-        let mut whole = Whole { ids: self.prefix.clone(), fixed: self.prefix.len(), ..Default::default() };
-        self.add(&mut whole, text, most)?;
+    fn encode_with_prefix(&self, text: &str, most: usize) -> Result<UncutRow, Problem> {
+        let mut whole = UncutRow { ids: self.prefix.clone(), fixed: self.prefix.len(), ..Default::default() };
+        self.append(&mut whole, text, most)?;
         Ok(whole)
     }
 }
@@ -452,7 +479,7 @@ fn spans(offsets: &[(usize, usize)]) -> Vec<Range<usize>> {
 
 /// Cuts a long text's tokens into sequences of at most `limit`. Each sequence begins with the last
 /// token of the one before, so that every token except the text's first is predicted once.
-fn chunks(whole: &Whole, limit: usize) -> Vec<(Vec<u32>, Vec<bool>)> {
+fn chunks(whole: &UncutRow, limit: usize) -> Vec<(Vec<u32>, Vec<bool>)> {
     let starts = (0..whole.ids.len() - 1).step_by(limit - 1);
     let chunk = |start: usize| {
         let part = start..(start + limit).min(whole.ids.len());
@@ -470,7 +497,7 @@ mod tests {
         #[test]
         fn chunks_predict_every_token_once(length in 2usize..200, limit in 2usize..50) {
             let ids: Vec<u32> = (0..length as u32).collect();
-            let whole = Whole { learn: vec![true; length], ids, ..Default::default() };
+            let whole = UncutRow { learn: vec![true; length], ids, ..Default::default() };
             let parts = chunks(&whole, limit);
             prop_assert!(parts.iter().all(|(ids, _)| (2..=limit).contains(&ids.len())));
             let targets: Vec<u32> = parts.iter().flat_map(|(ids, _)| ids[1..].to_vec()).collect();
@@ -479,7 +506,7 @@ mod tests {
     }
 
     #[test]
-    fn spans_reach_back_over_white_space() {
+    fn spans_include_white_space_before_a_token() {
         // "a", " b" without its space, and a character of two tokens.
         assert_eq!(spans(&[(0, 1), (2, 3), (3, 7), (3, 7)]), [0..1, 1..3, 3..7, 3..7]);
     }

@@ -273,20 +273,20 @@ impl Worker {
     fn death(&mut self, length: usize) -> TemplateError {
         let _ = self.child.kill();
         let status = self.child.wait();
-        let mut said = String::new();
+        let mut stderr = String::new();
         if let Some(error) = &mut self.child.stderr {
-            let _ = error.take(4096).read_to_string(&mut said);
+            let _ = error.take(4096).read_to_string(&mut stderr);
         }
         TemplateError::new(if status.as_ref().is_ok_and(out_of_time) {
             format!("it takes more than {} s for this conversation; does it loop?", seconds(length))
-        } else if said.contains("memory allocation of") {
+        } else if stderr.contains("memory allocation of") {
             let mib = memory(length) >> 20;
             format!("it takes more than {mib} MiB of memory for this conversation; does it loop?")
-        } else if said.contains("overflowed its stack") {
+        } else if stderr.contains("overflowed its stack") {
             "it nests lists or expressions deeper than a conversation can need".to_string()
         } else {
             let how = status.map_or_else(|e| e.to_string(), |status| status.to_string());
-            format!("the process that renders it ended ({how}): {}", said.trim())
+            format!("the process that renders it ended ({how}): {}", stderr.trim())
         })
     }
 }

@@ -15,7 +15,7 @@ use crate::data::layouts::{
 };
 use crate::data::raw::{RawRows, ReadRows};
 use crate::data::rows::Row;
-use crate::data::sources::OfFile;
+use crate::data::sources::HasFile;
 use crate::settings::BadRows;
 use crate::settings::definition::choices;
 
@@ -281,7 +281,7 @@ pub struct TextRow {
     pub line: usize,
 }
 
-impl OfFile for TextRow {
+impl HasFile for TextRow {
     fn file_mut(&mut self) -> &mut usize {
         &mut self.file
     }
@@ -367,12 +367,9 @@ fn completion(row: &Row, columns: &TextColumns, targets: Targets) -> Result<Text
     if before.turns.is_empty() && before.tools.is_none() {
         return Ok(TextContent::Completion { prompt, completion });
     }
-    let said = [Some((Role::User, prompt)), completion.map(|text| (Role::Assistant, text))];
-    let said = said.into_iter().flatten().map(|(role, text)| Message::new(role, text));
-    Ok(TextContent::Messages(Conversation {
-        turns: before.turns.into_iter().chain(said).collect(),
-        ..before
-    }))
+    let new = [Some((Role::User, prompt)), completion.map(|text| (Role::Assistant, text))];
+    let new = new.into_iter().flatten().map(|(role, text)| Message::new(role, text));
+    Ok(TextContent::Messages(Conversation { turns: before.turns.into_iter().chain(new).collect(), ..before }))
 }
 
 /// Reads a completion: a text, or the first answer in SQuAD's format, `{"text": [...]}`.

@@ -267,20 +267,20 @@ impl ChatTemplate {
             answers.extend(self.answer(conversation, whole, i)?);
         }
         if let Some(last) = answers.last_mut().filter(|last| last.turn == Some(turns.len() - 1)) {
-            last.place.end = self.end_of_last(conversation, whole, &last.place);
+            last.span.end = self.end_of_last(conversation, whole, &last.span);
         }
         Ok(answers)
     }
 
-    /// Returns the end of a conversation's last turn at `place`, without text that the template
+    /// Returns the end of a conversation's last turn at `span`, without text that the template
     /// writes after the whole conversation, which is missing if another answer is asked for.
-    fn end_of_last(&self, of: &Conversation, whole: &str, place: &Range<usize>) -> usize {
+    fn end_of_last(&self, of: &Conversation, whole: &str, span: &Range<usize>) -> usize {
         let asking = self.render(&of.turns, of.tools.as_ref(), true);
-        let end = asking.map_or(place.end, |asking| common_start(&asking, whole).min(place.end));
-        if end > place.start { end } else { place.end }
+        let end = asking.map_or(span.end, |asking| common_start(&asking, whole).min(span.end));
+        if end > span.start { end } else { span.end }
     }
 
-    /// Finds the place of one turn; `None` if nothing of it is written.
+    /// Finds the span of one turn; `None` if nothing of it is written.
     fn answer(&self, of: &Conversation, whole: &str, turn: usize) -> Result<Option<Answer>, TemplateError> {
         let Conversation { turns, tools } = of;
         let render = |turns: &[Message], ask| self.render(turns, tools.as_ref(), ask);
@@ -293,20 +293,20 @@ impl ChatTemplate {
         if let (Some(start), Some(end)) = (start, end)
             && start <= end
         {
-            return Ok(Some(Answer { turn: Some(turn), place: start..end, prompted: true }));
+            return Ok(Some(Answer { turn: Some(turn), span: start..end, follows_prompt: true }));
         }
-        let other = |said: &str, turns: &[Message], others: &Map<String, Value>| {
+        let other = |answer: &str, turns: &[Message], others: &Map<String, Value>| {
             let mut turns = turns.to_vec();
-            turns[turn] = Message { others: others.clone(), ..Message::new(Role::Assistant, said) };
+            turns[turn] = Message { others: others.clone(), ..Message::new(Role::Assistant, answer) };
             turns
         };
         // Beside a tool call, a template may not write the content.
         let none = Map::new();
         let mut others = &turns[turn].others;
-        let mut changed = ["x", "y"].map(|said| render(&other(said, turns, others), false));
+        let mut changed = ["x", "y"].map(|answer| render(&other(answer, turns, others), false));
         if changed[0] == changed[1] {
             others = &none;
-            changed = ["x", "y"].map(|said| render(&other(said, turns, others), false));
+            changed = ["x", "y"].map(|answer| render(&other(answer, turns, others), false));
         }
         let [x, y] = changed;
         let (x, y) = (x?, y?);
@@ -330,18 +330,19 @@ impl ChatTemplate {
             let mut ends = prompt.char_indices().map(|(at, c)| at + c.len_utf8()).rev();
             ends.find_map(|end| Some((whole[..own].rfind(&prompt[..end])? + end, end == prompt.len())))
         };
-        let (start, prompted) = start.map(|start| (start, true)).or_else(prompt).unwrap_or((own, false));
+        let (start, follows_prompt) =
+            start.map(|start| (start, true)).or_else(prompt).unwrap_or((own, false));
         let after = common_end(&x, &y).min(common_end(&x, whole)).min(common_end(&y, whole));
-        let said = start.max(whole.len() - after);
+        let end_of_answer = start.max(whole.len() - after);
         // Rendering the conversation up to the turn shows the text that ends the turn.
         let closing = answered.and_then(|answered| {
-            let said = |said| part(&other(said, &turns[..=turn], others), false);
-            let (x, y) = (said("x")?, said("y")?);
+            let changed = |answer| part(&other(answer, &turns[..=turn], others), false);
+            let (x, y) = (changed("x")?, changed("y")?);
             let after = common_end(&x, &y).min(common_end(&x, &answered));
             Some(answered[answered.len() - after..].to_string())
         });
-        let closing = closing.map_or(0, |closing| common_start(&closing, &whole[said..]));
-        Ok(Some(Answer { turn: Some(turn), place: start..said + closing, prompted }))
+        let closing = closing.map_or(0, |closing| common_start(&closing, &whole[end_of_answer..]));
+        Ok(Some(Answer { turn: Some(turn), span: start..end_of_answer + closing, follows_prompt }))
     }
 }
 
@@ -382,14 +383,14 @@ pub(crate) fn template_variables(given: &[String]) -> crate::Result<Map<String, 
 /// answer.
 const LONGEST_LEAD: usize = 64;
 
-/// Place of an assistant's turn in a conversation's text.
+/// Span of an assistant's turn in a conversation's text.
 pub(super) struct Answer {
     /// The turn's index; `None` for a `{% generation %}` block.
     pub turn: Option<usize>,
     /// Byte range in the text.
-    pub place: Range<usize>,
+    pub span: Range<usize>,
     /// Whether the whole generation prompt precedes it.
-    pub prompted: bool,
+    pub follows_prompt: bool,
 }
 
 /// Returns the length in bytes of the longest common prefix of two texts, in whole characters.

@@ -106,9 +106,12 @@ enum Shape {
     /// One of these types.
     Of(&'static [u8]),
     List(&'static Shape),
-    /// Types of the fields, from field number 1.
-    Struct(&'static [Shape]),
+    /// A struct or a union with these fields; others have any type.
+    Struct(&'static [Field]),
 }
+
+/// Number, name in parquet.thrift, and type of a field.
+type Field = (u8, &'static str, Shape);
 
 impl Shape {
     /// Whether a value of this type can have the shape.
@@ -127,11 +130,11 @@ impl Shape {
 
     fn field(&self, id: u8) -> &Shape {
         let Shape::Struct(fields) = self else { return &Shape::Any };
-        fields.get(usize::from(id) - 1).unwrap_or(&Shape::Any)
+        fields.iter().find(|(known, ..)| *known == id).map_or(&Shape::Any, |(.., shape)| shape)
     }
 }
 
-/// The structs of the format (parquet.thrift). Fields after the last one have any shape.
+/// The structs and unions of parquet.thrift.
 mod shapes {
     use super::Shape::{self, Any, List, Of, Struct};
     use super::kind;
@@ -147,44 +150,157 @@ mod shapes {
     const EMPTY: Shape = Struct(&[]);
 
     pub static FILE: Shape = Struct(&[
-        INT,
-        List(&Struct(&[INT, INT, INT, BYTES, INT, INT, INT, INT, INT, LOGICAL])),
-        INT,
-        List(&Struct(&[COLUMNS, INT, INT, List(&Struct(&[INT, FLAG, FLAG])), INT, INT, INT])),
-        KEY_VALUES,
-        BYTES,
-        List(&Struct(&[EMPTY, EMPTY])),
-        Any,
-        BYTES,
+        (1, "version", INT),
+        (2, "schema", List(&SCHEMA_ELEMENT)),
+        (3, "num_rows", INT),
+        (4, "row_groups", List(&ROW_GROUP)),
+        (5, "key_value_metadata", KEY_VALUES),
+        (6, "created_by", BYTES),
+        (7, "column_orders", List(&COLUMN_ORDER)),
+        (8, "encryption_algorithm", Any),
+        (9, "footer_signing_key_metadata", BYTES),
     ]);
-    const KEY_VALUES: Shape = List(&Struct(&[BYTES, BYTES]));
-    /// Parameters of the logical types, by type number.
-    const LOGICAL: Shape = Struct(&[
-        EMPTY, EMPTY, EMPTY, EMPTY, DECIMAL, EMPTY, TIME, TIME, Any, INTEGER, EMPTY, EMPTY, EMPTY, EMPTY,
-        EMPTY, VARIANT, GEOMETRY, GEOGRAPHY,
+    const SCHEMA_ELEMENT: Shape = Struct(&[
+        (1, "type", INT),
+        (2, "type_length", INT),
+        (3, "repetition_type", INT),
+        (4, "name", BYTES),
+        (5, "num_children", INT),
+        (6, "converted_type", INT),
+        (7, "scale", INT),
+        (8, "precision", INT),
+        (9, "field_id", INT),
+        (10, "logicalType", LOGICAL_TYPE),
     ]);
-    const DECIMAL: Shape = Struct(&[INT, INT]);
-    const TIME: Shape = Struct(&[FLAG, Struct(&[EMPTY, EMPTY, EMPTY])]);
-    const INTEGER: Shape = Struct(&[BYTE, FLAG]);
-    const VARIANT: Shape = Struct(&[BYTE]);
-    const GEOMETRY: Shape = Struct(&[BYTES]);
-    const GEOGRAPHY: Shape = Struct(&[BYTES, INT]);
-    const COLUMNS: Shape = List(&Struct(&[BYTES, INT, CHUNK, INT, INT, INT, INT, Any, BYTES]));
-    const CHUNK: Shape = Struct(&[
-        INT, INTS, TEXTS, INT, INT, INT, INT, KEY_VALUES, INT, INT, INT, STATISTICS, ENCODINGS, INT, INT,
-        SIZES, GEOGRAPHIC,
+    const LOGICAL_TYPE: Shape = Struct(&[
+        (1, "STRING", EMPTY),
+        (2, "MAP", EMPTY),
+        (3, "LIST", EMPTY),
+        (4, "ENUM", EMPTY),
+        (5, "DECIMAL", DECIMAL),
+        (6, "DATE", EMPTY),
+        (7, "TIME", TIME),
+        (8, "TIMESTAMP", TIME),
+        (9, "INTERVAL", Any),
+        (10, "INTEGER", INTEGER),
+        (11, "UNKNOWN", EMPTY),
+        (12, "JSON", EMPTY),
+        (13, "BSON", EMPTY),
+        (14, "UUID", EMPTY),
+        (15, "FLOAT16", EMPTY),
+        (16, "VARIANT", VARIANT),
+        (17, "GEOMETRY", GEOMETRY),
+        (18, "GEOGRAPHY", GEOGRAPHY),
     ]);
-    const TEXTS: Shape = List(&BYTES);
-    const ENCODINGS: Shape = List(&Struct(&[INT, INT, INT]));
-    const SIZES: Shape = Struct(&[INT, INTS, INTS]);
-    const GEOGRAPHIC: Shape = Struct(&[BOX, INTS]);
-    const BOX: Shape = Struct(&[DOUBLE, DOUBLE, DOUBLE, DOUBLE, DOUBLE, DOUBLE, DOUBLE, DOUBLE]);
-    const STATISTICS: Shape = Struct(&[BYTES, BYTES, INT, INT, BYTES, BYTES, FLAG, FLAG]);
+    const DECIMAL: Shape = Struct(&[(1, "scale", INT), (2, "precision", INT)]);
+    const TIME: Shape = Struct(&[(1, "isAdjustedToUTC", FLAG), (2, "unit", TIME_UNIT)]);
+    const TIME_UNIT: Shape = Struct(&[(1, "MILLIS", EMPTY), (2, "MICROS", EMPTY), (3, "NANOS", EMPTY)]);
+    const INTEGER: Shape = Struct(&[(1, "bitWidth", BYTE), (2, "isSigned", FLAG)]);
+    const VARIANT: Shape = Struct(&[(1, "specification_version", BYTE)]);
+    const GEOMETRY: Shape = Struct(&[(1, "crs", BYTES)]);
+    const GEOGRAPHY: Shape = Struct(&[(1, "crs", BYTES), (2, "algorithm", INT)]);
+    const KEY_VALUE: Shape = Struct(&[(1, "key", BYTES), (2, "value", BYTES)]);
+    const KEY_VALUES: Shape = List(&KEY_VALUE);
+    const COLUMN_ORDER: Shape = Struct(&[(1, "TYPE_ORDER", EMPTY), (2, "IEEE_754_TOTAL_ORDER", EMPTY)]);
+    const ROW_GROUP: Shape = Struct(&[
+        (1, "columns", List(&COLUMN_CHUNK)),
+        (2, "total_byte_size", INT),
+        (3, "num_rows", INT),
+        (4, "sorting_columns", List(&SORTING_COLUMN)),
+        (5, "file_offset", INT),
+        (6, "total_compressed_size", INT),
+        (7, "ordinal", INT),
+    ]);
+    const SORTING_COLUMN: Shape =
+        Struct(&[(1, "column_idx", INT), (2, "descending", FLAG), (3, "nulls_first", FLAG)]);
+    const COLUMN_CHUNK: Shape = Struct(&[
+        (1, "file_path", BYTES),
+        (2, "file_offset", INT),
+        (3, "meta_data", COLUMN_METADATA),
+        (4, "offset_index_offset", INT),
+        (5, "offset_index_length", INT),
+        (6, "column_index_offset", INT),
+        (7, "column_index_length", INT),
+        (8, "crypto_metadata", Any),
+        (9, "encrypted_column_metadata", BYTES),
+    ]);
+    const COLUMN_METADATA: Shape = Struct(&[
+        (1, "type", INT),
+        (2, "encodings", INTS),
+        (3, "path_in_schema", List(&BYTES)),
+        (4, "codec", INT),
+        (5, "num_values", INT),
+        (6, "total_uncompressed_size", INT),
+        (7, "total_compressed_size", INT),
+        (8, "key_value_metadata", KEY_VALUES),
+        (9, "data_page_offset", INT),
+        (10, "index_page_offset", INT),
+        (11, "dictionary_page_offset", INT),
+        (12, "statistics", STATISTICS),
+        (13, "encoding_stats", List(&PAGE_ENCODING_STATS)),
+        (14, "bloom_filter_offset", INT),
+        (15, "bloom_filter_length", INT),
+        (16, "size_statistics", SIZE_STATISTICS),
+        (17, "geospatial_statistics", GEOSPATIAL_STATISTICS),
+    ]);
+    const STATISTICS: Shape = Struct(&[
+        (1, "max", BYTES),
+        (2, "min", BYTES),
+        (3, "null_count", INT),
+        (4, "distinct_count", INT),
+        (5, "max_value", BYTES),
+        (6, "min_value", BYTES),
+        (7, "is_max_value_exact", FLAG),
+        (8, "is_min_value_exact", FLAG),
+    ]);
+    const PAGE_ENCODING_STATS: Shape =
+        Struct(&[(1, "page_type", INT), (2, "encoding", INT), (3, "count", INT)]);
+    const SIZE_STATISTICS: Shape = Struct(&[
+        (1, "unencoded_byte_array_data_bytes", INT),
+        (2, "repetition_level_histogram", INTS),
+        (3, "definition_level_histogram", INTS),
+    ]);
+    const GEOSPATIAL_STATISTICS: Shape = Struct(&[(1, "bbox", BOUNDING_BOX), (2, "geospatial_types", INTS)]);
+    const BOUNDING_BOX: Shape = Struct(&[
+        (1, "xmin", DOUBLE),
+        (2, "xmax", DOUBLE),
+        (3, "ymin", DOUBLE),
+        (4, "ymax", DOUBLE),
+        (5, "zmin", DOUBLE),
+        (6, "zmax", DOUBLE),
+        (7, "mmin", DOUBLE),
+        (8, "mmax", DOUBLE),
+    ]);
 
-    pub static PAGE: Shape = Struct(&[I32, I32, I32, I32, DATA_PAGE, EMPTY, EMPTY, DATA_PAGE_2]);
-    const DATA_PAGE: Shape = Struct(&[INT, INT, INT, INT, STATISTICS]);
-    pub static DICTIONARY_PAGE: Shape = Struct(&[I32, INT, FLAG]);
-    const DATA_PAGE_2: Shape = Struct(&[INT, INT, INT, INT, INT, INT, FLAG, STATISTICS]);
+    pub static PAGE: Shape = Struct(&[
+        (1, "type", I32),
+        (2, "uncompressed_page_size", I32),
+        (3, "compressed_page_size", I32),
+        (4, "crc", I32),
+        (5, "data_page_header", DATA_PAGE),
+        (6, "index_page_header", EMPTY),
+        (7, "dictionary_page_header", DICTIONARY_PAGE),
+        (8, "data_page_header_v2", DATA_PAGE_2),
+    ]);
+    const DATA_PAGE: Shape = Struct(&[
+        (1, "num_values", INT),
+        (2, "encoding", INT),
+        (3, "definition_level_encoding", INT),
+        (4, "repetition_level_encoding", INT),
+        (5, "statistics", STATISTICS),
+    ]);
+    pub const DICTIONARY_PAGE: Shape =
+        Struct(&[(1, "num_values", I32), (2, "encoding", INT), (3, "is_sorted", FLAG)]);
+    const DATA_PAGE_2: Shape = Struct(&[
+        (1, "num_values", INT),
+        (2, "num_nulls", INT),
+        (3, "num_rows", INT),
+        (4, "encoding", INT),
+        (5, "definition_levels_byte_length", INT),
+        (6, "repetition_levels_byte_length", INT),
+        (7, "is_compressed", FLAG),
+        (8, "statistics", STATISTICS),
+    ]);
 }
 
 impl<R: BufRead> Thrift<R> {
