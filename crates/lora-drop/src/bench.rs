@@ -164,7 +164,7 @@ pub fn generation(settings: &BenchSettings, new_tokens: usize, cancel: &Cancel) 
             batch: settings.batch,
             prompt_tokens: settings.length,
             new_tokens,
-            peak_rss_bytes: crate::memory::peak_rss_bytes().unwrap_or(0),
+            peak_rss_bytes: crate::rss::peak_rss_bytes().unwrap_or(0),
             threads: rayon::current_num_threads(),
         })
     })
@@ -221,7 +221,7 @@ pub fn run(settings: &BenchSettings, cancel: &Cancel) -> Result<BenchReport> {
             attention_share: attention / (products + attention),
             bytes_per_step,
             gb_per_second: bytes_per_step as f64 / seconds_per_step / 1e9,
-            peak_rss_bytes: crate::memory::peak_rss_bytes().unwrap_or(0),
+            peak_rss_bytes: crate::rss::peak_rss_bytes().unwrap_or(0),
             memory,
             threads: rayon::current_num_threads(),
         })

@@ -12,7 +12,7 @@ use lora_drop_transformer::{Keep, LoraTable, Model, ModelConfig, PassSize};
 use crate::data::TaskRows;
 use crate::engine::{Cut, apart};
 use crate::format::bytes;
-use crate::memory::{peak_rss_bytes, rss_bytes};
+use crate::rss::{peak_rss_bytes, rss_bytes};
 use crate::settings::Size;
 use crate::summary::MemoryEstimate;
 use crate::{Error, Result};

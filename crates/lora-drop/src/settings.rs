@@ -7,7 +7,7 @@ mod criterion;
 pub(crate) mod definition;
 mod groups;
 mod method;
-mod output;
+mod output_check;
 mod recipe;
 mod situation;
 mod size;

@@ -14,7 +14,7 @@ use super::prepare::Prepared;
 use super::state_file;
 use crate::events::{Event, Stage};
 use crate::folder::{OutputFolder, checkpoints, recover};
-use crate::memory::peak_rss_bytes;
+use crate::rss::peak_rss_bytes;
 use crate::settings::{
     DataSources, Method, Reader, Recipe, RunSettings, TomlFile, changes_no_result, definition,
 };

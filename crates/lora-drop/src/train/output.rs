@@ -30,7 +30,7 @@ use crate::record::{Page, RunRecord, module_names};
 use crate::score::record::Record;
 use crate::settings::{ClassWeights, Method, Place, RECIPE, RunSettings};
 use crate::summary::{MemoryEstimate, Status, Summary};
-use crate::{Error, Result, finite, hub, memory};
+use crate::{Error, Result, finite, hub, rss};
 
 const IMPORTANCE: &str = "importance.json";
 const SUMMARY: &str = "summary.json";
@@ -312,7 +312,7 @@ impl<'a> Output<'a> {
             startup_seconds: (facts.startup_seconds - progress.baseline_seconds).max(0.0),
             checkpoint_seconds: facts.checkpoint_seconds,
             total_seconds: self.seconds(),
-            peak_rss_bytes: memory::peak_rss_bytes().unwrap_or(0).max(facts.peak_rss_bytes),
+            peak_rss_bytes: rss::peak_rss_bytes().unwrap_or(0).max(facts.peak_rss_bytes),
             memory: Some(self.estimate.clone()),
             activation_bytes: learner.arenas.used_bytes() as u64,
             threads: rayon::current_num_threads(),
