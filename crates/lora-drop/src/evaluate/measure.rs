@@ -13,7 +13,7 @@ use crate::data::text::{PackedTexts, TextExample};
 use crate::data::{Example, Label, Labels, TaskRows};
 use crate::engine::{Packed, sequences, texts};
 use crate::events::{Event, Stage};
-use crate::heads::{self, Answer, take};
+use crate::heads::{self, Answer, take_bytes};
 use crate::ranks::{Ranks, share_out};
 use crate::{Cancel, Error, Result, finite};
 
@@ -162,7 +162,7 @@ impl Measuring<'_> {
         // A row's answer, its loss, and what that counts.
         let mut losses = vec![0.0; examples.len()];
         let mut answers: Vec<Option<Answer>> = vec![None; examples.len()];
-        let share = |row: usize| heads::share(&truth[row], labels.weights(), labels.outputs());
+        let share = |row: usize| heads::loss_weight(&truth[row], labels.weights(), labels.outputs());
         let (owners, rank) = (self.owners(TaskRows::Labelled(examples)), self.ranks.rank());
         let own = || (0..examples.len()).filter(|&row| owners[row] == rank);
         let mut made = self.logits_of(examples, own(), |row, logits| {
@@ -174,13 +174,13 @@ impl Measuring<'_> {
                 let mut bytes = Vec::new();
                 for row in own() {
                     bytes.extend(f64::to_le_bytes(losses[row]));
-                    answers[row].iter().for_each(|answer| answer.put(&mut bytes));
+                    answers[row].iter().for_each(|answer| answer.write_for_ranks(&mut bytes));
                 }
                 bytes
             });
             made = self.exchange(&owners, bytes, |row, told| {
-                losses[row] = f64::from_le_bytes(take(told)?);
-                answers[row] = Some(Answer::take(&truth[row], told)?);
+                losses[row] = f64::from_le_bytes(take_bytes(told)?);
+                answers[row] = Some(Answer::read_from_rank(&truth[row], told)?);
                 Some(())
             });
         }
@@ -234,7 +234,7 @@ impl Measuring<'_> {
         });
         self.exchange(&owners, bytes, |row, told| {
             for loss in &mut losses[ends[row]..ends[row + 1]] {
-                *loss = f32::from_le_bytes(take(told)?);
+                *loss = f32::from_le_bytes(take_bytes(told)?);
             }
             Some(())
         })?;

@@ -355,7 +355,7 @@ impl Learner {
         let total = match rows {
             TaskRows::Labelled(examples) => {
                 let labels = step.iter().flat_map(|&row| &examples[row].label);
-                labels.map(|label| heads::share(label, weights, outputs)).sum()
+                labels.map(|label| heads::loss_weight(label, weights, outputs)).sum()
             }
             TaskRows::Text(examples) => step.iter().map(|&row| examples[row].learned()).sum::<usize>() as f64,
         };
