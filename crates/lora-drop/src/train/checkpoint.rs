@@ -40,7 +40,7 @@ pub struct RunFacts {
     pub recipe: String,
     pub sources: Sources,
     pub logs: Lengths,
-    /// Seconds of the run, without those between its processes.
+    /// Seconds of the run up to this checkpoint, without those between its processes.
     pub seconds: f64,
     pub startup_seconds: f64,
     pub checkpoint_seconds: f64,
@@ -141,8 +141,9 @@ impl StoppedRun {
 
 /// The checkpoints of a run that is under way.
 pub(super) struct Checkpoints {
-    /// Facts of the run; the seconds are those before this process.
     facts: RunFacts,
+    /// Seconds of the run before this process.
+    earlier_seconds: f64,
     /// Seconds between two checkpoints; None: none are written.
     every: Option<f64>,
     /// Number of checkpoints to keep, and whether they stay when the run has finished.
@@ -180,18 +181,27 @@ impl Checkpoints {
         {
             listen(&Event::Warning(&note));
         }
-        let before = stopped.map(|stopped| stopped.facts.clone());
-        let facts = RunFacts {
-            version: env!("CARGO_PKG_VERSION").to_string(),
-            kernels,
-            sources,
-            ..before.unwrap_or_default()
-        };
+        let before = stopped.map(|stopped| stopped.facts.clone()).unwrap_or_default();
+        let earlier_seconds = before.seconds;
+        let facts = RunFacts { version: env!("CARGO_PKG_VERSION").to_string(), kernels, sources, ..before };
         let (keep, stay) = (place.save_total.unwrap_or(1), place.save_total.is_some());
-        Ok(Checkpoints { facts, every, keep, stay, last: Instant::now(), cost: None, failed: false })
+        Ok(Checkpoints {
+            facts,
+            earlier_seconds,
+            every,
+            keep,
+            stay,
+            last: Instant::now(),
+            cost: None,
+            failed: false,
+        })
     }
 
-    /// Facts of the run; the seconds are those before this process.
+    /// Seconds of the run before this process.
+    pub fn earlier_seconds(&self) -> f64 {
+        self.earlier_seconds
+    }
+
     pub fn facts(&self) -> &RunFacts {
         &self.facts
     }
@@ -205,7 +215,7 @@ impl Checkpoints {
     /// hundredth of the time since the last one.
     pub fn is_due(&self, milestone: bool, parameters: usize) -> bool {
         let since = self.last.elapsed().as_secs_f64();
-        let cost = || self.cost.unwrap_or_else(|| foreseen_seconds(parameters));
+        let cost = || self.cost.unwrap_or_else(|| estimated_seconds(parameters));
         self.every.is_some_and(|every| since >= every || milestone && since >= 100.0 * cost())
     }
 
@@ -223,8 +233,8 @@ impl Checkpoints {
         let mut write = || {
             self.facts.logs = logs.lengths(&self.facts.logs)?;
             self.facts.peak_rss_bytes = self.facts.peak_rss_bytes.max(peak_rss_bytes().unwrap_or(0));
-            // `seconds` are those of the whole run; `self.facts` has those before this process.
-            learner.state.write_with(Some(&RunFacts { seconds, ..self.facts.clone() }), &path)
+            self.facts.seconds = seconds;
+            learner.state.write_with(Some(&self.facts), &path)
         };
         match write() {
             Ok(()) => folder.remove_checkpoints(self.keep),
@@ -262,7 +272,7 @@ impl Checkpoints {
 
 /// Estimated seconds for a first checkpoint on a slow disk: a value and two moments for each
 /// parameter.
-fn foreseen_seconds(parameters: usize) -> f64 {
+fn estimated_seconds(parameters: usize) -> f64 {
     const BYTES_PER_SECOND: f64 = 3e8;
     const FLUSH_SECONDS: f64 = 0.02;
     FLUSH_SECONDS + (3 * size_of::<f32>() * parameters) as f64 / BYTES_PER_SECOND

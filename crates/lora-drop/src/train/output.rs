@@ -266,7 +266,7 @@ impl<'a> Output<'a> {
 
     /// Seconds of the run, including those of its earlier processes.
     fn seconds(&self) -> f64 {
-        self.checkpoints.facts().seconds + self.began.elapsed().as_secs_f64()
+        self.checkpoints.earlier_seconds() + self.began.elapsed().as_secs_f64()
     }
 
     fn summary(&self, learner: &Learner, status: Status, error: Option<String>) -> Summary {
