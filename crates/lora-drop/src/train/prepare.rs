@@ -64,7 +64,7 @@ impl Prepared {
         })?;
         let labelled = check_task(settings, &model.config)?;
         let init = init_adapter(&settings.train, &model, listen)?;
-        let (kinds, situation) = check(settings, &model, labelled, init.as_ref())?;
+        let (kinds, situation) = targets_and_situation(settings, &model, labelled, init.as_ref())?;
         let mut facts = model.facts(labelled);
         if adapted || init.is_some() {
             (facts.head_found, facts.head_from_adapter) = (None, labelled);
@@ -80,14 +80,14 @@ impl Prepared {
         }
         let mut data = tokenise(read_rows(settings, labelled)?, settings, &model, &tokens)?;
         listen(&Event::Data(data.facts()));
-        if let Some(note) = find_head(&mut facts, &model, &data) {
+        if let Some(note) = correct_head_facts(&mut facts, &model, &data) {
             listen(&Event::Warning(&note));
         }
         for warning in data.warnings() {
             listen(&Event::Warning(warning));
         }
         data.forget_unread();
-        let (metric, situation) = of_data(settings, &model.config, &data, situation)?;
+        let (metric, situation) = metric_and_situation(settings, &model.config, &data, situation)?;
         for note in settings.check_read(&situation)? {
             listen(&Event::Warning(&note));
         }
@@ -150,12 +150,12 @@ impl Prepared {
         data: impl FnOnce(&Tokens) -> Result<TaskData>,
     ) -> Result<Self> {
         let init = init_adapter(&run.train, model, &mut |_| {})?;
-        let (kinds, situation) = check(run, model, labelled, init.as_ref())?;
+        let (kinds, situation) = targets_and_situation(run, model, labelled, init.as_ref())?;
         let mut data = data(&model.tokens()?)?;
         let mut facts = model.facts(labelled);
-        find_head(&mut facts, model, &data);
+        correct_head_facts(&mut facts, model, &data);
         data.forget_unread();
-        let (metric, situation) = of_data(run, &model.config, &data, situation)?;
+        let (metric, situation) = metric_and_situation(run, &model.config, &data, situation)?;
         run.check_read(&situation)?;
         let (model, ranks, hash) = (model.clone(), Ranks::default(), OnceLock::new());
         let prepared =
@@ -276,7 +276,7 @@ fn init_adapter(
 /// # Errors
 /// `Error::Usage` for a method that the model cannot be trained by, settings without a reader, and
 /// more tokens a row than the model takes.
-fn check(
+fn targets_and_situation(
     settings: &RunSettings,
     model: &ModelFiles,
     labelled: bool,
@@ -359,7 +359,11 @@ pub(crate) fn tokenise(
 
 /// Corrects in `facts` whether the checkpoint's head is used: not if its outputs differ from what
 /// the labels need. Returns a note if so.
-pub(crate) fn find_head(facts: &mut ModelFacts, model: &ModelFiles, data: &TaskData) -> Option<String> {
+pub(crate) fn correct_head_facts(
+    facts: &mut ModelFacts,
+    model: &ModelFiles,
+    data: &TaskData,
+) -> Option<String> {
     let head = data.labels()?.head();
     facts.head_found = facts.head_found.map(|_| model.has_head_of(head));
     let seen = model.other_head(head).filter(|_| facts.head_found == Some(true))?;
@@ -371,7 +375,7 @@ pub(crate) fn find_head(facts: &mut ModelFacts, model: &ModelFiles, data: &TaskD
 }
 
 /// Returns the metric that decides, and the situation once the data is known.
-pub(crate) fn of_data(
+pub(crate) fn metric_and_situation(
     settings: &RunSettings,
     config: &ModelConfig,
     data: &TaskData,
