@@ -372,17 +372,17 @@ impl Bench {
             used: &used,
             longest: length,
             parameters: learner.state.parameters.count(),
-            beside: 0,
+            method_state_bytes: 0,
         };
         let lengths = vec![length; bench.batch];
         let Compute { memory_limit, micro_tokens, recompute, .. } = bench.compute;
         let plan = process.choose(memory_limit, micro_tokens, recompute, |passes| {
             let mut memory = PassMemory::default();
             for group in passes.cut.groups(&lengths) {
-                let places = group.len().min(passes.cut.together);
+                let workers = group.len().min(passes.cut.concurrent);
                 for part in group {
                     let size = pass_size(rows.task(), &part, Keep::of_training(passes.recompute));
-                    memory.include(places, model, table, &size);
+                    memory.include(workers, model, table, &size);
                 }
             }
             memory

@@ -246,9 +246,10 @@ pub fn memory(m: &MemoryEstimate, style: Style) -> String {
 
 /// How a step's passes are made.
 fn passes(m: &MemoryEstimate) -> String {
-    let together = if m.together > 1 { format!(", {} concurrently", m.together) } else { String::new() };
-    let again = if m.recompute { ", activations recomputed in the backward pass" } else { "" };
-    format!("micro-batches of {} tokens{together}{again}", grouped(m.micro_tokens))
+    let concurrent =
+        if m.concurrent > 1 { format!(", {} concurrently", m.concurrent) } else { String::new() };
+    let recompute = if m.recompute { ", activations recomputed in the backward pass" } else { "" };
+    format!("micro-batches of {} tokens{concurrent}{recompute}", grouped(m.micro_tokens))
 }
 
 /// The lower blocks whose output is computed once.

@@ -69,7 +69,7 @@ fn prepare(settings: &RunSettings) -> Prepared {
 fn learner(prepared: &Prepared, settings: &RunSettings) -> Learner {
     let mut learner =
         Learner::new(prepared, &settings.train, &Assignment::all_own(prepared.modules())).unwrap();
-    let cut = Cut { micro_tokens: 24, even: false, together: 2 };
+    let cut = Cut { micro_tokens: 24, even_count: false, concurrent: 2 };
     let passes = Passes { cut, ..learner.passes() };
     learner.use_passes(passes);
     learner

@@ -406,18 +406,18 @@ impl Learner {
         };
         state.parameters.zero_gradients();
         let mut loss = 0.0;
-        let (groups, together) = (passes.cut.groups(&lengths), passes.cut.together);
+        let (groups, concurrent) = (passes.cut.groups(&lengths), passes.cut.concurrent);
         if ranks.size() > 1 {
             let tokens = |slots: &Vec<usize>| slots.iter().map(|&slot| lengths[slot]).sum();
             let tokens: Vec<usize> = groups.iter().flatten().map(tokens).collect();
             let shares = Shares { ranks, owners: &share_out(&tokens, ranks.size()), cancel };
             let observations = schedule.observer.map(|_| &mut state.observations);
             let sums = StepSums { parameters: &mut state.parameters, loss: &mut loss, observations };
-            arenas.run_shared(&shares, &groups, together, sums, part)?;
+            arenas.run_shared(&shares, &groups, concurrent, sums, part)?;
         } else {
             for parts in groups {
                 let observations = schedule.observer.map(|_| &mut state.observations);
-                arenas.run(&parts, together, &mut state.parameters, &mut loss, observations, part)?;
+                arenas.run(&parts, concurrent, &mut state.parameters, &mut loss, observations, part)?;
             }
         }
         Ok((loss / total, lengths.iter().sum()))
