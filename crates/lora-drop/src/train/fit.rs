@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::Keeper;
+use super::RunSink;
 use super::adalora::AdaLora;
 use super::findings;
 use super::learner::Learner;
@@ -25,7 +25,7 @@ pub fn run(
     learner: &mut Learner,
     prepared: &Prepared,
     settings: &TrainSettings,
-    output: &mut dyn Keeper,
+    sink: &mut dyn RunSink,
     cancel: &Cancel,
     listen: &mut (dyn FnMut(&Event) + Send),
 ) -> Result<()> {
@@ -37,7 +37,7 @@ pub fn run(
     let per_epoch = schedule.steps_per_epoch();
     let tokens = (steps - before) * examples.tokens() / per_epoch;
     let start = Event::StageStart { stage: Stage::Train, steps: steps - before, rows, tokens };
-    output.record(&start, listen);
+    sink.record(&start, listen);
     listen(&start);
     if steps < FEW_STEPS {
         listen(&Event::Warning(&format!(
@@ -57,7 +57,7 @@ pub fn run(
     };
     let every = settings.optimisation.eval_steps.unwrap_or(per_epoch);
     let mut epochs =
-        Epochs { prepared, settings, steps, per_epoch, every, method, whole, output, cancel, listen };
+        Epochs { prepared, settings, steps, per_epoch, every, method, whole, sink, cancel, listen };
     // A run may have been stopped between a step and its evaluation, or where it was to end early.
     let TrainState { progress, optimiser, .. } = &learner.state;
     let next = if progress.evaluated < optimiser.steps && epochs.evaluates_after(optimiser.steps) {
@@ -87,7 +87,7 @@ struct Epochs<'a> {
     /// The step from which on adapters have their final size. An evaluation before it is the best
     /// only until there is one after it.
     whole: usize,
-    output: &'a mut dyn Keeper,
+    sink: &'a mut dyn RunSink,
     cancel: &'a Cancel,
     listen: &'a mut (dyn FnMut(&Event) + Send),
 }
@@ -102,12 +102,12 @@ impl Hooks for Epochs<'_> {
         if self.evaluates_after(learner.state.optimiser.steps) {
             return self.evaluate(learner);
         }
-        self.output.checkpoint(learner, false, self.listen);
+        self.sink.checkpoint_if_due(learner, false, self.listen);
         Ok(Next::GoOn)
     }
 
     fn tell(&mut self, event: &Event) {
-        self.output.record(event, self.listen);
+        self.sink.record(event, self.listen);
         (self.listen)(event);
     }
 }
@@ -145,10 +145,10 @@ impl Epochs<'_> {
             None
         };
         self.tell(&Event::Evaluation(&record));
-        let written = self.output.epoch(learner, best)?;
+        let written = self.sink.save_evaluation(learner, best)?;
         written.iter().for_each(|path| self.tell(&Event::Wrote(path)));
         learner.state.progress.evaluated = step;
-        self.output.checkpoint(learner, true, self.listen);
+        self.sink.checkpoint_if_due(learner, true, self.listen);
         Ok(self.next(learner))
     }
 

@@ -16,7 +16,7 @@ use super::learner::Learner;
 use super::logs::Logs;
 use super::prepare::Prepared;
 use super::state::Best;
-use super::{Keeper, adalora, sparse};
+use super::{RunSink, adalora, sparse};
 use crate::adapter::{COMPACT_FILE, FloatType, write_checkpoint};
 use crate::card::{Card, Form};
 use crate::data::TaskData;
@@ -325,7 +325,7 @@ impl<'a> Output<'a> {
     }
 }
 
-impl Keeper for Output<'_> {
+impl RunSink for Output<'_> {
     fn scratch(&self) -> PathBuf {
         self.folder.scratch()
     }
@@ -346,14 +346,19 @@ impl Keeper for Output<'_> {
         self.logs.handle(event, listen);
     }
 
-    fn scored(&mut self, learner: &Learner, record: &Record, listen: &mut dyn FnMut(&Event)) -> Result<()> {
+    fn save_scores(
+        &mut self,
+        learner: &Learner,
+        record: &Record,
+        listen: &mut dyn FnMut(&Event),
+    ) -> Result<()> {
         write_importance(self.prepared, record, &self.folder.next().join(IMPORTANCE))?;
         self.write_progress(learner, self.summary(learner, Status::Running, None))?;
         self.commit_if_new(listen)
     }
 
     /// Commits report and summary and, if the evaluation is the best so far, the model.
-    fn epoch(&mut self, learner: &mut Learner, best: Option<Best>) -> Result<Vec<PathBuf>> {
+    fn save_evaluation(&mut self, learner: &mut Learner, best: Option<Best>) -> Result<Vec<PathBuf>> {
         let Some(best) = best else {
             self.write_facts(learner, self.summary(learner, Status::Running, None))?;
             return self.commit();
@@ -371,7 +376,7 @@ impl Keeper for Output<'_> {
         written
     }
 
-    fn checkpoint(&mut self, learner: &Learner, milestone: bool, listen: &mut dyn FnMut(&Event)) {
+    fn checkpoint_if_due(&mut self, learner: &Learner, milestone: bool, listen: &mut dyn FnMut(&Event)) {
         if self.checkpoints.is_due(milestone, learner.state.parameters.count()) {
             let seconds = self.seconds();
             let Output { checkpoints, folder, logs, .. } = self;

@@ -5,9 +5,9 @@ use std::time::Instant;
 
 use lora_drop_compute::profile;
 
+use super::activation_cache::ActivationCache;
 use super::learner::Learner;
 use super::optimiser::Optimiser;
-use super::reuse::Reuse;
 use super::schedule::Schedule;
 use crate::data::TaskRows;
 use crate::events::{Event, Stage, StepRecord};
@@ -124,7 +124,7 @@ impl Learner {
                 tokens,
                 tokens_per_second: state.tokens as f64 / state.seconds,
             };
-            if let Some(failure) = self.reuse.as_ref().and_then(Reuse::failure) {
+            if let Some(failure) = self.activation_cache.as_ref().and_then(ActivationCache::take_failure) {
                 hooks.tell(&Event::Warning(&failure));
             }
             hooks.tell(&Event::Step(&record));
