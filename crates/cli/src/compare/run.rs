@@ -192,7 +192,7 @@ impl Comparison {
     /// `Error::Interrupted`; `Error::Usage` where another process works in the folder; `Error::Io`
     /// where it cannot be written.
     pub fn run(&self, run: &Run, listen: &mut dyn FnMut(&Event)) -> Result<Counts> {
-        let _lock = FolderLock::take(&self.folder)?;
+        let _lock = FolderLock::acquire(&self.folder)?;
         self.write_files()?;
         // A finished cell may lead to further cells: those that waited for trials, those that prune
         // it.
@@ -213,7 +213,7 @@ impl Comparison {
     /// # Errors
     /// Those of `run`.
     pub fn write(&self) -> Result<Counts> {
-        let _lock = FolderLock::take(&self.folder)?;
+        let _lock = FolderLock::acquire(&self.folder)?;
         self.write_files()
     }
 
