@@ -49,8 +49,8 @@ impl WorkerArenas {
         }
     }
 
-    /// Runs `train` on these parts, at most `concurrent` at a time, each as soon as a worker is free.
-    /// Adds their gradients, losses and observations to the parameters, `loss` and `observations`
+    /// Runs `train` on these parts, at most `concurrent` at a time, each as soon as a worker is
+    /// free. Adds their gradients, losses and observations to the parameters, `loss` and `observations`
     /// in the order of the parts.
     ///
     /// # Errors
@@ -84,8 +84,8 @@ impl WorkerArenas {
         self.each(parts, concurrent, Inputs { values, trained, scored }, train, add)
     }
 
-    /// Runs `train` on parts as `run` does, each with a gradient of its own, and calls `on_result` with
-    /// the result of each, in the order of the parts.
+    /// Runs `train` on parts as `run` does, each with a gradient of its own, and calls `on_result`
+    /// with the result of each, in the order of the parts.
     ///
     /// # Errors
     /// Those of `train`.

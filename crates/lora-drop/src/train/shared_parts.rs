@@ -3,8 +3,8 @@
 //! Each rank computes its parts, with a gradient for each. It then gets its slice of the gradients
 //! of all parts, adds them up in the order of the parts, and gathers the other ranks' sums. So the
 //! sums are bit-identical to those of one process, on any number of ranks. If parts have no
-//! gradients of their own (`engine::parts_have_own_gradients`), all parts of a rank add to one, and results depend on
-//! the number of ranks.
+//! gradients of their own (`engine::parts_have_own_gradients`), all parts of a rank add to one, and
+//! results depend on the number of ranks.
 
 use std::collections::BTreeSet;
 
