@@ -21,7 +21,7 @@ use crate::events::Event;
 use crate::generate::{self, GenerateOptions, generate};
 use crate::model::ModelFiles;
 use crate::score::{Criterion, Evidence, HiddenStates, LoraOutput};
-use crate::settings::{AdapterSettings, Compute, Method, Optimisation, Schedule, TrainSettings};
+use crate::settings::{AdapterSettings, Compute, Method, Optimisation, ScheduleShape, TrainSettings};
 use crate::summary::MemoryEstimate;
 use crate::train::{self, Learner};
 use crate::{Cancel, Error, Result};
@@ -323,7 +323,7 @@ impl Bench {
                 batch_size: bench.batch,
                 // The loop is asked for one more before each step.
                 epochs: 0,
-                schedule: Schedule::Constant,
+                schedule: ScheduleShape::Constant,
                 warmup_ratio: 0.0,
                 ..Optimisation::default()
             },
@@ -395,8 +395,8 @@ impl Bench {
     fn step(&mut self, observer: Option<&dyn Observer>, cancel: &Cancel) -> Result<()> {
         self.settings.optimisation.epochs += 1;
         let rows = self.rows.task();
-        let schedule = train::Schedule::of_training(&self.settings, rows.len());
-        let schedule = train::Schedule { observer, ..schedule };
+        let schedule = train::StageSchedule::of_training(&self.settings, rows.len());
+        let schedule = train::StageSchedule { observer, ..schedule };
         self.learner.run(&schedule, rows, &mut |_: &Event| {}, cancel)
     }
 }

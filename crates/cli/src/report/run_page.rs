@@ -11,7 +11,7 @@ use crate::report::words::{
 use crate::report::{dev, figures, heatmap};
 use lora_drop::events::Stage;
 use lora_drop::format::{self, counted, fixed, grouped, percent};
-use lora_drop::record::RunRecord;
+use lora_drop::run_record::RunRecord;
 use lora_drop::score::{BudgetCurve, Importance};
 use lora_drop::settings::{
     Basis, CriterionName, RunSettings, Scope, Selection, Task, Unselected, as_options, definitions,

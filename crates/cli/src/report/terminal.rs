@@ -18,7 +18,7 @@ use lora_drop::assignment::{Assignment, Owner};
 use lora_drop::evaluate::metrics::higher_is_better;
 use lora_drop::events::{EvaluationRecord, Stage};
 use lora_drop::format::{self, counted, fixed, grouped, percent};
-use lora_drop::record::ModuleNames;
+use lora_drop::run_record::ModuleNames;
 use lora_drop::score::{BudgetCurve, Importance};
 use lora_drop::settings::as_options;
 use lora_drop::summary::{

@@ -63,7 +63,7 @@ pub fn choose(
     let whole = Assignment::all_own(prepared.modules());
     let full = whole.plain_parameters(sizes);
     let tokens: usize = rows.iter().map(|&row| prepared.data.train().length(row)).sum();
-    let mut listen = |event: &Event| hooks.tell(event);
+    let mut listen = |event: &Event| hooks.on_event(event);
     // An upper bound on the passes: the first budget that is too small ends the stage.
     let mut passes = RepeatedPasses::begin(rows.len(), tokens, 2 + BUDGETS.len(), &mut listen);
     let mut measure = |learner: &mut Learner, assignment: &Assignment| -> Result<Evaluation> {
@@ -109,7 +109,7 @@ fn measure(
     cancel: &Cancel,
     listen: &mut dyn FnMut(&Event),
 ) -> Result<Evaluation> {
-    let (bank, parameters) = learner.continued(settings, assignment)?;
+    let (bank, parameters) = learner.continuation(settings, assignment)?;
     let table = bank.table(learner.model.layers());
     let micro_tokens = learner.passes().evaluation_tokens();
     let Learner { model, arenas, ranks, .. } = learner;

@@ -22,11 +22,11 @@ use crate::summary::{Status, Summary};
 use crate::{Cancel, Error, Result, digest};
 
 /// Settings that say where the same files are now, and may change.
-pub(crate) const PLACES: [&str; 4] = ["model", "data", "init-adapter", "scores"];
+pub(crate) const RELOCATABLE_SETTINGS: [&str; 4] = ["model", "data", "init-adapter", "scores"];
 /// Settings of the output folder, which stays the run's own.
-const OF_FOLDER: [&str; 2] = ["output", "overwrite"];
+const FOLDER_SETTINGS: [&str; 2] = ["output", "overwrite"];
 /// Settings that may be raised.
-const RAISED: [&str; 2] = ["epochs", "max-steps"];
+const RAISABLE_SETTINGS: [&str; 2] = ["epochs", "max-steps"];
 
 /// What the checkpoint of a run on files has besides the training state.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -38,7 +38,7 @@ pub struct RunFacts {
     pub kernels: String,
     /// The text of recipe.toml.
     pub recipe: String,
-    pub sources: Sources,
+    pub sources: InputHashes,
     pub logs: Lengths,
     /// Seconds of the run up to this checkpoint, without those between its processes.
     pub seconds: f64,
@@ -50,26 +50,29 @@ pub struct RunFacts {
 /// Hashes of the model's and of the data's files, in hexadecimal.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Sources {
+pub struct InputHashes {
     pub model: String,
     pub data: String,
 }
 
-impl Sources {
+impl InputHashes {
     /// Hashes all files.
     ///
     /// # Errors
     /// `Error::Io`, and `Error::Interrupted` after `cancel` was raised.
     fn of(prepared: &Prepared, data: &DataSources, cancel: &Cancel) -> Result<Self> {
         let hex = |hash: u128| format!("{hash:032x}");
-        Ok(Sources { model: hex(prepared.model_hash(cancel)?), data: hex(digest::of_data(data, cancel)?) })
+        Ok(InputHashes {
+            model: hex(prepared.model_hash(cancel)?),
+            data: hex(digest::of_data(data, cancel)?),
+        })
     }
 
     /// Checks that model and data are those of the run.
     ///
     /// # Errors
     /// `Error::Input` with the model or the data if it differs.
-    fn check(&self, run: &Sources, model: &Path, data: &DataSources) -> Result<()> {
+    fn check(&self, run: &InputHashes, model: &Path, data: &DataSources) -> Result<()> {
         let (model, data) = (model.display().to_string(), data.to_string());
         for (what, path, now, before) in
             [("model", model, &self.model, &run.model), ("data", data, &self.data, &run.data)]
@@ -127,7 +130,7 @@ impl StoppedRun {
     ///
     /// # Errors
     /// `Error::Input`
-    pub(super) fn check(&self, sources: &Sources, model: &Path, kernels: &str) -> Result<Option<String>> {
+    pub(super) fn check(&self, sources: &InputHashes, model: &Path, kernels: &str) -> Result<Option<String>> {
         sources.check(&self.facts.sources, model, &self.settings.place.data)?;
         let before = &self.facts.kernels;
         Ok((before != kernels).then(|| {
@@ -160,7 +163,7 @@ impl Checkpoints {
     /// checkpoint.
     ///
     /// # Errors
-    /// Those of `Sources::of` and `StoppedRun::check`.
+    /// Those of `InputHashes::of` and `StoppedRun::check`.
     pub fn new(
         prepared: &Prepared,
         settings: &RunSettings,
@@ -172,9 +175,9 @@ impl Checkpoints {
         let every = Some(60.0 * place.checkpoint_minutes).filter(|seconds| *seconds > 0.0);
         let kernels = instructions(settings.train.compute.dtype.precision()).to_string();
         let sources = if every.is_some() || stopped.is_some() {
-            Sources::of(prepared, &place.data, cancel)?
+            InputHashes::of(prepared, &place.data, cancel)?
         } else {
-            Sources::default()
+            InputHashes::default()
         };
         if let Some(stopped) = stopped
             && let Some(note) = stopped.check(&sources, &prepared.model.path, &kernels)?
@@ -284,12 +287,12 @@ fn change(settings: &mut RunSettings, changes: &Table, stage: Stage) -> Result<b
     let method = settings.train.adapter.method;
     for (name, value) in changes {
         let before = definition(name).and_then(|definition| (definition.get)(settings));
-        let free = changes_no_result(name) && !OF_FOLDER.contains(&name.as_str());
-        if before.as_ref() == Some(value) || free || PLACES.contains(&name.as_str()) {
+        let free = changes_no_result(name) && !FOLDER_SETTINGS.contains(&name.as_str());
+        if before.as_ref() == Some(value) || free || RELOCATABLE_SETTINGS.contains(&name.as_str()) {
             continue;
         }
         let grows = before.as_ref().and_then(toml::Value::as_integer) < value.as_integer();
-        if RAISED.contains(&name.as_str()) && grows && before.is_some() {
+        if RAISABLE_SETTINGS.contains(&name.as_str()) && grows && before.is_some() {
             if stage == Stage::Sample || method == Method::AdaLora {
                 let reason = match stage {
                     Stage::Sample => "in the sample stage, whose length depends on it".to_string(),

@@ -7,8 +7,8 @@ use super::adalora::AdaLora;
 use super::findings;
 use super::learner::Learner;
 use super::prepare::Prepared;
-use super::schedule::Schedule;
-use super::sparse::Masked;
+use super::schedule::StageSchedule;
+use super::sparse::MaskGradients;
 use super::stage::{Hooks, Next};
 use super::state::{Best, TrainState};
 use crate::evaluate::Evaluation;
@@ -32,7 +32,7 @@ pub fn run(
     let began = Instant::now();
     let examples = prepared.data.train();
     let before = learner.state.optimiser.steps;
-    let schedule = Schedule::of_training(settings, examples.len());
+    let schedule = StageSchedule::of_training(settings, examples.len());
     let (rows, steps, batch) = (examples.len(), schedule.steps, settings.optimisation.step_rows());
     let per_epoch = schedule.steps_per_epoch();
     let tokens = (steps - before) * examples.tokens() / per_epoch;
@@ -48,11 +48,11 @@ pub fn run(
     }
     let (method, whole): (Box<dyn Hooks>, usize) = match settings.adapter.method {
         Method::AdaLora => {
-            let course = AdaLora::new(settings, &learner.bank, steps);
-            let whole = course.end();
-            (Box::new(course), whole)
+            let adalora = AdaLora::new(settings, &learner.bank, steps);
+            let whole = adalora.end();
+            (Box::new(adalora), whole)
         }
-        Method::SparseAdapter => (Box::new(Masked), 0),
+        Method::SparseAdapter => (Box::new(MaskGradients), 0),
         _ => (Box::new(|_: &Event| ()), 0),
     };
     let every = settings.optimisation.eval_steps.unwrap_or(per_epoch);
@@ -65,7 +65,7 @@ pub fn run(
     } else {
         epochs.next(learner)
     };
-    if next == Next::GoOn {
+    if next == Next::Continue {
         learner.run(&schedule, examples, &mut epochs, cancel)?;
     }
     listen(&Event::StageEnd { stage: Stage::Train, seconds: began.elapsed().as_secs_f64() });
@@ -103,10 +103,10 @@ impl Hooks for Epochs<'_> {
             return self.evaluate(learner);
         }
         self.sink.checkpoint_if_due(learner, false, self.listen);
-        Ok(Next::GoOn)
+        Ok(Next::Continue)
     }
 
-    fn tell(&mut self, event: &Event) {
+    fn on_event(&mut self, event: &Event) {
         self.sink.record(event, self.listen);
         (self.listen)(event);
     }
@@ -135,7 +135,7 @@ impl Epochs<'_> {
         let best = if is_best {
             let began = Instant::now();
             let (settings, answers) = (self.settings, &found.answers);
-            let dev = findings::of(learner, prepared, settings, answers, self.cancel, self.listen);
+            let dev = findings::collect(learner, prepared, settings, answers, self.cancel, self.listen);
             learner.state.progress.evaluate_seconds += began.elapsed().as_secs_f64();
             // Findings that were cut short are not written: the run that continues this one
             // evaluates again.
@@ -144,9 +144,9 @@ impl Epochs<'_> {
         } else {
             None
         };
-        self.tell(&Event::Evaluation(&record));
+        self.on_event(&Event::Evaluation(&record));
         let written = self.sink.save_evaluation(learner, best)?;
-        written.iter().for_each(|path| self.tell(&Event::Wrote(path)));
+        written.iter().for_each(|path| self.on_event(&Event::Wrote(path)));
         learner.state.progress.evaluated = step;
         self.sink.checkpoint_if_due(learner, true, self.listen);
         Ok(self.next(learner))
@@ -157,18 +157,18 @@ impl Epochs<'_> {
         let TrainState { progress, optimiser, .. } = &learner.state;
         let step = optimiser.steps;
         let (Some(best), Some(patience)) = (&progress.best, self.settings.optimisation.early_stopping) else {
-            return Next::GoOn;
+            return Next::Continue;
         };
         let since = (step / self.every).saturating_sub(best.step / self.every);
         if since < patience || step < self.whole || step == self.steps {
-            return Next::GoOn;
+            return Next::Continue;
         }
         let (what, best) = match self.settings.optimisation.eval_steps {
             Some(_) => ("evaluation since step", best.step.to_string()),
             None => ("epoch since epoch", format::epoch(best.epoch)),
         };
-        self.tell(&Event::Note(&format!("training stops: no {what} {best} was better on dev")));
-        Next::Enough
+        self.on_event(&Event::Note(&format!("training stops: no {what} {best} was better on dev")));
+        Next::Stop
     }
 }
 

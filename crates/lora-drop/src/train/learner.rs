@@ -14,7 +14,7 @@ use super::activation_cache::{ActivationCache, cacheable_blocks};
 use super::optimiser::Optimiser;
 use super::parts::WorkerArenas;
 use super::prepare::Prepared;
-use super::schedule::Schedule;
+use super::schedule::StageSchedule;
 use super::shared_parts::{Shares, StepSums};
 use super::state::TrainState;
 use crate::adapter::{AdapterFile, LoraBank, NewPairs};
@@ -69,7 +69,7 @@ impl Learner {
     /// # Errors
     /// Those of the model's files.
     pub fn new(prepared: &Prepared, settings: &TrainSettings, assignment: &Assignment) -> Result<Self> {
-        if let Some(adapter) = &prepared.init {
+        if let Some(adapter) = &prepared.init_adapter {
             return Self::from_adapter(prepared, settings, adapter, assignment);
         }
         let head = prepared.data.labels().map(Labels::head);
@@ -235,7 +235,7 @@ impl Learner {
     ///
     /// # Errors
     /// The run has no sample stage, or is past it; the pairs do not fit.
-    pub(super) fn continued(
+    pub(super) fn continuation(
         &self,
         settings: &TrainSettings,
         assignment: &Assignment,
@@ -273,12 +273,12 @@ impl Learner {
     }
 
     /// Whether the LoRAs' inputs have dropout.
-    pub(crate) fn drops_lora(&self) -> bool {
+    pub(crate) fn has_lora_dropout(&self) -> bool {
         self.dropout.lora > 0.0
     }
 
     /// Whether blocks in which nothing trains give the same output in every step.
-    pub(crate) fn steady(&self) -> bool {
+    pub(crate) fn has_constant_blocks(&self) -> bool {
         self.dropout.hidden == 0.0 && self.dropout.attention == 0.0
     }
 
@@ -322,7 +322,7 @@ impl Learner {
     }
 
     /// The adapter in training, pairs and head, with what the head's outputs mean.
-    pub(super) fn adapter(&self, prepared: &Prepared, settings: &TrainSettings) -> AdapterFile {
+    pub(super) fn adapter_file(&self, prepared: &Prepared, settings: &TrainSettings) -> AdapterFile {
         let (architecture, dropout) = (prepared.model.config.architecture, settings.adapter.lora_dropout);
         let head_kind = prepared.data.labels().map(|labels| labels.head().kind).unwrap_or_default();
         let labels = prepared.data.labels().and_then(|labels| serde_json::to_value(labels).ok());
@@ -337,7 +337,7 @@ impl Learner {
     /// ranks divide among themselves.
     pub(super) fn gradients(
         &mut self,
-        schedule: &Schedule,
+        schedule: &StageSchedule,
         rows: TaskRows,
         step: &[usize],
         cancel: &Cancel,

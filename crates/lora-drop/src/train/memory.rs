@@ -6,7 +6,7 @@ use lora_drop_transformer::{Keep, LoraTable, Parameters, PassSize};
 
 use super::learner::{self, Learner};
 use super::prepare::Prepared;
-use super::sample;
+use super::sample_stage;
 use super::shared_parts::exchange_bytes;
 use crate::Result;
 use crate::assignment::{Assignment, Sizes};
@@ -161,7 +161,7 @@ impl PeakPasses<'_> {
         keep: Keep,
         PassFlags { scored, all_tokens }: PassFlags,
     ) -> usize {
-        let lora_dropout = keep != Keep::One && self.learner.drops_lora();
+        let lora_dropout = keep != Keep::One && self.learner.has_lora_dropout();
         let size = PassSize { lora_dropout, scored, all_tokens, ..pass_size(rows, part, keep) };
         for table in [Some(&self.learner.table), self.shared].into_iter().flatten() {
             self.memory.include(workers, &self.learner.model, table, &size);
@@ -194,7 +194,7 @@ fn added_by_sharing(prepared: &Prepared, settings: &TrainSettings) -> usize {
         let Sizes { own, shared, each } = prepared.sizes(kind, settings);
         (shared + prepared.model.config.layers * each).saturating_sub(own)
     };
-    prepared.kinds.iter().map(of_kind).sum()
+    prepared.target_kinds.iter().map(of_kind).sum()
 }
 
 /// Bytes of constants, and of what a method stores for each value of its adapters.
@@ -216,8 +216,8 @@ fn cached_output_bytes(learner: &Learner, settings: &TrainSettings, rows: usize,
     let possible = settings.epochs_over(rows) > 1
         && settings.compute.activation_cache > 0.0
         && match settings.adapter.method {
-            Method::LoraDrop => !settings.selection.unselected.shares() && learner.steady(),
-            Method::Head => learner.steady(),
+            Method::LoraDrop => !settings.selection.unselected.shares() && learner.has_constant_blocks(),
+            Method::Head => learner.has_constant_blocks(),
             _ => false,
         };
     if possible { size_of::<f32>() * tokens * learner.model.config.hidden_size } else { 0 }
@@ -231,7 +231,7 @@ fn stages(
 ) -> Result<Vec<(Stage, Vec<usize>, usize)>> {
     let mut stages = Vec::new();
     if settings.samples() {
-        let (rows, steps) = sample::extent(prepared, settings)?;
+        let (rows, steps) = sample_stage::rows_and_steps(prepared, settings)?;
         let steps = match settings.selection.criterion.basis() {
             Basis::Gradients => rows.len().div_ceil(settings.optimisation.step_rows()),
             _ => steps,

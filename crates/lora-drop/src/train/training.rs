@@ -109,7 +109,7 @@ impl<'a> Training<'a> {
             let best = learner.state.progress.best.take();
             let best = best.ok_or_else(|| Error::Input("no epoch was measured".to_string()))?;
             learner.state.parameters.set_values(&in_memory.values.unwrap_or_default());
-            let adapter = learner.adapter(prepared, &settings);
+            let adapter = learner.adapter_file(prepared, &settings);
             let TrainState { progress, optimiser, seconds, .. } = learner.state;
             Ok(TrainedAdapter {
                 adapter,

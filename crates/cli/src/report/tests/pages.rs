@@ -6,7 +6,7 @@ use crate::report::tests::samples;
 use lora_drop::assignment::Owner;
 use lora_drop::evaluate::{Outcome, TextSample};
 use lora_drop::events::{OnlyClass, Stage};
-use lora_drop::record::RunRecord;
+use lora_drop::run_record::RunRecord;
 use lora_drop::score::{BudgetCurve, BudgetPoint};
 use lora_drop::settings::{Budget, Scope, Task, Unselected};
 use lora_drop::summary::{Baseline, BaselineKind, Status};
