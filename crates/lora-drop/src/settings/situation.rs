@@ -376,7 +376,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_not_known_refuses_nothing() {
+    fn unknown_facts_refuse_no_setting() {
         let mut settings = RunSettings::default();
         settings.train.selection.unselected = Unselected::Drop;
         let situation = Situation::new(&settings, Reader::Train);

@@ -255,7 +255,7 @@ fn cards_are_not_broken_over_pages() {
 }
 
 #[test]
-fn what_users_wrote_is_escaped() {
+fn text_from_users_is_escaped() {
     let mut record = samples::lora_drop(6, 2);
     let evil = "<script>alert(\"&'\u{8}\")</script>";
     record.data.classes[0] = evil.into();

@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_list_would_overshoot_is_an_expression() {
+    fn targets_of_which_a_list_matches_too_many_are_an_expression() {
         let mut some = all(&[Query]);
         some.retain(|id| [1, 10, 11].contains(&id.layer));
         some.insert(ModuleId { layer: 2, kind: Value });
