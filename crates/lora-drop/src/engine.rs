@@ -49,7 +49,7 @@ impl PartSize {
             keep: Keep::All,
             lora_dropout: false,
             scored: false,
-            all_tokens: false,
+            every_token: false,
         };
         let bytes_per_token =
             (size_of::<f32>() * model.net.floats(table, &size)) as f64 / self.max_tokens as f64;

@@ -135,7 +135,7 @@ pub fn pass_size(rows: TaskRows, part: &[usize], keep: Keep) -> PassSize {
         keep,
         lora_dropout: false,
         scored: false,
-        all_tokens: false,
+        every_token: false,
     }
 }
 

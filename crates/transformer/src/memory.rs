@@ -77,7 +77,7 @@ pub struct PassSize {
     /// Whether modules are scored, which takes more memory in an encoder's last block.
     pub scored: bool,
     /// Whether the last block computes every token, although the head reads few.
-    pub all_tokens: bool,
+    pub every_token: bool,
 }
 
 impl PassSize {
@@ -93,7 +93,7 @@ impl PassSize {
             keep,
             lora_dropout,
             scored,
-            all_tokens: false,
+            every_token: false,
         }
     }
 

@@ -424,7 +424,7 @@ fn dropped(
         keep: Keep::of_training(recompute),
         lora_dropout: true,
         scored: false,
-        all_tokens: false,
+        every_token: false,
     };
     let mut reference = OnReference::of(&case.encoder.net, &case.parameters).expect("in f32");
     let want = reference.train(&case.parameters, &case.table, part, false);

@@ -333,7 +333,7 @@ fn passes_take_the_memory_that_is_foreseen() {
                 keep,
                 lora_dropout: false,
                 scored: false,
-                all_tokens: false,
+                every_token: false,
             };
             case.memory = Memory::default();
             match keep {

@@ -23,8 +23,8 @@ use crate::{Cancel, Error, Result};
 /// Budgets to try, in falling order: fractions of plain LoRA's parameters.
 const BUDGETS: [f64; 7] = [0.75, 0.5, 0.375, 0.25, 0.1875, 0.125, 0.0625];
 /// Most held-out rows to measure, and the fewest that suffice.
-const ROWS: usize = 512;
-const LEAST_ROWS: usize = 32;
+const MAX_ROWS: usize = 512;
+const MIN_ROWS: usize = 32;
 
 /// Picks the held-out rows, evenly spaced among the training rows that are not in the sample.
 ///
@@ -33,14 +33,14 @@ const LEAST_ROWS: usize = 32;
 pub fn held_out(prepared: &Prepared, sample: &[usize]) -> Result<Vec<usize>> {
     let sample: BTreeSet<usize> = sample.iter().copied().collect();
     let rest: Vec<usize> = (0..prepared.data.train().len()).filter(|row| !sample.contains(row)).collect();
-    if rest.len() < LEAST_ROWS {
+    if rest.len() < MIN_ROWS {
         return Err(Error::Usage(format!(
-            "`budget = auto` decides by rows of train that are not in the sample, at least {LEAST_ROWS}, and there are {}; lower \
+            "`budget = auto` decides by rows of train that are not in the sample, at least {MIN_ROWS}, and there are {}; lower \
              `sample_ratio`, or give a budget",
             rest.len()
         )));
     }
-    let count = rest.len().min(ROWS);
+    let count = rest.len().min(MAX_ROWS);
     Ok((0..count).map(|place| rest[place * rest.len() / count]).collect())
 }
 

@@ -66,12 +66,18 @@ pub fn plan(
         for (stage, rows, steps) in &stages {
             peak.include_stage(data.train(), *stage, rows, *steps, settings);
         }
-        let all_tokens = settings.samples() && settings.selection.criterion.basis() == Basis::HiddenStates;
-        if all_tokens || settings.selection.rule() == Selection::Auto {
+        let every_token = settings.samples() && settings.selection.criterion.basis() == Basis::HiddenStates;
+        if every_token || settings.selection.rule() == Selection::Auto {
             // The rows that will be measured are among these.
             let lengths = data.train().lengths();
             for rows in batch::evaluation_batches(&lengths, passes.evaluation_tokens()) {
-                peak.include_pass(1, data.train(), &rows, Keep::One, PassFlags { scored: false, all_tokens });
+                peak.include_pass(
+                    1,
+                    data.train(),
+                    &rows,
+                    Keep::One,
+                    PassFlags { scored: false, every_token },
+                );
             }
         }
         if train {
@@ -111,7 +117,7 @@ struct PassFlags {
     /// Whether modules are observed.
     scored: bool,
     /// Whether the last block computes every token.
-    all_tokens: bool,
+    every_token: bool,
 }
 
 impl PeakPasses<'_> {
@@ -143,7 +149,7 @@ impl PeakPasses<'_> {
                             rows,
                             &part,
                             keep,
-                            PassFlags { scored, all_tokens: false },
+                            PassFlags { scored, every_token: false },
                         );
                         self.concurrent_tokens = self.concurrent_tokens.max(workers * tokens);
                     }
@@ -159,10 +165,10 @@ impl PeakPasses<'_> {
         rows: TaskRows,
         part: &[usize],
         keep: Keep,
-        PassFlags { scored, all_tokens }: PassFlags,
+        PassFlags { scored, every_token }: PassFlags,
     ) -> usize {
         let lora_dropout = keep != Keep::One && self.learner.has_lora_dropout();
-        let size = PassSize { lora_dropout, scored, all_tokens, ..pass_size(rows, part, keep) };
+        let size = PassSize { lora_dropout, scored, every_token, ..pass_size(rows, part, keep) };
         for table in [Some(&self.learner.table), self.shared].into_iter().flatten() {
             self.memory.include(workers, &self.learner.model, table, &size);
         }

@@ -21,7 +21,7 @@ use crate::settings::{Basis, TrainSettings};
 use crate::{Cancel, Result};
 
 /// Most rows whose hidden states are compared: CKA compares every row with every other.
-const MOST_ROWS: usize = 512;
+const MAX_ROWS: usize = 512;
 
 /// Computes the scores of a criterion that needs no training. Also returns which rows and tokens
 /// they rest on.
@@ -44,7 +44,7 @@ pub fn run(
         _ => draw_sample(prepared, settings)?,
     };
     if criterion.basis() == Basis::HiddenStates {
-        let every = rows.len().div_ceil(MOST_ROWS).max(1);
+        let every = rows.len().div_ceil(MAX_ROWS).max(1);
         rows = rows.into_iter().step_by(every).collect();
     }
     let tokens = rows.iter().map(|&row| examples.length(row)).sum();

@@ -19,7 +19,7 @@ use super::probe;
 use super::schedule::StageSchedule;
 use super::stage::{Hooks, Next};
 use super::state::TrainState;
-use super::windows::{LEAST_STEPS, MOST_STEPS, Windows, window};
+use super::windows::{MAX_STEPS, MIN_STEPS, Windows, window};
 use crate::adapter::{BankPair, LM_HEAD_IS_USED, is_scored};
 use crate::assign::assign;
 use crate::assignment::Assignment;
@@ -90,7 +90,7 @@ impl<'a> SampleStage<'a> {
     fn is_over(&self, state: &TrainState) -> bool {
         let step = state.optimiser.steps;
         let settled = state.settling.last().is_some_and(|(last, _)| last.settled && last.steps == step);
-        step >= self.schedule.steps || self.is_auto() && settled && step >= LEAST_STEPS
+        step >= self.schedule.steps || self.is_auto() && settled && step >= MIN_STEPS
     }
 
     /// The scores of the last window, and the assignment by them.
@@ -236,10 +236,10 @@ pub fn rows_and_steps(prepared: &Prepared, settings: &TrainSettings) -> Result<(
         // A SparseAdapter ranks no modules, so there is nothing to settle.
         SampleEpochs::Auto if settings.adapter.method == Method::SparseAdapter => {
             let window = window(per_epoch);
-            (LEAST_STEPS.div_ceil(window) * window).min(whole.div_ceil(4))
+            (MIN_STEPS.div_ceil(window) * window).min(whole.div_ceil(4))
         }
         SampleEpochs::Auto => {
-            let most = MOST_STEPS.min(whole.div_ceil(4));
+            let most = MAX_STEPS.min(whole.div_ceil(4));
             let window = window(per_epoch).min(most);
             most / window * window
         }
@@ -316,7 +316,7 @@ fn lr_schedule(prepared: &Prepared, settings: &TrainSettings, most: usize) -> Le
             let (shape, ratio) = (ScheduleShape::Constant, settings.optimisation.warmup_ratio);
             LearningRateSchedule {
                 steps: most,
-                ..LearningRateSchedule::new(shape, ratio, most.min(LEAST_STEPS))
+                ..LearningRateSchedule::new(shape, ratio, most.min(MIN_STEPS))
             }
         }
     }

@@ -47,7 +47,7 @@ pub struct Shape {
     pub chosen: usize,
     pub lora_dropout: bool,
     pub scored: bool,
-    pub all_tokens: bool,
+    pub every_token: bool,
 }
 
 /// Maximum floats of token logits that exist at once: 128 MiB, unless `LEAST_LOGIT_ROWS` rows need
@@ -99,7 +99,7 @@ impl<D: Device> Network<D> {
         };
         match &self.graph.first {
             Some(first)
-                if !shape.all_tokens
+                if !shape.every_token
                     && (!shape.scored
                         || !(shape.lora_dropout || ModuleKind::ALL.into_iter().any(inside))) =>
             {

@@ -131,13 +131,13 @@ impl<D: Device> Network<D> {
     }
 
     fn shape(&self, size: &PassSize) -> Shape {
-        let PassSize { tokens, sequences, learned, lora_dropout, scored, all_tokens, .. } = *size;
+        let PassSize { tokens, sequences, learned, lora_dropout, scored, every_token, .. } = *size;
         let chosen = match self.graph.reads {
             Reads::First | Reads::Last => sequences,
             Reads::Labelled => learned,
             Reads::Learned => learned.min(self.chunk()),
         };
-        Shape { tokens, chosen, lora_dropout, scored, all_tokens }
+        Shape { tokens, chosen, lora_dropout, scored, every_token }
     }
 
     /// Returns rotary tables for the graph's frequencies. Those in `memory` are reused if they have
@@ -244,7 +244,7 @@ impl<D: Device> Network<D> {
         sequences: Sequences,
         see: impl FnMut(usize, &[f32]),
     ) -> Result<()> {
-        let size = PassSize { all_tokens: true, ..PassSize::of_forward(sequences.offsets, false) };
+        let size = PassSize { every_token: true, ..PassSize::of_forward(sequences.offsets, false) };
         self.pass(context, (sequences, &[]), size, Options::default(), |pass| pass.hidden_states(see))
     }
 

@@ -214,7 +214,7 @@ pub fn check_plan(what: &str, load: impl Fn() -> Adapted) {
             keep: Keep::of_training(recompute),
             lora_dropout: dropped,
             scored: false,
-            all_tokens: false,
+            every_token: false,
         };
         assert_eq!(adapted.memory.floats().len(), adapted.model.net.floats(&adapted.table, &size), "{what}");
     }
