@@ -12,7 +12,7 @@ use lora_drop::Cancel;
 use lora_drop::assignment::Assignment;
 use lora_drop::events::Event;
 use lora_drop::settings::{Dtype, Method, RunSettings, TrainSettings};
-use lora_drop::train::{Hooks, Learner, Prepared, Schedule};
+use lora_drop::train::{Hooks, Learner, Prepared, StageSchedule};
 use lora_drop_compute::random::Key;
 
 /// Parameter name → gradient; and the loss.
@@ -85,7 +85,7 @@ fn gradients(prepared: &Prepared, settings: &TrainSettings, rows: usize) -> lora
         }
     }
     let mut taken = Taken::default();
-    let schedule = Schedule { steps: 1, ..Schedule::of_training(settings, rows) };
+    let schedule = StageSchedule { steps: 1, ..StageSchedule::of_training(settings, rows) };
     learner.run(&schedule, prepared.data.train(), &mut taken, &Cancel::new())?;
     Ok((taken.gradients, taken.loss))
 }
@@ -105,7 +105,7 @@ impl Hooks for Taken {
         Ok(())
     }
 
-    fn tell(&mut self, event: &Event) {
+    fn on_event(&mut self, event: &Event) {
         if let Event::Step(step) = event {
             self.loss = step.loss;
         }

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 /// The cosine below which two rows count as orthogonal.
 const ORTHOGONAL: f64 = 1e-12;
 /// Upper bound on Jacobi sweeps; about ten are needed at the sizes used here.
-const MOST_SWEEPS: usize = 40;
+const MAX_SWEEPS: usize = 40;
 
 /// The columns of R in U = Q R, by Householder reflections. Column j has its first j + 1 values
 /// (fewer if U has fewer rows); the others are zero. `left` are U's columns.
@@ -100,7 +100,7 @@ fn make_orthogonal(rows: &mut Vec<Vec<f64>>) {
     if rows.len() % 2 == 1 {
         rows.push(vec![0.0; rows[0].len()]);
     }
-    for _ in 0..MOST_SWEEPS {
+    for _ in 0..MAX_SWEEPS {
         let mut rotated = false;
         for _ in 1..rows.len() {
             let half = rows.len() / 2;

@@ -21,7 +21,7 @@ use crate::events::Event;
 use crate::generate::{self, GenerateOptions, generate};
 use crate::model::ModelFiles;
 use crate::score::{Criterion, Evidence, HiddenStates, LoraOutput};
-use crate::settings::{AdapterSettings, Compute, Method, Optimisation, Schedule, TrainSettings};
+use crate::settings::{AdapterSettings, Compute, Method, Optimisation, ScheduleShape, TrainSettings};
 use crate::summary::MemoryEstimate;
 use crate::train::{self, Learner};
 use crate::{Cancel, Error, Result};
@@ -164,7 +164,7 @@ pub fn generation(settings: &BenchSettings, new_tokens: usize, cancel: &Cancel) 
             batch: settings.batch,
             prompt_tokens: settings.length,
             new_tokens,
-            peak_rss_bytes: crate::memory::peak_rss_bytes().unwrap_or(0),
+            peak_rss_bytes: crate::rss::peak_rss_bytes().unwrap_or(0),
             threads: rayon::current_num_threads(),
         })
     })
@@ -222,7 +222,7 @@ pub fn run(settings: &BenchSettings, cancel: &Cancel) -> Result<BenchReport> {
             attention_share: attention / (products + attention),
             bytes_per_step,
             gb_per_second: bytes_per_step as f64 / seconds_per_step / 1e9,
-            peak_rss_bytes: crate::memory::peak_rss_bytes().unwrap_or(0),
+            peak_rss_bytes: crate::rss::peak_rss_bytes().unwrap_or(0),
             memory,
             threads: rayon::current_num_threads(),
         })
@@ -325,7 +325,7 @@ impl Bench {
                 batch_size: bench.batch,
                 // `step` asks for one more before each step.
                 epochs: 0,
-                schedule: Schedule::Constant,
+                schedule: ScheduleShape::Constant,
                 warmup_ratio: 0.0,
                 ..Optimisation::default()
             },
@@ -374,17 +374,17 @@ impl Bench {
             used: &used,
             longest: length,
             parameters: learner.state.parameters.count(),
-            beside: 0,
+            method_state_bytes: 0,
         };
         let lengths = vec![length; bench.batch];
         let Compute { memory_limit, micro_tokens, recompute, .. } = bench.compute;
         let plan = process.choose(memory_limit, micro_tokens, recompute, |passes| {
             let mut memory = PassMemory::default();
             for group in passes.cut.groups(&lengths) {
-                let places = group.len().min(passes.cut.together);
+                let workers = group.len().min(passes.cut.concurrent);
                 for part in group {
                     let size = pass_size(rows.task(), &part, SavePolicy::of_training(passes.recompute));
-                    memory.include(places, model, table, &size);
+                    memory.include(workers, model, table, &size);
                 }
             }
             memory
@@ -397,8 +397,8 @@ impl Bench {
     fn step(&mut self, observer: Option<&dyn Observer>, cancel: &Cancel) -> Result<()> {
         self.settings.optimisation.epochs += 1;
         let rows = self.rows.task();
-        let schedule = train::Schedule::of_training(&self.settings, rows.len());
-        let schedule = train::Schedule { observer, ..schedule };
+        let schedule = train::StageSchedule::of_training(&self.settings, rows.len());
+        let schedule = train::StageSchedule { observer, ..schedule };
         self.learner.run(&schedule, rows, &mut |_: &Event| {}, cancel)
     }
 }

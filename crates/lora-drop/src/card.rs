@@ -22,7 +22,7 @@ use crate::format::{counted, epoch, fixed, grouped, layers, percent};
 use crate::hub::{RepoKind, Repository};
 use crate::model::gguf_file;
 use crate::prune::Pruning;
-use crate::record::{ModuleNames, RunRecord, names_of};
+use crate::run_record::{ModuleNames, RunRecord, names_of};
 use crate::settings::{Method, Reader, RunSettings, Situation, Unselected};
 use crate::summary::{Baseline, BaselineKind};
 

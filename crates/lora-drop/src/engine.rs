@@ -14,36 +14,36 @@ use crate::{Error, Result};
 const MICRO_TOKENS: usize = 1024;
 /// Tokens of a decoder's pass that runs alone; its many layers save several times as much per
 /// token.
-const TEXT_MICRO_TOKENS: usize = 512;
+const DECODER_MICRO_TOKENS: usize = 512;
 /// Size of micro-batches in training with weights packed once, where small ones are as fast.
-const PACKED_PARTS: PartSize = PartSize { bytes: 1e8, least: 256, most: 512 };
+const PACKED_PART_SIZE: PartSize = PartSize { bytes: 1e8, min_tokens: 256, max_tokens: 512 };
 /// Size of micro-batches of decoders whose matrices are packed for each of them.
-const TEXT_PARTS: PartSize = PartSize { bytes: 7e8, least: 512, most: 1000 };
+const DECODER_PART_SIZE: PartSize = PartSize { bytes: 7e8, min_tokens: 512, max_tokens: 1000 };
 /// Most bytes of the blocks' matrices, packed for both directions, with which they are packed once
 /// for training.
-const MOST_PACKED: usize = 384 << 20;
+const MAX_PACKED_BYTES: usize = 384 << 20;
 /// Most trained values (16 MB) with which each part of a step has its own gradient, so that parts
 /// may run concurrently. With more, as in full fine-tuning, all parts add to one gradient.
-pub const MOST_APART: usize = 4 << 20;
+pub const MAX_OWN_GRADIENT_VALUES: usize = 4 << 20;
 /// Most concurrent micro-batches with weights packed once.
-const MOST_TOGETHER: usize = 8;
+const MAX_CONCURRENT_PREPACKED: usize = 8;
 /// Most concurrent micro-batches if each packs the weights itself, which takes more memory.
-const MOST_PACKING: usize = 2;
+const MAX_CONCURRENT_REPACKING: usize = 2;
 /// Threads for each of the micro-batches that pack weights; with fewer, concurrency gains nothing.
-const THREADS_PACKING: usize = 4;
+const THREADS_PER_REPACKING_PART: usize = 4;
 
-/// Size of micro-batches: the number of tokens whose activations take `bytes`, from `least` to
-/// `most`.
+/// Size of micro-batches: the number of tokens whose activations take `bytes`, from
+/// `min_tokens` to `max_tokens`.
 struct PartSize {
     bytes: f64,
-    least: usize,
-    most: usize,
+    min_tokens: usize,
+    max_tokens: usize,
 }
 
 impl PartSize {
     fn tokens(&self, model: &Model, table: &AdapterTable) -> usize {
         let size = PassSize {
-            tokens: self.most,
+            tokens: self.max_tokens,
             sequences: 1,
             learned: 0,
             saves: SavePolicy::All,
@@ -51,8 +51,9 @@ impl PartSize {
             scored: false,
             every_token: false,
         };
-        let each = (size_of::<f32>() * model.net.floats(table, &size)) as f64 / self.most as f64;
-        ((self.bytes / each) as usize).clamp(self.least, self.most)
+        let bytes_per_token =
+            (size_of::<f32>() * model.net.floats(table, &size)) as f64 / self.max_tokens as f64;
+        ((self.bytes / bytes_per_token) as usize).clamp(self.min_tokens, self.max_tokens)
     }
 }
 
@@ -62,24 +63,24 @@ pub struct Cut {
     /// Tokens of a micro-batch.
     pub micro_tokens: usize,
     /// Whether the number of micro-batches is even, given enough rows.
-    pub even: bool,
+    pub even_count: bool,
     /// Number of micro-batches that run concurrently if none is larger than `micro_tokens`; 1: one
     /// by one. It does not affect results.
-    pub together: usize,
+    pub concurrent: usize,
 }
 
 impl Default for Cut {
     /// Micro-batches that suit every model, one by one.
     fn default() -> Self {
-        Cut { micro_tokens: TEXT_MICRO_TOKENS, even: false, together: 1 }
+        Cut { micro_tokens: DECODER_MICRO_TOKENS, even_count: false, concurrent: 1 }
     }
 }
 
 impl Cut {
-    /// Returns the default ways to cut the steps of a newly loaded model, each with the form in
+    /// Returns the candidates for cutting the steps of a newly loaded model, each with the form in
     /// which its frozen matrices are kept: the fastest first, then those that take less memory.
     /// `trained` is the number of trained values, `threads` the number of computing threads.
-    pub fn ways(
+    pub fn candidates(
         model: &Model,
         table: &AdapterTable,
         trained: usize,
@@ -89,43 +90,46 @@ impl Cut {
         // everywhere. Models that write text are never packed once: their output layer is outside
         // the blocks and would be packed for each part.
         let size = model.head.and(model.net.frozen_bytes()).map(|bytes| 2 * bytes);
-        let small = size.is_some_and(|size| size <= MOST_PACKED);
-        let way = |form: FrozenForm| {
+        let can_pack = size.is_some_and(|size| size <= MAX_PACKED_BYTES);
+        let candidate = |form: FrozenForm| {
             let packed = form == FrozenForm::Packed;
             let micro_tokens = if packed {
-                PACKED_PARTS.tokens(model, table)
+                PACKED_PART_SIZE.tokens(model, table)
             } else if model.config.architecture.is_decoder() {
-                TEXT_PARTS.tokens(model, table)
+                DECODER_PART_SIZE.tokens(model, table)
             } else {
                 MICRO_TOKENS
             };
-            let most =
-                if packed { MOST_TOGETHER.min(threads) } else { MOST_PACKING.min(threads / THREADS_PACKING) };
-            let together = if apart(trained) { most.max(1) } else { 1 };
-            // `even` is the same for both forms, so equal `micro_tokens` give equal cuts.
-            (form, Cut { micro_tokens, even: small, together })
+            let max_concurrent = if packed {
+                MAX_CONCURRENT_PREPACKED.min(threads)
+            } else {
+                MAX_CONCURRENT_REPACKING.min(threads / THREADS_PER_REPACKING_PART)
+            };
+            let concurrent = if parts_have_own_gradients(trained) { max_concurrent.max(1) } else { 1 };
+            // `even_count` is the same for both forms, so equal `micro_tokens` give equal cuts.
+            (form, Cut { micro_tokens, even_count: can_pack, concurrent })
         };
         let forms: &[_] =
-            if small { &[FrozenForm::Packed, FrozenForm::Rounded] } else { &[FrozenForm::Rounded] };
-        forms.iter().map(|&form| way(form)).collect()
+            if can_pack { &[FrozenForm::Packed, FrozenForm::Rounded] } else { &[FrozenForm::Rounded] };
+        forms.iter().map(|&form| candidate(form)).collect()
     }
 
     /// Cuts a step, whose rows have these lengths in tokens, into micro-batches of row positions.
     /// The micro-batches of the first group may run concurrently; each that is larger than
     /// `micro_tokens` follows as a group of its own.
     pub fn groups(&self, lengths: &[usize]) -> Vec<Vec<Vec<usize>>> {
-        let parts = micro_batches(lengths, self.micro_tokens, if self.even { 2 } else { 1 });
-        let (fitting, over): (Vec<_>, Vec<_>) = parts
+        let parts = micro_batches(lengths, self.micro_tokens, if self.even_count { 2 } else { 1 });
+        let (fitting, oversized): (Vec<_>, Vec<_>) = parts
             .into_iter()
             .partition(|part| part.iter().map(|&slot| lengths[slot]).sum::<usize>() <= self.micro_tokens);
-        let over = over.into_iter().map(|part| vec![part]);
-        (!fitting.is_empty()).then_some(fitting).into_iter().chain(over).collect()
+        let oversized = oversized.into_iter().map(|part| vec![part]);
+        (!fitting.is_empty()).then_some(fitting).into_iter().chain(oversized).collect()
     }
 }
 
 /// Whether each part of a step has its own gradient, with this number of trained values.
-pub fn apart(parameters: usize) -> bool {
-    parameters <= MOST_APART
+pub fn parts_have_own_gradients(parameters: usize) -> bool {
+    parameters <= MAX_OWN_GRADIENT_VALUES
 }
 
 /// Starts a pool of this many threads (0: one per processor). The number does not affect results.
@@ -141,7 +145,7 @@ pub fn thread_pool(threads: usize) -> Result<rayon::ThreadPool> {
 
 /// Tokens of this model's pass if it runs alone.
 pub fn micro_tokens(model: &Model) -> usize {
-    if model.config.architecture.is_decoder() { TEXT_MICRO_TOKENS } else { MICRO_TOKENS }
+    if model.config.architecture.is_decoder() { DECODER_MICRO_TOKENS } else { MICRO_TOKENS }
 }
 
 /// Borrows a batch of labelled rows in the form that a model with a head takes.
@@ -190,14 +194,14 @@ mod tests {
 
     #[test]
     fn parts_run_concurrently_if_none_is_too_large() {
-        let cut = Cut { micro_tokens: 10, even: true, together: 2 };
+        let cut = Cut { micro_tokens: 10, even_count: true, concurrent: 2 };
         assert_eq!(cut.groups(&[5, 5, 5, 5]), [[vec![0, 2], vec![1, 3]]]);
         assert_eq!(cut.groups(&[3]), [[vec![0]]]);
         assert!(cut.groups(&[]).is_empty());
         // A row longer than a part runs by itself, after the others.
         assert_eq!(cut.groups(&[30, 4, 4]), [vec![vec![1], vec![2]], vec![vec![0]]]);
         assert_eq!(cut.groups(&[5, 30, 5]), [vec![vec![0], vec![2]], vec![vec![1]]]);
-        let odd = Cut { even: false, ..cut };
+        let odd = Cut { even_count: false, ..cut };
         assert_eq!(odd.groups(&[5, 5, 5, 5, 5]), [[vec![0, 3], vec![1, 4], vec![2]]]);
     }
 }

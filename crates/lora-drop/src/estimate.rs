@@ -10,30 +10,30 @@ use lora_drop_transformer::linear::FrozenForm;
 use lora_drop_transformer::{AdapterTable, Model, ModelConfig, PassSize, SavePolicy};
 
 use crate::data::TaskRows;
-use crate::engine::{Cut, apart};
+use crate::engine::{Cut, parts_have_own_gradients};
 use crate::format::bytes;
-use crate::memory::{peak_rss_bytes, rss_bytes};
+use crate::rss::{peak_rss_bytes, rss_bytes};
 use crate::settings::Size;
 use crate::summary::MemoryEstimate;
 use crate::{Error, Result};
 
 /// Bytes of program, tokenizer and libraries, for systems that do not report the memory in use.
-const PROGRAM: u64 = 24 << 20;
+const PROGRAM_BYTES: u64 = 24 << 20;
 /// Bytes of code, logs and tables that training touches only later, as observed in runs.
-const LATER: u64 = 3 << 20;
+const LATE_BYTES: u64 = 3 << 20;
 /// Fewest tokens of a micro-batch.
-const LEAST_TOKENS: usize = 32;
+const MIN_TOKENS: usize = 32;
 /// Fixed cost of a micro-batch for which each weight is widened and packed, in tokens. Measured
 /// with SmolLM2, as is the cost of recomputing (docs/performance.md).
-const COST_OF_PART: f64 = 35.0;
+const PART_COST_TOKENS: f64 = 35.0;
 /// Fixed cost of a micro-batch where weights are packed once for all, in tokens.
-const COST_OF_PACKED_PART: f64 = 8.0;
+const PACKED_PART_COST_TOKENS: f64 = 8.0;
 /// Time of a step that recomputes activations, relative to one that saves them.
-const COST_OF_RECOMPUTING: f64 = 1.45;
+const RECOMPUTE_COST: f64 = 1.45;
 /// Relative cost of each further thread of a micro-batch, as threads wait for each other. Measured
 /// with MiniLM on 8 and 16 threads. With many threads it outweighs recomputing, so candidates are
 /// sorted by cost and not in a fixed order.
-const COST_OF_THREAD: f64 = 0.07;
+const EXTRA_THREAD_COST: f64 = 0.07;
 
 /// How the passes of a step are computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,15 +56,15 @@ impl Default for Passes {
 impl Passes {
     /// Tokens of an evaluation pass, which runs alone. It does not affect results.
     pub(crate) fn evaluation_tokens(self) -> usize {
-        self.cut.together * self.cut.micro_tokens
+        self.cut.concurrent * self.cut.micro_tokens
     }
 
     /// Estimated relative time of a step on this number of threads; 1 without any overhead.
     fn cost(self, threads: usize) -> f64 {
-        let again = if self.recompute { COST_OF_RECOMPUTING } else { 1.0 };
-        let part = if self.form == FrozenForm::Packed { COST_OF_PACKED_PART } else { COST_OF_PART };
-        let further = threads as f64 / self.cut.together as f64 - 1.0;
-        again * (1.0 + part / self.cut.micro_tokens as f64) * (1.0 + COST_OF_THREAD * further)
+        let recompute = if self.recompute { RECOMPUTE_COST } else { 1.0 };
+        let part = if self.form == FrozenForm::Packed { PACKED_PART_COST_TOKENS } else { PART_COST_TOKENS };
+        let further = threads as f64 / self.cut.concurrent as f64 - 1.0;
+        recompute * (1.0 + part / self.cut.micro_tokens as f64) * (1.0 + EXTRA_THREAD_COST * further)
     }
 }
 
@@ -75,7 +75,7 @@ pub struct BaselineRss(u64);
 impl BaselineRss {
     /// Measures now.
     pub fn measure() -> Self {
-        BaselineRss(rss_bytes().unwrap_or(PROGRAM))
+        BaselineRss(rss_bytes().unwrap_or(PROGRAM_BYTES))
     }
 }
 
@@ -96,7 +96,7 @@ pub struct Process<'a> {
     /// Number of trained values.
     pub parameters: usize,
     /// Bytes that training needs besides the trained values, their gradients and moments.
-    pub beside: u64,
+    pub method_state_bytes: u64,
 }
 
 /// The memory of all passes under one [`Passes`].
@@ -109,15 +109,15 @@ pub struct PassMemory {
     /// Values (f32) of memory for each concurrent pass.
     pub floats: Vec<usize>,
     /// Further bytes.
-    pub beside: usize,
+    pub extra_bytes: usize,
 }
 
 impl PassMemory {
-    /// Makes room for a pass of this size on each of the first `places` workers.
-    pub fn include(&mut self, places: usize, model: &Model, table: &AdapterTable, size: &PassSize) {
+    /// Makes room for a pass of this size on each of the first `workers` workers.
+    pub fn include(&mut self, workers: usize, model: &Model, table: &AdapterTable, size: &PassSize) {
         let floats = model.net.floats(table, size);
-        self.floats.resize(self.floats.len().max(places), 0);
-        self.floats[..places].iter_mut().for_each(|most| *most = floats.max(*most));
+        self.floats.resize(self.floats.len().max(workers), 0);
+        self.floats[..workers].iter_mut().for_each(|most| *most = floats.max(*most));
         let tokens = if size.saves == SavePolicy::Nothing { &mut self.measured } else { &mut self.tokens };
         *tokens = size.tokens.max(*tokens);
     }
@@ -153,22 +153,24 @@ impl Process<'_> {
     /// The estimated memory with these passes; `limit` is only recorded in it.
     pub fn estimate(&self, passes: Passes, memory: &PassMemory, limit: Option<Size>) -> MemoryEstimate {
         let weights = self.model.net.weight_bytes(passes.form);
-        let together = memory.floats.len();
+        let concurrent = memory.floats.len();
         let activations = memory.floats.iter().map(|&floats| size_of::<f32>() * floats);
         // One gradient for each worker, and those that wait until the gradients of earlier parts
         // were added.
-        let own_gradients = if apart(self.parameters) { (2 * together).saturating_sub(1) } else { 0 };
+        let own_gradients =
+            if parts_have_own_gradients(self.parameters) { (2 * concurrent).saturating_sub(1) } else { 0 };
         let parts = MemoryEstimate {
             micro_tokens: passes.cut.micro_tokens,
-            together,
+            concurrent,
             recompute: passes.recompute,
             limit: limit.map(|limit| limit.0),
-            program: self.before.0.saturating_sub(self.data) + LATER,
+            program: self.before.0.saturating_sub(self.data) + LATE_BYTES,
             data: self.data,
             weights: (weights.mapped + self.model.net.embedding_bytes(self.used)) as u64,
             copies: weights.copied as u64,
-            parameters: (16 * self.parameters + 4 * own_gradients * self.parameters) as u64 + self.beside,
-            activations: (activations.sum::<usize>() + memory.beside) as u64,
+            parameters: (16 * self.parameters + 4 * own_gradients * self.parameters) as u64
+                + self.method_state_bytes,
+            activations: (activations.sum::<usize>() + memory.extra_bytes) as u64,
             scratch: self.scratch(memory, passes.form) as u64,
             total: 0,
         };
@@ -196,8 +198,8 @@ impl Process<'_> {
         };
         // Scratch is per calling thread: one for each concurrent part, and one more for a pass that
         // runs alone, if there is another thread.
-        let places = memory.floats.len();
-        let callers = if places > 1 { (places + 1).min(threads) } else { 1 };
+        let concurrent = memory.floats.len();
+        let callers = if concurrent > 1 { (concurrent + 1).min(threads) } else { 1 };
         let products = largest(callers, memory.tokens).max(largest(1, memory.measured));
         products + threads * attention::scratch_bytes(self.longest, config.head_dim)
     }
@@ -217,12 +219,12 @@ impl Process<'_> {
         memory: impl Fn(Passes) -> PassMemory,
     ) -> Result<PassPlan> {
         let threads = rayon::current_num_threads();
-        let ways = Cut::ways(self.model, self.table, self.parameters, threads);
+        let cuts = Cut::candidates(self.model, self.table, self.parameters, threads);
         let mut least: Option<(Passes, MemoryEstimate)> = None;
         // The memory of passes does not depend on the matrices' form, so it is computed once for
         // all forms.
         let mut taken: HashMap<(Cut, bool), PassMemory> = HashMap::new();
-        for passes in candidates(&ways, given, self.longest, recompute, threads) {
+        for passes in pass_candidates(&cuts, given, self.longest, recompute, threads) {
             let memory = taken.entry((passes.cut, passes.recompute)).or_insert_with(|| memory(passes));
             let estimate = self.estimate(passes, memory, limit);
             if limit.is_none_or(|limit| estimate.total <= limit.0) {
@@ -233,11 +235,11 @@ impl Process<'_> {
             }
         }
         let (limit, (passes, least)) = (limit.expect("without one all fit"), least.expect("one at least"));
-        Err(Error::Usage(self.too_little(limit, passes, &least)))
+        Err(Error::Usage(self.limit_error(limit, passes, &least)))
     }
 
     /// Why the limit cannot be kept, and what would help.
-    fn too_little(&self, limit: Size, passes: Passes, least: &MemoryEstimate) -> String {
+    fn limit_error(&self, limit: Size, passes: Passes, least: &MemoryEstimate) -> String {
         let megabytes = least.total.div_ceil(1_000_000);
         let recompute = if passes.recompute { " and `recompute`" } else { "" };
         let (activations, weights) = (bytes(least.activations), bytes(least.weights + least.copies));
@@ -256,26 +258,27 @@ impl Process<'_> {
 }
 
 /// Lists all ways to compute passes, the fastest first: see `Process::choose`.
-fn candidates(
-    ways: &[(FrozenForm, Cut)],
+fn pass_candidates(
+    cuts: &[(FrozenForm, Cut)],
     given: Option<usize>,
     longest: usize,
     recompute: bool,
     threads: usize,
 ) -> Vec<Passes> {
-    let halves = |most: usize, least: usize| {
-        std::iter::successors(Some(most), move |&count| (count > least).then(|| count.div_ceil(2).max(least)))
+    let halves = |max: usize, min: usize| {
+        std::iter::successors(Some(max), move |&count| (count > min).then(|| count.div_ceil(2).max(min)))
     };
     let mut found = Vec::new();
-    for &(form, cut) in ways {
-        let most = given.unwrap_or(cut.micro_tokens);
+    for &(form, cut) in cuts {
+        let max_tokens = given.unwrap_or(cut.micro_tokens);
         // A row is never cut, so parts smaller than the longest row would not need less memory.
-        let least = if given.is_some() { most } else { longest.max(LEAST_TOKENS).min(most) };
-        for micro_tokens in halves(most, least) {
-            for together in halves(cut.together, 1) {
-                let again = Passes { cut: Cut { micro_tokens, together, ..cut }, form, recompute: true };
-                found.push(again);
-                found.extend((!recompute).then_some(Passes { recompute, ..again }));
+        let min_tokens = if given.is_some() { max_tokens } else { longest.max(MIN_TOKENS).min(max_tokens) };
+        for micro_tokens in halves(max_tokens, min_tokens) {
+            for concurrent in halves(cut.concurrent, 1) {
+                let recomputing =
+                    Passes { cut: Cut { micro_tokens, concurrent, ..cut }, form, recompute: true };
+                found.push(recomputing);
+                found.extend((!recompute).then_some(Passes { recompute, ..recomputing }));
             }
         }
     }
@@ -287,32 +290,32 @@ fn candidates(
 mod tests {
     use super::*;
 
-    const PACKED: Cut = Cut { micro_tokens: 512, even: true, together: 8 };
-    const ROUNDED: Cut = Cut { micro_tokens: 1024, even: true, together: 2 };
-    const WAYS: [(FrozenForm, Cut); 2] = [(FrozenForm::Packed, PACKED), (FrozenForm::Rounded, ROUNDED)];
+    const PACKED: Cut = Cut { micro_tokens: 512, even_count: true, concurrent: 8 };
+    const ROUNDED: Cut = Cut { micro_tokens: 1024, even_count: true, concurrent: 2 };
+    const CUTS: [(FrozenForm, Cut); 2] = [(FrozenForm::Packed, PACKED), (FrozenForm::Rounded, ROUNDED)];
 
     #[test]
-    fn the_first_candidate_is_the_models_own_way() {
+    fn the_first_candidate_is_the_models_default() {
         for threads in [1, 2, 3, 4, 8, 16, 64] {
             for micro_tokens in [256, 512] {
-                for together in [1, 8.min(threads)] {
-                    let packed = Cut { micro_tokens, together, ..PACKED };
-                    let rounded = Cut { together: together.min(2), ..ROUNDED };
-                    let ways = [(FrozenForm::Packed, packed), (FrozenForm::Rounded, rounded)];
-                    let first = candidates(&ways, None, 128, false, threads)[0];
+                for concurrent in [1, 8.min(threads)] {
+                    let packed = Cut { micro_tokens, concurrent, ..PACKED };
+                    let rounded = Cut { concurrent: concurrent.min(2), ..ROUNDED };
+                    let cuts = [(FrozenForm::Packed, packed), (FrozenForm::Rounded, rounded)];
+                    let first = pass_candidates(&cuts, None, 128, false, threads)[0];
                     let own = Passes { cut: packed, form: FrozenForm::Packed, recompute: false };
                     assert_eq!(first, own, "{threads} threads");
-                    assert_eq!(candidates(&ways[1..], None, 128, false, threads)[0].cut, rounded);
+                    assert_eq!(pass_candidates(&cuts[1..], None, 128, false, threads)[0].cut, rounded);
                 }
             }
         }
     }
 
     #[test]
-    fn candidates_hold_every_way_once() {
+    fn candidates_are_distinct_and_complete() {
         // 512, 256, 128 and 100 tokens, and also 1024 where matrices are not packed once; 4 and 2
         // numbers of concurrent micro-batches.
-        let all = candidates(&WAYS, None, 100, false, 8);
+        let all = pass_candidates(&CUTS, None, 100, false, 8);
         let with = |form: FrozenForm, recompute: bool| {
             all.iter().filter(|p| p.form == form && p.recompute == recompute).count()
         };
@@ -324,17 +327,18 @@ mod tests {
             assert!(!all[at + 1..].contains(one), "{one:?}");
         }
         // A given size is kept, and so is recomputing.
-        let asked = candidates(&WAYS, Some(300), 100, true, 8);
+        let asked = pass_candidates(&CUTS, Some(300), 100, true, 8);
         assert_eq!(asked.len(), 4 + 2);
         assert!(asked.iter().all(|p| p.cut.micro_tokens == 300 && p.recompute));
     }
 
     #[test]
-    fn what_costs_least_is_given_up_first() {
-        let order = |threads: usize, together: usize| -> Vec<(FrozenForm, usize, bool)> {
-            let ways = WAYS.map(|(form, cut)| (form, Cut { together: together.min(cut.together), ..cut }));
-            let all = candidates(&ways, Some(512), 100, false, threads);
-            all.into_iter().map(|p| (p.form, p.cut.together, p.recompute)).collect()
+    fn candidates_are_in_the_order_of_their_cost() {
+        let order = |threads: usize, concurrent: usize| -> Vec<(FrozenForm, usize, bool)> {
+            let cuts =
+                CUTS.map(|(form, cut)| (form, Cut { concurrent: concurrent.min(cut.concurrent), ..cut }));
+            let all = pass_candidates(&cuts, Some(512), 100, false, threads);
+            all.into_iter().map(|p| (p.form, p.cut.concurrent, p.recompute)).collect()
         };
         let (packed, rounded) = (FrozenForm::Packed, FrozenForm::Rounded);
         // Packing is given up first, then concurrency, and saved activations last. But many threads
@@ -347,7 +351,7 @@ mod tests {
         );
         assert!(few[4..].iter().all(|&(.., recompute)| recompute));
         let many = order(8, 8);
-        let place = |way: (FrozenForm, usize, bool)| many.iter().position(|&other| other == way);
+        let place = |passes: (FrozenForm, usize, bool)| many.iter().position(|&other| other == passes);
         assert!(place((packed, 4, false)) < place((packed, 2, false)));
         assert!(place((packed, 8, true)) < place((packed, 1, false)));
     }

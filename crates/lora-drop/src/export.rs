@@ -60,7 +60,7 @@ pub fn export(
         AdapterForm::Peft => {
             let mut folder = OutputFolder::open(output, overwrite, Contents::Adapter)?;
             kept_card = folder.kept_card();
-            file.write_peft(&folder.next(), config.layers)?;
+            file.write_peft(&folder.staging(), config.layers)?;
             let head = file.head(config).ok().filter(|_| !file.head.is_empty());
             let recipe = path.join(RECIPE);
             let settings = recipe.is_file().then(|| Recipe::read(&recipe)?.recorded()).transpose()?;

@@ -36,7 +36,7 @@ const REPLACED: &str = ".replaced";
 /// The file in which a run lists its files; it is the first to be removed and the last to be moved.
 const SUMMARY: &str = "summary.json";
 /// How long a reader waits for a commit that another process is completing.
-const PATIENCE: Duration = Duration::from_secs(2);
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// An output folder that is being written. When it is dropped, only committed files stay.
 #[derive(Debug)]
@@ -45,11 +45,11 @@ pub struct OutputFolder {
     /// Locked until this is dropped.
     _lock: File,
     /// Whether the folder was created by `open`.
-    made: bool,
+    created: bool,
     /// An earlier command's files, until the first commit.
     replaced: Vec<String>,
     /// Names that were committed.
-    placed: BTreeSet<String>,
+    committed: BTreeSet<String>,
 }
 
 impl OutputFolder {
@@ -71,7 +71,7 @@ impl OutputFolder {
     /// Those of `check`, and `Error::Io` if nothing can be written.
     pub fn open(folder: &Path, overwrite: bool, contents: Contents) -> Result<Self> {
         replaceable(folder, overwrite, contents)?;
-        let made = !folder.exists();
+        let created = !folder.exists();
         let state = folder.join(STATE);
         std::fs::create_dir_all(&state).map_err(|e| Error::io(folder, e))?;
         let lock = match lock(&state)? {
@@ -81,11 +81,11 @@ impl OutputFolder {
         let mut output = OutputFolder {
             folder: folder.to_path_buf(),
             _lock: lock,
-            made,
+            created,
             replaced: Vec::new(),
-            placed: BTreeSet::new(),
+            committed: BTreeSet::new(),
         };
-        place(folder)?;
+        move_committed_files(folder)?;
         // Another command may have ended between the check and the lock.
         output.replaced = listed(folder, overwrite, contents)?;
         remove_folder(&state.join(NEXT))?;
@@ -105,20 +105,20 @@ impl OutputFolder {
     pub fn resume(folder: &Path, logs: &[&str], first: &[&str]) -> Result<Self> {
         let state = folder.join(STATE);
         let lock = lock(&state)?.ok_or_else(|| in_use(folder))?;
-        place(folder)?;
-        let (replaced, placed) = (Vec::new(), BTreeSet::new());
+        move_committed_files(folder)?;
+        let (replaced, committed) = (Vec::new(), BTreeSet::new());
         let mut output =
-            OutputFolder { folder: folder.to_path_buf(), _lock: lock, made: false, replaced, placed };
-        std::fs::create_dir_all(output.next()).map_err(|e| Error::io(&state, e))?;
+            OutputFolder { folder: folder.to_path_buf(), _lock: lock, created: false, replaced, committed };
+        std::fs::create_dir_all(output.staging()).map_err(|e| Error::io(&state, e))?;
         let files = RunListing::read(folder).map(RunListing::files).unwrap_or_default();
         let mut kept = BTreeSet::new();
-        if logs.first().is_some_and(|log| output.next().join(log).exists()) {
+        if logs.first().is_some_and(|log| output.staging().join(log).exists()) {
             // The files in the folder are an earlier run's.
             output.replaced = files;
             own_card(folder, &mut output.replaced);
             kept.extend(logs.iter().chain(first).map(|name| name.to_string()));
         } else {
-            output.placed.extend(files);
+            output.committed.extend(files);
         }
         output.discard(&kept);
         clean_temporaries(folder, |_| true);
@@ -127,7 +127,7 @@ impl OutputFolder {
 
     /// Path of a file: among the next commit's files if it is there, else in the folder.
     pub fn path_of(&self, name: &str) -> PathBuf {
-        let next = self.next().join(name);
+        let next = self.staging().join(name);
         if next.exists() { next } else { self.folder.join(name) }
     }
 
@@ -147,7 +147,7 @@ impl OutputFolder {
     }
 
     /// The folder for the next commit's files. They must be flushed, as `write_atomically` does.
-    pub fn next(&self) -> PathBuf {
+    pub fn staging(&self) -> PathBuf {
         self.folder.join(STATE).join(NEXT)
     }
 
@@ -169,7 +169,7 @@ impl OutputFolder {
         if card::is_kept(&self.folder) {
             return Ok(());
         }
-        write_bytes_atomically(&self.next().join(CARD_FILE), card.text().as_bytes())
+        write_bytes_atomically(&self.staging().join(CARD_FILE), card.text().as_bytes())
     }
 
     /// Returns the note on a README.md that the card does not replace.
@@ -182,7 +182,7 @@ impl OutputFolder {
     /// # Errors
     /// `Error::Io` if they cannot be listed.
     pub(crate) fn staged(&self) -> Result<BTreeSet<String>> {
-        Ok(entries(&self.next())?.into_iter().collect())
+        Ok(entries(&self.staging())?.into_iter().collect())
     }
 
     /// The names of the files that are committed or belong to the next commit.
@@ -190,14 +190,14 @@ impl OutputFolder {
     /// # Errors
     /// Those of `staged`.
     pub fn names(&self) -> Result<BTreeSet<String>> {
-        Ok(self.placed.union(&self.staged()?).cloned().collect())
+        Ok(self.committed.union(&self.staged()?).cloned().collect())
     }
 
     /// Removes the next commit's files that are not among `keep`.
     pub(crate) fn discard(&self, keep: &BTreeSet<String>) {
-        for name in entries(&self.next()).unwrap_or_default() {
+        for name in entries(&self.staging()).unwrap_or_default() {
             if !keep.contains(&name) {
-                _ = std::fs::remove_file(self.next().join(name));
+                _ = std::fs::remove_file(self.staging().join(name));
             }
         }
     }
@@ -219,10 +219,10 @@ impl OutputFolder {
         let io = |e| Error::io(&self.folder, e);
         std::fs::rename(&next, &commit).map_err(io)?;
         sync_folder(&state).map_err(io)?;
-        place(&self.folder)?;
+        move_committed_files(&self.folder)?;
         std::fs::create_dir(&next).map_err(io)?;
         self.replaced.clear();
-        self.placed.extend(names.iter().cloned());
+        self.committed.extend(names.iter().cloned());
         Ok(names.iter().map(|name| self.folder.join(name)).collect())
     }
 }
@@ -231,8 +231,8 @@ impl Drop for OutputFolder {
     /// Removes the writer's state, and the folder if it was created and is empty. What cannot be
     /// removed here is left to the next command.
     fn drop(&mut self) {
-        clear(&self.folder.join(STATE));
-        if self.made {
+        clear_state(&self.folder.join(STATE));
+        if self.created {
             _ = std::fs::remove_dir(&self.folder);
         }
     }
@@ -252,7 +252,7 @@ impl FolderLock {
     /// # Errors
     /// `Error::Usage` if another process has locked it or a part of the path is a file; `Error::Io`
     /// if nothing can be written.
-    pub fn take(folder: &Path) -> Result<Self> {
+    pub fn acquire(folder: &Path) -> Result<Self> {
         if folder.ancestors().any(|part| part.is_file()) {
             return Err(no_folder(folder));
         }
@@ -266,7 +266,7 @@ impl FolderLock {
 
 impl Drop for FolderLock {
     fn drop(&mut self) {
-        clear(&self.folder.join(STATE));
+        clear_state(&self.folder.join(STATE));
     }
 }
 
@@ -298,10 +298,10 @@ pub fn check_free(folder: &Path, own: &[&str], what: &str) -> Result<()> {
 
 /// The checkpoints of the run in a folder, the latest last.
 pub fn checkpoints(folder: &Path) -> Vec<PathBuf> {
-    in_state(&folder.join(STATE))
+    checkpoints_in(&folder.join(STATE))
 }
 
-fn in_state(state: &Path) -> Vec<PathBuf> {
+fn checkpoints_in(state: &Path) -> Vec<PathBuf> {
     let (before, after) = CHECKPOINT;
     let steps = |name: &str| name.strip_prefix(before)?.strip_suffix(after)?.parse::<usize>().ok();
     let names = entries(state).unwrap_or_default();
@@ -313,8 +313,8 @@ fn in_state(state: &Path) -> Vec<PathBuf> {
 /// Removes a writer's state. Checkpoints stay with the files that wait for the next commit, and so
 /// does a commit that must still be completed. The lock file is removed last and while it is
 /// locked, so that a waiting process notices that it is gone.
-fn clear(state: &Path) {
-    if in_state(state).is_empty() {
+fn clear_state(state: &Path) {
+    if checkpoints_in(state).is_empty() {
         _ = std::fs::remove_dir_all(state.join(NEXT));
         // Temporary files of killed processes; this process has none left when it gets here.
         for entry in std::fs::read_dir(state).into_iter().flatten().flatten() {
@@ -339,11 +339,11 @@ pub fn recover(folder: &Path) -> Result<()> {
     let began = Instant::now();
     while state.join(COMMIT).is_dir() {
         if let Some(_lock) = lock(&state)? {
-            place(folder)?;
-            clear(&state);
+            move_committed_files(folder)?;
+            clear_state(&state);
             return Ok(());
         }
-        if began.elapsed() > PATIENCE {
+        if began.elapsed() > COMMIT_TIMEOUT {
             return Err(in_use(folder));
         }
         std::thread::sleep(Duration::from_millis(10));
@@ -417,7 +417,7 @@ pub(crate) fn in_use(folder: &Path) -> Error {
 
 /// Moves the files of a decided commit to their names, if there is one; files that were moved
 /// already stay.
-fn place(folder: &Path) -> Result<()> {
+fn move_committed_files(folder: &Path) -> Result<()> {
     let commit = folder.join(STATE).join(COMMIT);
     if !commit.is_dir() {
         return Ok(());
@@ -520,7 +520,7 @@ mod tests {
     }
 
     #[test]
-    fn files_take_their_places_together_and_old_ones_go_then() {
+    fn a_commit_moves_all_files_and_removes_old_ones() {
         let root = tempfile::tempdir().unwrap();
         let folder = root.path().join("run");
         std::fs::write(root.path().join("outside"), "not listed").unwrap();
@@ -528,12 +528,12 @@ mod tests {
         assert!(complaint(OutputFolder::open(&folder, false, Contents::Run)).contains("give `overwrite`"));
 
         let mut output = OutputFolder::open(&folder, true, Contents::Run).unwrap();
-        std::fs::write(output.next().join("summary.json"), "new").unwrap();
-        std::fs::write(output.next().join("new.bin"), "new").unwrap();
+        std::fs::write(output.staging().join("summary.json"), "new").unwrap();
+        std::fs::write(output.staging().join("new.bin"), "new").unwrap();
         assert!(output.replaces());
         assert_eq!(names(&folder), [".lora-drop", "notes.txt", "old.bin", "summary.json"]);
-        let placed = output.commit().unwrap();
-        assert_eq!(placed, [folder.join("new.bin"), folder.join("summary.json")]);
+        let committed = output.commit().unwrap();
+        assert_eq!(committed, [folder.join("new.bin"), folder.join("summary.json")]);
         assert!(!output.replaces());
         drop(output);
         assert_eq!(names(&folder), ["new.bin", "notes.txt", "summary.json"]);
@@ -550,7 +550,7 @@ mod tests {
             old_run(&folder);
             let output = OutputFolder::open(&folder, true, Contents::Run).unwrap();
             let staged = if committed { &["recipe.toml"][..] } else { &["log", "recipe.toml", "part"] };
-            staged.iter().for_each(|name| std::fs::write(output.next().join(name), "new").unwrap());
+            staged.iter().for_each(|name| std::fs::write(output.staging().join(name), "new").unwrap());
             std::fs::write(output.checkpoint(3), "state").unwrap();
             drop(output);
             assert_eq!(checkpoints(&folder).len(), 1);
@@ -559,8 +559,8 @@ mod tests {
             let output = OutputFolder::resume(&folder, &["log"], &["recipe.toml"]).unwrap();
             assert_eq!(output.replaces(), !committed);
             let left: Vec<&str> = if committed { vec![] } else { vec!["log", "recipe.toml"] };
-            assert_eq!(names(&output.next()), left);
-            let log = if committed { folder.join("log") } else { output.next().join("log") };
+            assert_eq!(names(&output.staging()), left);
+            let log = if committed { folder.join("log") } else { output.staging().join("log") };
             assert_eq!(output.path_of("log"), log);
             output.remove_checkpoints(0);
             drop(output);
@@ -577,7 +577,7 @@ mod tests {
         let old = r#"{"version": "0.1.0", "method": "lora", "status": "finished", "best_epoch": 2}"#;
         write("summary.json", old);
         let mut output = OutputFolder::open(root.path(), true, Contents::Run).unwrap();
-        std::fs::write(output.next().join("new"), "").unwrap();
+        std::fs::write(output.staging().join("new"), "").unwrap();
         output.commit().unwrap();
         drop(output);
         assert_eq!(names(root.path()), ["new", "notes.txt"]);
@@ -593,7 +593,7 @@ mod tests {
         old_run(&folder);
         for path in [&folder, &fresh] {
             let output = OutputFolder::open(path, true, Contents::Run).unwrap();
-            std::fs::write(output.next().join("new.bin"), "new").unwrap();
+            std::fs::write(output.staging().join("new.bin"), "new").unwrap();
         }
         assert_eq!(names(&folder), ["notes.txt", "old.bin", "summary.json"]);
         assert!(!fresh.exists());
@@ -646,7 +646,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_without_an_epoch_and_leftovers_are_in_nobodys_way() {
+    fn runs_without_an_epoch_and_leftovers_are_replaced() {
         let root = tempfile::tempdir().unwrap();
         let folder = root.path();
         std::fs::write(folder.join(".model.safetensors.Ab12Cd.tmp"), "half").unwrap();
@@ -658,7 +658,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_command_lists_is_never_replaced() {
+    fn unlisted_files_are_never_replaced() {
         let root = tempfile::tempdir().unwrap();
         let folder = root.path();
         for name in ["config.json", "model.safetensors", "metrics.jsonl"] {

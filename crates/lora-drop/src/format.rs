@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_number_is_a_dash() {
+    fn numbers_are_formatted_and_invalid_ones_are_a_dash() {
         assert_eq!(percent(0.58333), "58.3 %");
         assert_eq!(fixed(0.78431, 3), "0.784");
         assert_eq!(fixed(1.234e12, 3), "1.2e12");

@@ -100,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_could_not_be_written_comes_later() {
+    fn lines_of_a_failed_write_are_written_with_the_next() {
         let folder = tempfile::tempdir().unwrap();
         let (path, aside) = (folder.path().join("log"), folder.path().join("aside"));
         let mut log = GrowingFile::create(&path).unwrap();

@@ -56,7 +56,7 @@ impl BatchTargets {
 
 /// Returns a row's share of the number by which the sum of the losses is divided: the sum of its
 /// classes' weights, the number of the head's `outputs` for a multi-label row, or 1 for a value.
-pub fn share(label: &Label, weights: &[f64], outputs: usize) -> f64 {
+pub fn loss_weight(label: &Label, weights: &[f64], outputs: usize) -> f64 {
     let weight = |class: &usize| weights.get(*class).copied().unwrap_or(1.0);
     match label {
         Label::Class(class) => weight(class),
@@ -104,7 +104,7 @@ impl Answer {
     }
 
     /// Writes the fields that other ranks do not know: all but the label.
-    pub fn put(&self, out: &mut Vec<u8>) {
+    pub fn write_for_ranks(&self, out: &mut Vec<u8>) {
         let class = |out: &mut Vec<u8>, answer: &ClassAnswer| {
             out.extend(answer.predicted.to_le_bytes());
             out.extend(answer.confidence.to_le_bytes());
@@ -121,11 +121,11 @@ impl Answer {
         }
     }
 
-    /// Reads what another rank wrote with `put` for a row with this label; None if it is something
-    /// else.
-    pub fn take(label: &Label, from: &mut &[u8]) -> Option<Self> {
-        let number = |from: &mut &[u8]| Some(u32::from_le_bytes(take(from)?));
-        let float = |from: &mut &[u8]| Some(f32::from_le_bytes(take(from)?));
+    /// Reads what another rank wrote with `write_for_ranks` for a row with this label; None if it is
+    /// something else.
+    pub fn read_from_rank(label: &Label, from: &mut &[u8]) -> Option<Self> {
+        let number = |from: &mut &[u8]| Some(u32::from_le_bytes(take_bytes(from)?));
+        let float = |from: &mut &[u8]| Some(f32::from_le_bytes(take_bytes(from)?));
         let class = |from: &mut &[u8], class: usize| {
             Some(ClassAnswer { predicted: number(from)?, confidence: float(from)?, label: class as u32 })
         };
@@ -145,7 +145,7 @@ impl Answer {
 }
 
 /// Takes the next N bytes of a message; None if it is shorter.
-pub fn take<const N: usize>(message: &mut &[u8]) -> Option<[u8; N]> {
+pub fn take_bytes<const N: usize>(message: &mut &[u8]) -> Option<[u8; N]> {
     message.split_off(..N)?.try_into().ok()
 }
 
@@ -424,7 +424,7 @@ mod tests {
     }
 
     #[test]
-    fn ranks_tell_each_other_what_they_cannot_know() {
+    fn ranks_exchange_answers_without_labels() {
         let names = json!(["O", "B-A", "I-A"]);
         let cases = [
             (labels("multi-label", &names), Label::Set(vec![0, 2]), vec![1.0, -1.0, 0.25]),
@@ -435,9 +435,9 @@ mod tests {
         for (labels, label, logits) in cases {
             let (answer, loss) = Answer::new(&logits, &label, &labels);
             let mut bytes = Vec::new();
-            answer.put(&mut bytes);
-            assert_eq!(Answer::take(&label, &mut &bytes[..]), Some(answer));
-            assert_eq!(Answer::take(&label, &mut &bytes[..bytes.len() - 1]), None);
+            answer.write_for_ranks(&mut bytes);
+            assert_eq!(Answer::read_from_rank(&label, &mut &bytes[..]), Some(answer));
+            assert_eq!(Answer::read_from_rank(&label, &mut &bytes[..bytes.len() - 1]), None);
             assert!(loss > 0.0);
         }
     }

@@ -189,7 +189,7 @@ pub fn data(
     let raw = prepare::read_rows(settings, labelled)?;
     let view = DataView::of(&raw, settings)?;
     let data = prepare::tokenise(raw, settings, &model, &tokens)?;
-    let (_, situation) = prepare::of_data(settings, &model.config, &data, situation)?;
+    let (_, situation) = prepare::metric_and_situation(settings, &model.config, &data, situation)?;
     situation.check(given.iter().copied())?;
     let rows = match &data {
         TaskData::Labelled(data) => tokenised_rows(data, &tokens)?,
@@ -208,7 +208,7 @@ pub fn data(
         }
     };
     let mut facts = model.facts(labelled);
-    let note = prepare::find_head(&mut facts, &model, &data);
+    let note = prepare::correct_head_facts(&mut facts, &model, &data);
     let warnings = note.into_iter().chain(data.warnings().iter().cloned()).collect();
     Ok(DataView {
         rows,

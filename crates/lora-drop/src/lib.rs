@@ -12,7 +12,8 @@
 //! - [`adapter`], [`merge`], [`export`]: adapters in memory and in files; merging; other formats
 //! - [`score`], [`assign`], [`assignment`]: from importance to the choice of modules
 //! - [`prune`]: a smaller adapter from a trained one, without gradient steps
-//! - [`summary`], [`record`]: a run's results; [`mod@bench`], [`profile`], [`machine`]: its speed
+//! - [`summary`], [`run_record`]: a run's results; [`mod@bench`], [`profile`], [`machine`]: its
+//!   speed
 //! - [`ranks`]: the processes of a job that train one model together ([`train::run_on`])
 //! - [`hub`]: models by name; [`files`], [`folder`]: output; [`mod@format`]: numbers as text
 //! - [`transformer`], [`compute`]: the crates below this one
@@ -36,7 +37,6 @@
 //! ```
 
 pub mod adapter;
-mod agreement;
 mod algebra;
 pub mod assign;
 pub mod assignment;
@@ -62,7 +62,6 @@ pub mod hub;
 pub mod inspect;
 pub mod loaded;
 pub mod machine;
-mod memory;
 pub mod merge;
 mod metrics_file;
 mod metrics_log;
@@ -70,9 +69,11 @@ pub mod model;
 mod panics;
 pub mod profile;
 pub mod prune;
+mod rank_agreement;
 pub mod ranks;
 pub mod reading;
-pub mod record;
+mod rss;
+pub mod run_record;
 pub mod score;
 pub mod settings;
 pub mod summary;

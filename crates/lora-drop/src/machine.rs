@@ -26,7 +26,7 @@ impl Machine {
         Machine {
             cpu: cpu.unwrap_or_else(|| std::env::consts::ARCH.to_string()),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
-            memory_bytes: memory.and_then(|text| crate::memory::parse(&text, "MemTotal:")).unwrap_or(0),
+            memory_bytes: memory.and_then(|text| crate::rss::parse(&text, "MemTotal:")).unwrap_or(0),
             kernels: instructions(precision).to_string(),
         }
     }

@@ -84,7 +84,7 @@ pub fn merge_adapter(
                 false => None,
             };
             let mut folder = OutputFolder::open(output, overwrite, Contents::Model)?;
-            adapter::merge(files.source(), config, file, &folder.next(), labels.as_ref(), dtype, cancel)?;
+            adapter::merge(files.source(), config, file, &folder.staging(), labels.as_ref(), dtype, cancel)?;
             // Writing to the disk takes a while after the last weight.
             cancel.check()?;
             folder.commit()?;

@@ -10,7 +10,7 @@ use crate::files::{check_writable, read_if_there, replace_unflushed};
 use crate::machine::now;
 use crate::settings::RunSettings;
 use crate::summary::Status;
-use crate::{Error, Result, memory};
+use crate::{Error, Result, rss};
 
 /// First bytes of a metrics file of this program.
 const BEGINNING: &str = "# HELP lora_drop_";
@@ -152,7 +152,7 @@ impl MetricsFile {
             let metrics = metrics.iter().map(|(label, value)| (&label[..], *value));
             page.gauge("dev_metric", "Metrics on dev at the last evaluation.", metrics);
         }
-        if let Some(bytes) = memory::peak_rss_bytes() {
+        if let Some(bytes) = rss::peak_rss_bytes() {
             let help = "Peak resident memory of the process.";
             page.gauge("peak_resident_memory_bytes", help, [(&[][..], bytes as f64)]);
         }

@@ -76,7 +76,7 @@ struct Job {
 pub(crate) static ALONE: Ranks = Ranks(None);
 
 /// First byte of a rank's message to `gather`: a result, or the kind of its error.
-const MADE: u8 = 0;
+const RESULT: u8 = 0;
 const INTERRUPTED: u8 = 1;
 const USAGE: u8 = 2;
 const NOT_FINITE: u8 = 3;
@@ -144,19 +144,19 @@ impl Ranks {
             return Err(Error::Ranks("the job of this process is over".to_string()));
         }
         let message = match &mine {
-            Ok(made) => [&[MADE], &made[..]].concat(),
-            Err(error) => failure(error),
+            Ok(made) => [&[RESULT], &made[..]].concat(),
+            Err(error) => encode_error(error),
         };
         let mut all = job.exchange.gather(message).map_err(|problem| job.fail(problem))?;
         let kind = |message: &[u8]| message.first().copied().unwrap_or(OTHER);
-        let failed = |message: &Vec<u8>| kind(message) != MADE;
+        let failed = |message: &Vec<u8>| kind(message) != RESULT;
         let first = all.iter().position(|message| failed(message) && kind(message) != INTERRUPTED);
         if let Some(rank) = first.or_else(|| all.iter().position(failed)) {
             job.over.store(true, Ordering::SeqCst);
             job.failed_here.store(failed(&all[self.rank()]) && !failed(&all[0]), Ordering::SeqCst);
             return Err(match mine {
                 Err(error) if first.is_none() || !matches!(error, Error::Interrupted) => error,
-                _ => told(rank, &all[rank]),
+                _ => decode_error(rank, &all[rank]),
             });
         }
         for message in &mut all {
@@ -329,7 +329,7 @@ pub(crate) fn share_out(weights: &[usize], ranks: usize) -> Vec<usize> {
 }
 
 /// Encodes an error for the other ranks.
-fn failure(error: &Error) -> Vec<u8> {
+fn encode_error(error: &Error) -> Vec<u8> {
     let kind = match error {
         Error::Interrupted => INTERRUPTED,
         Error::Usage(_) => USAGE,
@@ -340,7 +340,7 @@ fn failure(error: &Error) -> Vec<u8> {
 }
 
 /// Decodes the error of another rank.
-fn told(rank: usize, message: &[u8]) -> Error {
+fn decode_error(rank: usize, message: &[u8]) -> Error {
     let (kind, text) = message.split_first().unwrap_or((&OTHER, &[]));
     let text = String::from_utf8_lossy(text);
     match *kind {

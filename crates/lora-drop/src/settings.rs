@@ -1,17 +1,17 @@
 //! The settings of a run: defined once, read from recipes and options, checked, and passed to the
 //! stages in groups.
 
+mod byte_size;
 mod choices;
 mod class_weights;
 mod criterion;
+mod data_sources;
 pub(crate) mod definition;
 mod groups;
 mod method;
-mod output;
+mod output_check;
 mod recipe;
 mod situation;
-mod size;
-mod sources;
 mod toml_file;
 mod validate;
 pub mod words;
@@ -24,19 +24,19 @@ use toml::Table;
 use crate::assignment::Rest;
 use crate::{Error, Result};
 
+pub use byte_size::Size;
 pub use choices::{
-    BadRows, Dtype, LogTo, OverLength, Quantize, Restart, Schedule, Scope, SparseBy, Task, Unselected,
+    BadRows, Dtype, LogTo, OverLength, Quantize, Restart, ScheduleShape, Scope, SparseBy, Task, Unselected,
 };
 pub use class_weights::ClassWeights;
 pub use criterion::{Basis, CriterionName};
+pub use data_sources::{DataSource, DataSources};
 pub use definition::{Definition, Kind, Range, Setting};
 pub use groups::{AdapterSettings, Compute, Optimisation, Place, RowSettings, SelectionSettings};
 pub use method::Method;
 pub use recipe::{RECIPE, Recipe};
 pub use recipe::{changes_no_result, check_table, unknown_among};
 pub use situation::{Given, Need, Reader, Situation};
-pub use size::Size;
-pub use sources::{DataSource, DataSources};
 pub use toml_file::{TomlFile, one_line};
 pub use words::as_options;
 

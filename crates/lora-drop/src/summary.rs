@@ -183,8 +183,8 @@ pub struct MemoryEstimate {
     /// Tokens of a micro-batch.
     pub micro_tokens: usize,
     /// Most micro-batches that run concurrently; 1: one by one.
-    #[serde(default = "one")]
-    pub together: usize,
+    #[serde(rename = "together", default = "one")]
+    pub concurrent: usize,
     /// Whether activations are recomputed in the backward pass.
     pub recompute: bool,
     /// What `memory_limit` allows.

@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::console::{Console, Form};
 use super::interrupt::Interrupt;
-use super::options::{Given, Takes, at_least_one};
+use super::options::{Given, OptionSet, at_least_one};
 use super::profile::{ProfileOption, table};
 
 const EXAMPLES: &str = "\
@@ -66,10 +66,10 @@ pub struct Args {
 /// The settings of `bench`.
 struct Bench;
 
-impl Takes for Bench {
+impl OptionSet for Bench {
     const INHERITS: bool = false;
 
-    fn takes(setting: &Definition) -> bool {
+    fn includes(setting: &Definition) -> bool {
         let of_machine = setting.heading == "Speed and memory" && setting.name != "activation-cache";
         of_machine || ["model", "rank"].contains(&setting.name)
     }

@@ -82,13 +82,13 @@ pub fn run(
     if args.dry_run {
         return Ok(dry_run(&args, &comparison, console)?);
     }
-    let strangers = comparison.strangers()?;
-    console.note((strangers > 0).then(|| {
+    let foreign_cells = comparison.foreign_cells()?;
+    console.note((foreign_cells > 0).then(|| {
         format!(
             "{} in {} {} other settings, data, models or versions and will not be changed",
-            counted(strangers, "finished run"),
+            counted(foreign_cells, "finished run"),
             output.display(),
-            if strangers == 1 { "has" } else { "have" }
+            if foreign_cells == 1 { "has" } else { "have" }
         )
     }));
     let counts = if args.summary {

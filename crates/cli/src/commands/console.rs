@@ -35,7 +35,7 @@ impl Console {
     /// A line for people, on standard error, unless --quiet.
     pub fn say(&self, line: impl std::fmt::Display) {
         if !self.quiet {
-            complain(line);
+            eprint_line(line);
         }
     }
 
@@ -157,7 +157,7 @@ impl Write for Results {
 }
 
 /// Prints a line on standard error. Where that is closed, only the exit code is left.
-pub fn complain(line: impl std::fmt::Display) {
+pub fn eprint_line(line: impl std::fmt::Display) {
     let line = as_options(&line.to_string());
     let _ = writeln!(io::stderr(), "{}", Style::stderr().fit(&line));
 }

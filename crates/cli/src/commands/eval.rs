@@ -13,7 +13,7 @@ use lora_drop::format::{duration, fixed, grouped};
 use serde_json::{Map, Value, json};
 
 use super::console::{Console, Form};
-use super::generate::{How, prompt_line};
+use super::generate::{DecodingArgs, prompt_line};
 use super::interrupt::Interrupt;
 use super::job::Job;
 use super::options::at_least_one;
@@ -41,7 +41,7 @@ fn metric_names() -> PossibleValuesParser {
 /// Evaluate a model, with or without an adapter, on a split of labelled rows or texts
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
-#[command(mut_group("How", |group| group.requires("metrics")))]
+#[command(mut_group("DecodingArgs", |group| group.requires("metrics")))]
 pub struct Args {
     #[command(flatten)]
     source: Source<Measure>,
@@ -57,7 +57,7 @@ pub struct Args {
     #[command(flatten)]
     generation: Generation,
     #[command(flatten)]
-    how: How,
+    decoding: DecodingArgs,
 }
 
 /// The options of generated text.
@@ -82,7 +82,7 @@ struct Generation {
 }
 
 pub fn run(args: Args, console: &Console, interrupt: &Interrupt, job: Option<&Job>) -> Result<()> {
-    let wanted = wanted(&args.generation, &args.how)?;
+    let wanted = generation_options(&args.generation, &args.decoding)?;
     let ranks = job.map(|job| job.ranks().clone()).unwrap_or_default();
     let source = args.source.resolve()?;
     let data = ranks.first_then_others(|| locate(&source, &args.data, console, interrupt))?;
@@ -166,7 +166,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt, job: Option<&Jo
 }
 
 /// What --metrics and the options that go with it ask for; None without it.
-fn wanted(generation: &Generation, how: &How) -> Result<Option<GenerationOptions>> {
+fn generation_options(generation: &Generation, decoding: &DecodingArgs) -> Result<Option<GenerationOptions>> {
     let Generation { metrics: names, limit, predictions, overwrite } = generation;
     if names.is_empty() {
         return Ok(None);
@@ -178,7 +178,7 @@ fn wanted(generation: &Generation, how: &How) -> Result<Option<GenerationOptions
         names.iter().any(|name| name == metric.name() || name == "rouge" && metric.name().starts_with(name))
     };
     let metrics: Vec<Metric> = Metric::ALL.iter().copied().filter(is_named).collect();
-    let decoding = how.options()?;
+    let decoding = decoding.options()?;
     Ok(Some(GenerationOptions { metrics, limit: *limit, decoding }))
 }
 

@@ -58,13 +58,13 @@ pub struct Args {
     #[arg(long, value_name = "TEXT", requires = "chat", conflicts_with = "data")]
     system: Option<String>,
     #[command(flatten)]
-    how: How,
+    decoding: DecodingArgs,
 }
 
 /// How tokens are chosen.
 #[derive(clap::Args)]
 #[command(next_help_heading = "Decoding")]
-pub struct How {
+pub struct DecodingArgs {
     /// Most new tokens
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = at_least_one, aliases = ["max-tokens", "n-predict"])]
     max_new_tokens: usize,
@@ -101,7 +101,7 @@ pub struct How {
     seed: Option<u64>,
 }
 
-impl How {
+impl DecodingArgs {
     /// # Errors
     /// `Error::Usage` for a value out of its range, values that exclude each other, and options that
     /// have no effect with the others.
@@ -161,7 +161,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
         ("split", args.split.is_some()),
         ("limit", args.limit.is_some()),
         ("output", args.output.is_some()),
-        ("batch-size", args.how.batch_size.is_some()),
+        ("batch-size", args.decoding.batch_size.is_some()),
         ("bad-rows", args.source.is_given("bad-rows")),
         ("data-config", args.source.is_given("data-config")),
     ];
@@ -171,7 +171,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
     if let Some(output) = &args.output {
         check_file("--output", output, args.overwrite)?;
     }
-    let options = args.how.options()?;
+    let options = args.decoding.options()?;
     let mut source = args.source.resolve()?;
     if source.reading.given.contains(&"template-var") && args.data.is_none() && !source.reading.chat {
         return Err(no_effect("template-var", "without --chat: a prompt is continued as it is"));
@@ -191,7 +191,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
             work.rows(&data, &split.name, args.limit, args.output.as_deref())
         }
         (Some(prompt), ..) => work.prompt(prompt),
-        (None, ..) => work.talk(),
+        (None, ..) => work.hold_conversation(),
     }
 }
 
@@ -254,7 +254,7 @@ impl Work<'_> {
 
     /// Holds a conversation on standard input until the input ends or a line is empty. An answer
     /// that Ctrl-C ended is kept as far as it came; a question without any answer is removed.
-    fn talk(&mut self) -> Result<()> {
+    fn hold_conversation(&mut self) -> Result<()> {
         if !self.generator.has_template() {
             let message = "the model has no chat template; give --prompt without --chat";
             return Err(Error::Usage(message.to_string()));

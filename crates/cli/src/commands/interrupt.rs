@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use lora_drop::Cancel;
 use lora_drop::events::Event;
 
-use super::console::complain;
+use super::console::eprint_line;
 
 /// Signals this close together are one press: `timeout` and some shells send the signal to the
 /// process and again to its group.
@@ -87,8 +87,8 @@ impl Drop for Answer<'_> {
 
 impl Interrupt {
     /// Handles Ctrl-C from now on. Until `put_at_stake` it ends the process: reading and checking
-    /// have nothing to clean up. Messages are printed only if it `tells`.
-    pub fn listen(tells: bool) -> Self {
+    /// have nothing to clean up. Messages are printed only if it `prints`.
+    pub fn listen(prints: bool) -> Self {
         let interrupt = Interrupt {
             cancel: Cancel::new(),
             at_stake: Arc::default(),
@@ -106,7 +106,7 @@ impl Interrupt {
             }
             if !at_stake.load(Ordering::SeqCst) {
                 let kept = if downloaded.load(Ordering::SeqCst) { DOWNLOAD_KEPT } else { NOTHING_SAVED };
-                if tells {
+                if prints {
                     say(&format!("interrupted: {kept}"));
                 }
                 std::process::exit(130);
@@ -119,7 +119,7 @@ impl Interrupt {
             }
             first = Some(Instant::now());
             flag.raise();
-            if tells {
+            if prints {
                 say("stopping; press Ctrl-C again to quit at once");
             }
         };
@@ -180,5 +180,5 @@ fn is_same_press(first: Option<Instant>) -> bool {
 
 /// Prints on a line of its own, after the `^C` that a terminal shows.
 fn say(text: &str) {
-    complain(format_args!("\n{text}"));
+    eprint_line(format_args!("\n{text}"));
 }

@@ -13,7 +13,7 @@ use lora_drop::Error;
 use lora_drop::ranks::{Exchange, Exchanged, Ranks};
 use lora_drop_mpi::{Launch, World};
 
-use super::console::complain;
+use super::console::eprint_line;
 use super::{Failure, exit_code};
 
 /// The job that this process belongs to.
@@ -88,7 +88,7 @@ impl Job {
     /// Runs a command on this rank, and ends it when all have.
     pub fn run(self, command: impl FnOnce(&Job) -> std::result::Result<(), Failure>) -> u8 {
         let Ok(outcome) = catch_unwind(AssertUnwindSafe(|| command(&self))) else {
-            self.tell("the program has panicked; its message is on standard error");
+            self.report("the program has panicked; its message is on standard error");
             self.world.abort(101);
         };
         // If this rank has failed by itself, the others learn of it here.
@@ -104,7 +104,7 @@ impl Job {
             && self.ranks.failed_here()
             && !self.ranks.is_first()
         {
-            self.tell(&error.to_string());
+            self.report(&error.to_string());
         }
         let code = exit_code(outcome, !self.ranks.is_first());
         if self.ranks.is_lost() {
@@ -116,13 +116,13 @@ impl Job {
     }
 
     /// Reports what went wrong on this rank.
-    fn tell(&self, problem: &str) {
+    fn report(&self, problem: &str) {
         let rank = self.ranks.rank();
         if rank == 0 {
             return;
         }
         if self.ranks.is_lost() {
-            complain(format_args!("error on rank {rank}: {problem}"));
+            eprint_line(format_args!("error on rank {rank}: {problem}"));
         }
         if let Some(log) = &*self.log.lock().unwrap_or_else(PoisonError::into_inner) {
             // If there is no folder, the error is only on standard error.

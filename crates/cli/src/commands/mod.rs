@@ -37,7 +37,7 @@ use lora_drop::settings::words;
 use lora_drop_compute::mapped::name_lost_files;
 use lora_drop_mpi::Launch;
 
-use console::{Console, complain};
+use console::{Console, eprint_line};
 use interrupt::{Interrupt, NOTHING_SAVED};
 use job::Job;
 
@@ -133,7 +133,7 @@ pub fn main(program: lora_drop::Result<Program>, given: impl Iterator<Item = OsS
             std::process::exit(error.exit_code());
         }
         if let Some(message) = unknown_word(&error) {
-            complain(format_args!("error: {message}"));
+            eprint_line(format_args!("error: {message}"));
             std::process::exit(2);
         }
         error.exit()
@@ -175,7 +175,7 @@ fn exit_code(outcome: Result<(), Failure>, silent: bool) -> u8 {
         }
     };
     if !silent {
-        complain(line);
+        eprint_line(line);
     }
     code
 }

@@ -9,20 +9,20 @@ use lora_drop::settings::{Definition, Kind, Need, RunSettings, Setting, as_optio
 use toml::{Table, Value};
 
 /// Which settings a command has as options.
-pub trait Takes {
+pub trait OptionSet {
     /// Whether an option that is not given takes the value that the adapter was trained with.
     const INHERITS: bool;
 
-    fn takes(setting: &Definition) -> bool;
+    fn includes(setting: &Definition) -> bool;
 }
 
 /// All settings.
 pub struct Train;
 
-impl Takes for Train {
+impl OptionSet for Train {
     const INHERITS: bool = false;
 
-    fn takes(_: &Definition) -> bool {
+    fn includes(_: &Definition) -> bool {
         true
     }
 }
@@ -30,10 +30,10 @@ impl Takes for Train {
 /// The settings that the sample stage reads.
 pub struct Score;
 
-impl Takes for Score {
+impl OptionSet for Score {
     const INHERITS: bool = false;
 
-    fn takes(setting: &Definition) -> bool {
+    fn includes(setting: &Definition) -> bool {
         !setting.needs.contains(&Need::FineTunes)
     }
 }
@@ -55,9 +55,9 @@ impl<C> Given<C> {
     }
 }
 
-impl<C: Takes> clap::Args for Given<C> {
+impl<C: OptionSet> clap::Args for Given<C> {
     fn augment_args(command: Command) -> Command {
-        let settings = definitions().filter(|setting| C::takes(setting));
+        let settings = definitions().filter(|setting| C::includes(setting));
         command.args(settings.map(|setting| option(setting, C::INHERITS)))
     }
 
@@ -66,7 +66,7 @@ impl<C: Takes> clap::Args for Given<C> {
     }
 }
 
-impl<C: Takes> clap::FromArgMatches for Given<C> {
+impl<C: OptionSet> clap::FromArgMatches for Given<C> {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         let mut given = Given { table: Table::new(), command: PhantomData };
         given.update_from_arg_matches(matches)?;
@@ -74,7 +74,7 @@ impl<C: Takes> clap::FromArgMatches for Given<C> {
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
-        for setting in definitions().filter(|setting| C::takes(setting)) {
+        for setting in definitions().filter(|setting| C::includes(setting)) {
             let value = match setting.kind {
                 Kind::Flag => matches.get_flag(setting.name).then_some(Value::Boolean(true)),
                 Kind::List(_) => {

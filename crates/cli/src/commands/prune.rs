@@ -13,7 +13,7 @@ use lora_drop::{Error, Result};
 
 use super::console::{Console, Form};
 use super::interrupt::Interrupt;
-use super::options::{Takes, at_least_one, choice};
+use super::options::{OptionSet, at_least_one, choice};
 use super::outputs::Output;
 use super::source::{Measure, Source, locate, open, recipe, train_settings};
 
@@ -31,11 +31,11 @@ Pruning takes one forward pass over train and an evaluation of dev for each budg
 /// The settings of `prune`: those of `eval`, and the metric for --budget auto.
 pub struct Prunes;
 
-impl Takes for Prunes {
+impl OptionSet for Prunes {
     const INHERITS: bool = true;
 
-    fn takes(setting: &Definition) -> bool {
-        Measure::takes(setting) || setting.name == "metric"
+    fn includes(setting: &Definition) -> bool {
+        Measure::includes(setting) || setting.name == "metric"
     }
 }
 

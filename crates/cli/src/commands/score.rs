@@ -6,7 +6,7 @@ use crate::report::terminal::{self as text, Style};
 use lora_drop::assignment::{Assignment, Owner};
 use lora_drop::events::Event;
 use lora_drop::format::counted;
-use lora_drop::record::{ModuleNames, module_names};
+use lora_drop::run_record::{ModuleNames, module_names};
 use lora_drop::score::Importance;
 use lora_drop::settings::{Basis, Reader, RunSettings};
 use lora_drop::{Result, train};

@@ -15,7 +15,7 @@ use lora_drop::{Error, Result};
 
 use super::console::Console;
 use super::interrupt::Interrupt;
-use super::options::{Given, Takes, no_effect};
+use super::options::{Given, OptionSet, no_effect};
 
 /// The settings of rows with texts and labels.
 pub const ROWS: [&str; 12] = [
@@ -38,10 +38,10 @@ const MODEL: [&str; 5] = ["model", "max-length", "dtype", "quantize", "threads"]
 /// A command that measures a model on rows, or prunes by them.
 pub struct Measure;
 
-impl Takes for Measure {
+impl OptionSet for Measure {
     const INHERITS: bool = true;
 
-    fn takes(setting: &Definition) -> bool {
+    fn includes(setting: &Definition) -> bool {
         ROWS.contains(&setting.name) || MODEL.contains(&setting.name)
     }
 }
@@ -49,10 +49,10 @@ impl Takes for Measure {
 /// `predict`, whose rows have texts alone.
 pub struct Predict;
 
-impl Takes for Predict {
+impl OptionSet for Predict {
     const INHERITS: bool = true;
 
-    fn takes(setting: &Definition) -> bool {
+    fn includes(setting: &Definition) -> bool {
         ["text-column", "pair-column", "bad-rows"].contains(&setting.name) || MODEL.contains(&setting.name)
     }
 }
@@ -60,10 +60,10 @@ impl Takes for Predict {
 /// `generate`.
 pub struct Generate;
 
-impl Takes for Generate {
+impl OptionSet for Generate {
     const INHERITS: bool = true;
 
-    fn takes(setting: &Definition) -> bool {
+    fn includes(setting: &Definition) -> bool {
         let model = MODEL.contains(&setting.name) && setting.name != "max-length";
         let of_rows = ["prompt-template", "chat", "bad-rows", "template-var", "data-config"];
         model || of_rows.contains(&setting.name)
@@ -73,7 +73,7 @@ impl Takes for Generate {
 /// Options for the model and for how its rows are read. What is not given comes from the recipe in
 /// the adapter's folder, if there is one.
 #[derive(clap::Args)]
-pub struct Source<C: Takes> {
+pub struct Source<C: OptionSet> {
     /// The adapter: a run's folder, a PEFT adapter's, or an adapter_compact.safetensors
     #[arg(long, value_name = "DIR|FILE")]
     pub adapter: Option<PathBuf>,
@@ -81,7 +81,7 @@ pub struct Source<C: Takes> {
     given: Given<C>,
 }
 
-impl<C: Takes> Source<C> {
+impl<C: OptionSet> Source<C> {
     /// Whether the setting of this name was given.
     pub fn is_given(&self, name: &str) -> bool {
         self.given.table().contains_key(name)

@@ -192,7 +192,7 @@ impl Comparison {
     /// `Error::Interrupted`; `Error::Usage` where another process works in the folder; `Error::Io`
     /// where it cannot be written.
     pub fn run(&self, run: &Run, listen: &mut dyn FnMut(&Event)) -> Result<Counts> {
-        let _lock = FolderLock::take(&self.folder)?;
+        let _lock = FolderLock::acquire(&self.folder)?;
         self.write_files()?;
         // A finished cell may lead to further cells: those that waited for trials, those that prune
         // it.
@@ -213,7 +213,7 @@ impl Comparison {
     /// # Errors
     /// Those of `run`.
     pub fn write(&self) -> Result<Counts> {
-        let _lock = FolderLock::take(&self.folder)?;
+        let _lock = FolderLock::acquire(&self.folder)?;
         self.write_files()
     }
 
@@ -263,7 +263,7 @@ impl Comparison {
 
     /// The number of finished cells in the folder that do not belong to this table: they have other
     /// settings, data, models or versions.
-    pub fn strangers(&self) -> Result<usize> {
+    pub fn foreign_cells(&self) -> Result<usize> {
         let cells = self.wanted(&self.results())?.cells;
         let own: BTreeSet<&str> = cells.iter().map(|cell| suffix(&cell.folder)).collect();
         let others = cells_in(&self.folder)
@@ -502,7 +502,7 @@ impl Comparison {
         })
     }
 
-    /// Takes cells from the queue until it is empty or `stop` is set.
+    /// OptionSet cells from the queue until it is empty or `stop` is set.
     fn work(
         &self,
         queue: &Mutex<VecDeque<Cell>>,
@@ -571,7 +571,7 @@ impl Comparison {
         let result = CellResult::new(cell, &self.table, outcome);
         write_json(&folder.join(RESULT), &result)?;
         if let Some(measured) = result.measured() {
-            self.tidy(measured, &output)?;
+            self.remove_models(measured, &output)?;
         }
         Ok(result)
     }
@@ -597,7 +597,7 @@ impl Comparison {
     }
 
     /// Removes the models that are not to be kept.
-    fn tidy(&self, measured: &Measured, output: &Path) -> Result<()> {
+    fn remove_models(&self, measured: &Measured, output: &Path) -> Result<()> {
         let mut names = Vec::new();
         if self.table.keep != Keep::All && measured.summary.method == "full" {
             names.extend(["model.safetensors", "config.json"]);

@@ -410,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn what_varies_makes_lines_and_what_is_tuned_makes_trials() {
+    fn varied_settings_make_lines_and_tuned_settings_make_trials() {
         let method = "[[methods]]\nname = \"drop\"\nvary = { budget = [0.5, 0.25], rank = [8, 4] }\n\
                       tune = { learning-rate = [5e-4, 1e-3] }\nseeds = [1]\n";
         let table =

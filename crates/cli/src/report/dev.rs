@@ -8,7 +8,7 @@ use maud::{Markup, html};
 use crate::report::page::table;
 use lora_drop::evaluate::{ClassCount, ClassCounts, EntityCount, ExampleRow, Outcome, TextSample, WrongTag};
 use lora_drop::format::{counted, fixed, grouped, percent};
-use lora_drop::record::{DevFindings, RunRecord};
+use lora_drop::run_record::{DevFindings, RunRecord};
 
 /// The most classes in the table of numbers, and in the confusion matrix, where each is a column
 /// too.

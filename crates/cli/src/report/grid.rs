@@ -6,7 +6,7 @@ use lora_drop_transformer::{ModuleId, ModuleKind};
 
 use crate::report::words::module_name;
 use lora_drop::assignment::{Assignment, Owner};
-use lora_drop::record::ModuleNames;
+use lora_drop::run_record::ModuleNames;
 use lora_drop::score::Importance;
 use lora_drop::settings::Scope;
 

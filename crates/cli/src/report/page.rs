@@ -81,7 +81,7 @@ pub fn settings(rows: Vec<(Markup, Markup)>) -> Markup {
 }
 
 /// The last part of a path or of a hub name.
-pub fn last_part(path: &str) -> &str {
+pub fn base_name(path: &str) -> &str {
     let trimmed = path.trim_end_matches(['/', '\\']);
     trimmed.rsplit(['/', '\\']).next().filter(|part| !part.is_empty()).unwrap_or(path)
 }

@@ -11,7 +11,7 @@ use crate::report::printable;
 use crate::report::terminal::{self, Style};
 use lora_drop::events::{Event, GenerationProgress, Stage, StepRecord, TimeLeft};
 use lora_drop::format::{counted, fixed, grouped, rate, scientific, time_left};
-use lora_drop::record::{ModuleNames, module_names};
+use lora_drop::run_record::{ModuleNames, module_names};
 use lora_drop::score::Importance;
 use lora_drop::settings::as_options;
 

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use maud::{Markup, html};
 
 use crate::report::curves::{Chart, Item, extent};
-use crate::report::page::{document, last_part, table, tile};
+use crate::report::page::{base_name, document, table, tile};
 use crate::report::terminal::{Style, Table};
 use crate::report::words::metric_name;
 use lora_drop::evaluate::metrics::higher_is_better;
@@ -136,7 +136,7 @@ fn bars(rows: &[(String, &Point)], pruning: &Pruning) -> impl Fn(&Point) -> Stri
 /// The page of a pruning as HTML text.
 pub fn prune_page(pruning: &Pruning) -> String {
     let adapter = pruning.adapter.display().to_string();
-    let title = format!("Pruning of {}", last_part(&adapter));
+    let title = format!("Pruning of {}", base_name(&adapter));
     let body = html! {
         header {
             h1 { (title) }

@@ -3,7 +3,7 @@
 use maud::{Markup, html};
 
 use crate::report::grid::Grid;
-use crate::report::page::{document, last_part, meter, settings, table, tile};
+use crate::report::page::{base_name, document, meter, settings, table, tile};
 use crate::report::words::{
     adapter_name, assignment_lines, baseline_name, budget_decision, budget_rows, class_shares, class_weights,
     label_range, method_name, metric_title, metrics_in_order, plain_name, value_text,
@@ -11,7 +11,7 @@ use crate::report::words::{
 use crate::report::{dev, figures, heatmap};
 use lora_drop::events::Stage;
 use lora_drop::format::{self, counted, fixed, grouped, percent};
-use lora_drop::record::RunRecord;
+use lora_drop::run_record::RunRecord;
 use lora_drop::score::{BudgetCurve, Importance};
 use lora_drop::settings::{
     Basis, CriterionName, RunSettings, Scope, Selection, Task, Unselected, as_options, definitions,
@@ -24,7 +24,7 @@ const RELOAD: u32 = 10;
 /// The page as HTML text. Its size does not grow with the number of steps.
 pub fn render(record: &RunRecord) -> String {
     let s = &record.summary;
-    let title = format!("{} · {} · {}", method_name(&s.method), last_part(&s.model), last_part(&s.data));
+    let title = format!("{} · {} · {}", method_name(&s.method), base_name(&s.model), base_name(&s.data));
     let body = html! {
         (header(record))
         (tiles(record))
@@ -58,7 +58,7 @@ fn header(record: &RunRecord) -> Markup {
     };
     html! {
         header {
-            h1 { (method_name(&s.method)) " on " (last_part(&s.data)) }
+            h1 { (method_name(&s.method)) " on " (base_name(&s.data)) }
             p.facts {
                 span { "Model " code { (s.model) } } " "
                 span { "Data " code { (s.data) } } " "

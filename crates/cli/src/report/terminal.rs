@@ -18,7 +18,7 @@ use lora_drop::assignment::{Assignment, Owner};
 use lora_drop::evaluate::metrics::higher_is_better;
 use lora_drop::events::{EvaluationRecord, Stage};
 use lora_drop::format::{self, counted, fixed, grouped, percent};
-use lora_drop::record::ModuleNames;
+use lora_drop::run_record::ModuleNames;
 use lora_drop::score::{BudgetCurve, Importance};
 use lora_drop::settings::as_options;
 use lora_drop::summary::{
@@ -246,9 +246,10 @@ pub fn memory(m: &MemoryEstimate, style: Style) -> String {
 
 /// How a step's passes are made.
 fn passes(m: &MemoryEstimate) -> String {
-    let together = if m.together > 1 { format!(", {} concurrently", m.together) } else { String::new() };
-    let again = if m.recompute { ", activations recomputed in the backward pass" } else { "" };
-    format!("micro-batches of {} tokens{together}{again}", grouped(m.micro_tokens))
+    let concurrent =
+        if m.concurrent > 1 { format!(", {} concurrently", m.concurrent) } else { String::new() };
+    let recompute = if m.recompute { ", activations recomputed in the backward pass" } else { "" };
+    format!("micro-batches of {} tokens{concurrent}{recompute}", grouped(m.micro_tokens))
 }
 
 /// The lower blocks whose output is computed once.

@@ -7,7 +7,7 @@ use toml::Value;
 use lora_drop::adapter::added_values;
 use lora_drop::assignment::{Assignment, Owner};
 use lora_drop::format::{counted, fixed, grouped, layers, percent};
-use lora_drop::record::ModuleNames;
+use lora_drop::run_record::ModuleNames;
 use lora_drop::score::BudgetCurve;
 use lora_drop::settings::Method;
 use lora_drop::summary::{BaselineKind, DataFacts, SplitFacts, Summary};

@@ -151,7 +151,7 @@ fn a_trained_pooler_is_saved_as_a_module_of_its_own() {
 }
 
 #[test]
-fn what_peft_has_no_form_for_is_refused() {
+fn an_adapter_without_a_form_in_peft_is_refused() {
     let folder = tempfile::tempdir().expect("a folder");
     let refuse = |adapter: AdapterFile, expected: &str| {
         let message = adapter.write_peft(folder.path(), LAYERS).expect_err(expected).to_string();

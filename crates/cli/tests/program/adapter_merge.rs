@@ -234,7 +234,7 @@ fn old_names_are_found_and_what_has_no_use_is_left_out() {
 }
 
 #[test]
-fn what_cannot_be_merged_leaves_no_model() {
+fn a_failed_merge_leaves_no_model() {
     let refuse = |base: &Base, adapter: &AdapterFile, expected: &str| {
         let folder = tempfile::tempdir().expect("a folder");
         let labels = meaning(&labels());

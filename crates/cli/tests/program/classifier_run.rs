@@ -161,7 +161,7 @@ fn a_quantized_base_and_the_head_alone() {
 }
 
 #[test]
-fn what_does_not_fit_is_refused() {
+fn options_that_do_not_fit_the_task_are_refused() {
     let fixture = fixture();
     // A text with a label beside it could be meant for either.
     let ask = ["\"label\"", "--task classification", "--task text"];

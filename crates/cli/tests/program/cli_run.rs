@@ -70,7 +70,7 @@ fn every_method_runs() {
 }
 
 #[test]
-fn what_goes_where() {
+fn results_go_to_standard_output_and_progress_to_standard_error() {
     let fixture = Fixture::new();
     let loud = fixture.train("--epochs 1").ok();
     assert!(loud.stdout.contains("accuracy") && loud.stderr.contains("bert"), "{loud:?}");
@@ -417,7 +417,7 @@ fn inspect_counts_the_weights_that_training_counts() {
 }
 
 #[test]
-fn what_a_recipe_derived_follows_its_sources() {
+fn derived_values_of_a_recipe_follow_their_sources() {
     let fixture = Fixture::deep();
     let options = "--method lora --epochs 1";
     fixture.train(options).ok();

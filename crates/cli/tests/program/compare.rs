@@ -355,7 +355,7 @@ fn wrong_usage_ends_before_anything_is_run() {
         fixture.run("compare wrong.toml").fails(2, &["wrong.toml", "method \"cut\"", problem]);
     }
     assert!(!fixture.path("out").exists());
-    let lock = lora_drop::folder::FolderLock::take(&fixture.path("out")).unwrap();
+    let lock = lora_drop::folder::FolderLock::acquire(&fixture.path("out")).unwrap();
     fixture.run("compare table.toml").fails(2, &["is writing this folder"]);
     drop(lock);
     assert!(fixture.files("out").is_empty());

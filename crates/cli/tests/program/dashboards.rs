@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 
 use lora_drop::events::{Event, Stage};
-use lora_drop::record::RunRecord;
+use lora_drop::run_record::RunRecord;
 use lora_drop::settings::RunSettings;
 use lora_drop::summary::Status;
 use lora_drop::train::{self, StoppedRun};

@@ -144,7 +144,7 @@ fn the_dry_run_foresees_and_writes_nothing() {
 }
 
 #[test]
-fn what_decoders_do_not_do_is_refused() {
+fn options_that_decoders_do_not_support_are_refused() {
     let fixture = fixture();
     fixture
         .run("train --model decoder --data texts --max-length 32 --method head --output out")

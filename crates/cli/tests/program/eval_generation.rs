@@ -238,7 +238,7 @@ fn adapters_in_every_form_write_the_same_texts() {
 }
 
 #[test]
-fn what_cannot_be_measured_is_refused_before_the_work() {
+fn invalid_options_are_refused_before_generation() {
     let fixture = fixture();
     let eval = |options: &str| fixture.run(&format!("eval --model decoder --data texts {options}"));
     eval("--metrics meteor").fails(2, &["meteor", "bleu", "exact_match"]);

@@ -500,7 +500,7 @@ fn adapters_go_from_form_to_form() {
 }
 
 #[test]
-fn what_cannot_be_written_is_refused() {
+fn unsupported_merges_and_exports_are_refused() {
     let fixture = fixture();
     let merge = |words: &str| fixture.run(&format!("merge --adapter adapter {words}"));
     let export = |words: &str| fixture.run(&format!("export --adapter adapter {words}"));

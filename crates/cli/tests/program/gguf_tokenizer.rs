@@ -230,7 +230,7 @@ fn tokenizers_become_files_and_keys_again() {
 }
 
 #[test]
-fn what_does_not_fit_is_refused() {
+fn invalid_tokenizer_metadata_is_refused() {
     let refused = |mut entries: Entries, key: &str, value: Option<Value>, expected: &str| {
         let name = format!("tokenizer.{key}");
         entries.retain(|(known, _)| *known != name);

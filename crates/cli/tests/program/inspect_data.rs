@@ -94,7 +94,7 @@ fn learned_tokens_are_marked() {
 }
 
 #[test]
-fn what_is_left_out_is_said() {
+fn rows_and_columns_that_are_left_out_are_reported() {
     let fixture = Fixture::new();
     let row = |i: usize| json!({"instruction": format!("w{i}"), "output": "w4", "id": i}).to_string() + "\n";
     let rows: String = (3..43).map(row).collect();

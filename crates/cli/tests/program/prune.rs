@@ -318,7 +318,7 @@ fn dev_that_is_missing_or_says_nothing() {
 }
 
 #[test]
-fn what_cannot_be_is_refused() {
+fn impossible_options_are_refused() {
     let fixture = trained();
     let refuse = |words: &str, said: &[&str]| {
         fixture.run(&format!("{PRUNE} {words}")).fails(2, said);
@@ -359,7 +359,7 @@ fn what_cannot_be_is_refused() {
 }
 
 #[test]
-fn what_is_overwritten() {
+fn only_a_pruning_is_overwritten() {
     let fixture = trained();
     let prune = |options: &str| fixture.run(&format!("{PRUNE} --budget 0.5 {options}"));
     prune("--output pruned").ok();

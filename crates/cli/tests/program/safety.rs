@@ -68,7 +68,7 @@ fn templates_keep_to_one_budget_of_time_and_memory() {
 
 #[cfg(unix)]
 #[test]
-fn what_a_template_exceeds_is_named() {
+fn the_limit_that_a_template_exceeds_is_named() {
     for (template, parts) in [
         ("{{ '{:>4000000000}'.format(1) }}".to_string(), &["MiB of memory"][..]),
         (DOUBLED.to_string() + "{{ n.a == n.b }}", &["more than 5 s for this conversation"]),

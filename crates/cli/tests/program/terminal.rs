@@ -257,7 +257,7 @@ fn a_piped_conversation_has_no_editor() {
 }
 
 #[test]
-fn what_is_generated_and_predicted_is_escaped() {
+fn generated_and_predicted_texts_are_escaped() {
     let fixture = Fixture::new();
     fixture.write_decoder("decoder");
     let tokenizer = fixture.read("decoder/tokenizer.json");

@@ -11,7 +11,7 @@ use lora_drop::assignment::Assignment;
 use lora_drop::events::{Event, Stage};
 use lora_drop::score::{Criterion, Evidence, LoraOutput, criterion};
 use lora_drop::settings::{CriterionName, Method, RunSettings, SelectionSettings, Unselected};
-use lora_drop::train::{Cut, Hooks, Learner, Next, Passes, Prepared, SampleStage, Schedule};
+use lora_drop::train::{Cut, Hooks, Learner, Next, Passes, Prepared, SampleStage, StageSchedule};
 use lora_drop_transformer::{ModuleId, Observations, Observer, Parameters, Seen};
 use serde_json::json;
 
@@ -69,7 +69,7 @@ fn prepare(settings: &RunSettings) -> Prepared {
 fn learner(prepared: &Prepared, settings: &RunSettings) -> Learner {
     let mut learner =
         Learner::new(prepared, &settings.train, &Assignment::all_own(prepared.modules())).unwrap();
-    let cut = Cut { micro_tokens: 24, even: false, together: 2 };
+    let cut = Cut { micro_tokens: 24, even_count: false, concurrent: 2 };
     let passes = Passes { cut, ..learner.passes() };
     learner.use_passes(passes);
     learner
@@ -92,7 +92,7 @@ fn finish(
         let (_, assignment) = learner.state.settling.last().cloned().unwrap();
         learner.begin_training(&settings.train, &assignment)?;
     }
-    let schedule = Schedule::of_training(&settings.train, prepared.data.train().len());
+    let schedule = StageSchedule::of_training(&settings.train, prepared.data.train().len());
     learner.run(&schedule, prepared.data.train(), hooks, &cancel)
 }
 
@@ -107,7 +107,7 @@ impl Hooks for StopAt {
     fn after_step(&mut self, learner: &mut Learner) -> lora_drop::Result<Next> {
         let state = &learner.state;
         if (state.stage, state.optimiser.steps) != (self.stage, self.step) {
-            return Ok(Next::GoOn);
+            return Ok(Next::Continue);
         }
         state.write(&self.path)?;
         Err(lora_drop::Error::Interrupted)

@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn what_somebody_wrote_stays() {
+    fn a_card_that_a_user_wrote_is_unchanged() {
         let own = "# Mine\n\nNo front matter, and a line\n---\nof dashes.\n";
         assert_eq!(pushed(own, "org/mine", "", Some("new/base")), own);
     }

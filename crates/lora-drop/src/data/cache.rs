@@ -376,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn the_least_recently_used_file_is_removed() {
+    fn the_least_recently_used_file_is_evicted() {
         let folder = tempfile::tempdir().unwrap();
         let rows = [encoded(&[1; 100])];
         let size = (HEADER + 16 + 800 + 8) as u64;

@@ -8,13 +8,13 @@ use lora_drop_transformer::Model;
 
 use super::Predictor;
 use super::text::{self, Metric};
-use crate::agreement;
 use crate::data::text::{
     Conversation, Message, TextContent, TextEncoder, TextKind, TextOptions, TextRow, TextSplit,
 };
 use crate::data::{Place, SplitName};
 use crate::events::{Event, GenerationProgress, Stage};
 use crate::generate::{self, Finish, GenerateEvent, GenerateOptions, Generated};
+use crate::rank_agreement;
 use crate::ranks::share_out;
 use crate::reading::Reading;
 use crate::{Cancel, Error, Result};
@@ -137,7 +137,7 @@ impl Predictor {
         let mut decoding = options.decoding.clone();
         decoding.end_tokens.extend(&loaded.end_tokens);
         let prompts: Vec<Vec<u32>> = inputs.iter().map(|input| input.ids.clone()).collect();
-        agreement::on_inputs(ranks, &prompts, options)?;
+        rank_agreement::on_inputs(ranks, &prompts, options)?;
         let lengths: Vec<usize> = prompts.iter().map(Vec::len).collect();
         let owners = share_out(&lengths, ranks.size());
         let own: Vec<usize> = (0..prompts.len()).filter(|&input| owners[input] == ranks.rank()).collect();

@@ -14,7 +14,7 @@ use crate::data::text::{PackedTexts, TextExample};
 use crate::data::{Example, Label, Labels, TaskRows};
 use crate::engine::{Packed, sequences, texts};
 use crate::events::{Event, Stage};
-use crate::heads::{self, Answer, take};
+use crate::heads::{self, Answer, take_bytes};
 use crate::ranks::{Ranks, share_out};
 use crate::{Cancel, Error, Result, finite};
 
@@ -163,7 +163,7 @@ impl Measuring<'_> {
         // Each row's loss and answer, and its weight in the mean loss.
         let mut losses = vec![0.0; examples.len()];
         let mut answers: Vec<Option<Answer>> = vec![None; examples.len()];
-        let share = |row: usize| heads::share(&truth[row], labels.weights(), labels.outputs());
+        let share = |row: usize| heads::loss_weight(&truth[row], labels.weights(), labels.outputs());
         let (owners, rank) = (self.owners(TaskRows::Labelled(examples)), self.ranks.rank());
         let own = || (0..examples.len()).filter(|&row| owners[row] == rank);
         let mut made = self.logits_of(examples, own(), |row, logits| {
@@ -175,13 +175,13 @@ impl Measuring<'_> {
                 let mut bytes = Vec::new();
                 for row in own() {
                     bytes.extend(f64::to_le_bytes(losses[row]));
-                    answers[row].iter().for_each(|answer| answer.put(&mut bytes));
+                    answers[row].iter().for_each(|answer| answer.write_for_ranks(&mut bytes));
                 }
                 bytes
             });
             made = self.exchange(&owners, bytes, |row, message| {
-                losses[row] = f64::from_le_bytes(take(message)?);
-                answers[row] = Some(Answer::take(&truth[row], message)?);
+                losses[row] = f64::from_le_bytes(take_bytes(message)?);
+                answers[row] = Some(Answer::read_from_rank(&truth[row], message)?);
                 Some(())
             });
         }
@@ -235,7 +235,7 @@ impl Measuring<'_> {
         });
         self.exchange(&owners, bytes, |row, message| {
             for loss in &mut losses[ends[row]..ends[row + 1]] {
-                *loss = f32::from_le_bytes(take(message)?);
+                *loss = f32::from_le_bytes(take_bytes(message)?);
             }
             Some(())
         })?;

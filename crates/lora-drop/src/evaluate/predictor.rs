@@ -7,7 +7,6 @@ use lora_drop_transformer::{Observations, Observer};
 
 use super::measure::{Evaluation, Measuring};
 use crate::adapter::AdapterFile;
-use crate::agreement;
 use crate::data::text::{RawText, TextContent, TextEncoder, TextOptions, TextSplit};
 use crate::data::{
     ColumnNames, DataOptions, Encoded, Example, LabelledRow, Labels, RawSplit, RowLimits, RowText, Split,
@@ -17,6 +16,7 @@ use crate::engine::{micro_tokens, thread_pool};
 use crate::events::{Event, Stage};
 use crate::loaded::{Arithmetic, Loaded};
 use crate::model::ModelFiles;
+use crate::rank_agreement;
 use crate::ranks::{ALONE, Ranks};
 use crate::reading::Reading;
 use crate::settings::{MAX_LENGTH, OverLength, Situation, Task};
@@ -171,7 +171,7 @@ impl Predictor {
     /// failed.
     /// failed.
     pub fn share_with(&mut self, ranks: &Ranks, cancel: &Cancel) -> Result<()> {
-        agreement::on_model(ranks, &self.loaded, cancel)?;
+        rank_agreement::on_model(ranks, &self.loaded, cancel)?;
         self.ranks = ranks.clone();
         Ok(())
     }
@@ -318,7 +318,7 @@ impl Predictor {
         listen: &mut (dyn FnMut(&Event) + Send),
     ) -> Result<Evaluation> {
         let Predictor { loaded, pool, ranks, .. } = self;
-        agreement::on_rows(ranks, rows.rows())?;
+        rank_agreement::on_rows(ranks, rows.rows())?;
         pool.install(|| {
             let Loaded { model, parameters, table, labels, memory, .. } = loaded;
             let facts = rows.facts();

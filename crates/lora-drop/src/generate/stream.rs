@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn text_that_may_begin_a_stop_string_is_held_back() {
+    fn a_possible_start_of_a_stop_string_is_held() {
         let tokens = bytes();
         let (got, stopped) = pieces(&tokens, &["END", "NO"], &ids(b"xENOy"));
         assert_eq!((got.concat().as_str(), stopped), ("xE", true));

@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn a_zero_pair_has_no_direction() {
+    fn a_zero_output_has_no_direction() {
         let mut case = Case::random(3, 4, 6, 20);
         case.b_t[6..].fill(0.0);
         assert_eq!(case.directions().energies.len(), 1);

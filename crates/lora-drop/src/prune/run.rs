@@ -119,7 +119,7 @@ fn write(
     if let Some(note) = folder.kept_card() {
         listen(&Event::Warning(&note));
     }
-    let next = folder.next();
+    let next = folder.staging();
     if let Some(pruned) = pruned {
         pruned.write_peft(&next, layers)?;
         pruned.write_compact(&next.join(COMPACT_FILE))?;

@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn nan_scores_are_not_hidden() {
+    fn a_nan_value_gives_a_nan_score() {
         assert!(lora_output_score(&[f32::NAN, 1.0], &[1.0], 1.0).is_nan());
     }
 }

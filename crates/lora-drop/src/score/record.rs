@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_back() {
+    fn a_record_is_read_back_from_its_json() {
         for selection in [
             Selection::Threshold(0.7),
             Selection::TopK(2),

@@ -98,7 +98,7 @@ choices! {
 choices! {
     /// The learning rate's schedule after its warm-up.
     #[derive(Default)]
-    Schedule {
+    ScheduleShape {
         #[default]
         Linear = "linear",
         Cosine = "cosine",

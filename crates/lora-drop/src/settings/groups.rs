@@ -7,7 +7,7 @@ use super::definition::{Definition, Range, Setting, kebab_case, settings};
 use super::situation::Need;
 use super::{
     BadRows, Budget, ClassWeights, CriterionName, DataSources, Dtype, LogTo, Method, OverLength, Quantize,
-    Restart, SampleEpochs, Schedule, Scope, Size, SparseBy, Task, Unselected,
+    Restart, SampleEpochs, ScheduleShape, Scope, Size, SparseBy, Task, Unselected,
 };
 use crate::evaluate::metrics::Metric;
 
@@ -67,7 +67,7 @@ settings! {
         /// Rank of each LoRA
         rank: usize = 8, "R" in RANKS, reads [Trains, Adapter, NewPairs], also ["r", "lora-r", "lora-rank"];
         /// The output of a LoRA is scaled by alpha / rank
-        alpha: f64 = 16.0, "F" in Range::Positive, reads [Trains, Adapter, NewPairs, Strength], also ["lora-alpha"];
+        alpha: f64 = 16.0, "F" in Range::Positive, reads [Trains, Adapter, NewPairs, Alpha], also ["lora-alpha"];
         /// Dropout on the input of each LoRA
         lora_dropout: f64 = 0.0, "P" in Range::BelowOne, reads [Trains, Adapter];
         /// Linear layers that get a LoRA, by the names that PEFT uses for the architecture,
@@ -128,15 +128,15 @@ settings! {
     /// How both stages train.
     Optimisation "Training" (settings => settings.train.optimisation) {
         /// Passes over the training set
-        epochs: usize = 3, "N" in COUNTS, reads [Trains, RunsCourse], also ["num-train-epochs", "num-epochs"];
+        epochs: usize = 3, "N" in COUNTS, reads [Trains, LearningRateSchedule], also ["num-train-epochs", "num-epochs"];
         /// Number of optimiser steps, instead of `epochs`
-        max_steps: Option<usize> = None, "N" in Range::Whole(1, 100 * MAX_COUNT), reads [Trains, RunsCourse];
+        max_steps: Option<usize> = None, "N" in Range::Whole(1, 100 * MAX_COUNT), reads [Trains, LearningRateSchedule];
         /// Start fine-tuning with new LoRAs and a new head (fresh), or continue from the sample stage
         /// (continue): its steps then count as the run's, under one learning rate schedule, and a
         /// shared LoRA starts as the best common one of its layers
         restart: Restart = Restart::default(), "WAY", reads [Trains, Samples, Scores, OwnScores];
         /// Schedule of the learning rate after its warm-up
-        schedule: Schedule = Schedule::default(), "NAME", reads [Trains, RunsCourse],
+        schedule: ScheduleShape = ScheduleShape::default(), "NAME", reads [Trains, LearningRateSchedule],
             also ["lr-scheduler-type", "lr-scheduler", "lr-schedule"];
         /// Peak learning rate
         learning_rate: f64 = 5e-4, "RATE" in Range::Positive, reads [Trains], also ["lr"];
@@ -256,7 +256,7 @@ settings! {
         /// Where the lower blocks have neither LoRA (`unselected = drop`, `method = head`) nor
         /// dropout, save their output on disk in the first epoch and read it in later ones, up to
         /// this number of gigabytes; 0 turns this off
-        activation_cache: f64 = 4.0, "GB" in Range::FromZero, reads [FineTunes, SteadyBlocks];
+        activation_cache: f64 = 4.0, "GB" in Range::FromZero, reads [FineTunes, ConstantBlocks];
         /// Number of threads; 0 uses all cores
         threads: usize = 0, "N" in Range::Whole(0, 4096), also ["num-threads"];
     }

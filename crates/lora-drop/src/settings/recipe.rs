@@ -21,13 +21,13 @@ use crate::hub::{RepoKind, Repository};
 pub const RECIPE: &str = "recipe.toml";
 /// The ways of choosing modules, which exclude each other: a given one replaces those of a lower
 /// layer.
-const CHOICES: [&str; 4] = ["threshold", "top-k", "budget", "keep-layers"];
+const CHOICE_RULES: [&str; 4] = ["threshold", "top-k", "budget", "keep-layers"];
 /// The table of values that a run derived, and its key for the fingerprint of the settings that
 /// they were derived from.
 const DERIVED: &str = "derived";
-const FROM: &str = "from";
+const FINGERPRINT: &str = "from";
 /// Settings that change no result of a run, so that no derived value depends on them.
-const WITHOUT_EFFECT: [&str; 9] = [
+const NEUTRAL_SETTINGS: [&str; 9] = [
     "output",
     "overwrite",
     "checkpoint-minutes",
@@ -45,10 +45,10 @@ const WITHOUT_EFFECT: [&str; 9] = [
 pub struct Recipe {
     given: Table,
     /// Names of the settings that came from the layer below, a recipe file.
-    below: BTreeSet<String>,
+    inherited: BTreeSet<String>,
     derived: Option<Derived>,
     /// Whether the layer above is about another model, task or data.
-    elsewhere: bool,
+    other_inputs: bool,
     /// Names of the lower layer's settings that do not apply.
     left_out: Vec<String>,
 }
@@ -57,7 +57,7 @@ pub struct Recipe {
 #[derive(Clone, Debug, PartialEq)]
 struct Derived {
     /// Fingerprint of those settings.
-    from: String,
+    fingerprint: String,
     values: Table,
 }
 
@@ -80,10 +80,11 @@ impl Recipe {
             (Some(table), Some(Value::Table(mut values))) => {
                 let span = table.span();
                 let DeValue::Table(mut table) = table.into_inner() else { unreachable!("the same document") };
-                let from = table.remove(FROM).and(values.remove(FROM));
+                let fingerprint = table.remove(FINGERPRINT).and(values.remove(FINGERPRINT));
                 check_table(Spanned::new(span, table), &values, &[], &at)?;
-                let from = from.and_then(|from| from.as_str().map(String::from)).unwrap_or_default();
-                Some(Derived { from, values })
+                let fingerprint =
+                    fingerprint.and_then(|text| text.as_str().map(String::from)).unwrap_or_default();
+                Some(Derived { fingerprint, values })
             }
             (Some(value), _) => {
                 let place = at(value.span().start);
@@ -120,10 +121,10 @@ impl Recipe {
             let own = self.given.get(name).or_else(|| derived(name));
             own.is_some_and(|own| above.given.get(name).is_some_and(|value| value != own))
         };
-        self.elsewhere |= ["model", "data", "task"].into_iter().any(differs);
+        self.other_inputs |= ["model", "data", "task"].into_iter().any(differs);
         let before = situation(&self.given, Reader::Train);
-        if CHOICES.iter().any(|name| above.given.contains_key(*name)) {
-            self.leave_out(|name| CHOICES.contains(&name) && !above.given.contains_key(name));
+        if CHOICE_RULES.iter().any(|name| above.given.contains_key(*name)) {
+            self.leave_out(|name| CHOICE_RULES.contains(&name) && !above.given.contains_key(name));
         }
         let mut merged = self.given.clone();
         merged.extend(above.given.clone());
@@ -132,7 +133,7 @@ impl Recipe {
             let replaced = above.given.contains_key(name);
             !replaced && before.unread(name).is_none() && after.unread(name).is_some()
         });
-        self.below = self.given.keys().filter(|name| !above.given.contains_key(*name)).cloned().collect();
+        self.inherited = self.given.keys().filter(|name| !above.given.contains_key(*name)).cloned().collect();
         self.given.extend(above.given);
     }
 
@@ -154,19 +155,19 @@ impl Recipe {
     /// `Error::Usage` for a value of the wrong type, for a given setting that is not read, and for
     /// everything that [`RunSettings::validate`] refuses.
     pub fn settings(mut self, reader: Reader) -> Result<(RunSettings, Vec<String>)> {
-        self.use_derived();
+        self.drop_stale_derived();
         // Other commands use a run's recipe too, but read only a part of it.
         let [run, here] = [Reader::Train, reader].map(|reader| situation(&self.given, reader));
-        let below = std::mem::take(&mut self.below);
+        let inherited = std::mem::take(&mut self.inherited);
         self.leave_out(|name| {
-            below.contains(name) && run.unread(name).is_none() && here.unread(name).is_some()
+            inherited.contains(name) && run.unread(name).is_none() && here.unread(name).is_some()
         });
         let left_out = std::mem::take(&mut self.left_out);
         let mut settings = self.values()?;
         settings.check_read(&Situation::new(&settings, reader))?;
         settings.validate()?;
-        if self.elsewhere {
-            settings.given.inherited = below;
+        if self.other_inputs {
+            settings.given.inherited = inherited;
         }
         Ok((settings, left_out))
     }
@@ -176,7 +177,7 @@ impl Recipe {
     /// # Errors
     /// `Error::Usage` for a value of the wrong type or out of its range.
     pub fn recorded(mut self) -> Result<RunSettings> {
-        self.use_derived();
+        self.drop_stale_derived();
         self.values()
     }
 
@@ -190,7 +191,7 @@ impl Recipe {
     /// `model`, the base model's name on the hub, if it is known. What the run derived stays.
     #[cfg(feature = "hub")]
     pub(crate) fn portable(mut self, model: Option<&str>) -> String {
-        self.use_derived();
+        self.drop_stale_derived();
         let Recipe { mut given, derived, .. } = self;
         let mut derived = derived.map(|derived| derived.values).unwrap_or_default();
         for table in [&mut given, &mut derived] {
@@ -217,9 +218,9 @@ impl Recipe {
     }
 
     /// Drops values that were derived from other settings.
-    fn use_derived(&mut self) {
+    fn drop_stale_derived(&mut self) {
         let now = fingerprint(&self.given);
-        self.derived = self.derived.take().filter(|derived| derived.from == now);
+        self.derived = self.derived.take().filter(|derived| derived.fingerprint == now);
     }
 }
 
@@ -232,7 +233,7 @@ fn situation(table: &Table, reader: Reader) -> Situation {
 
 /// Whether the setting of this name changes no result of a run.
 pub fn changes_no_result(name: &str) -> bool {
-    WITHOUT_EFFECT.contains(&name)
+    NEUTRAL_SETTINGS.contains(&name)
 }
 
 /// Hashes the values of all settings that a derived value may depend on.
@@ -291,9 +292,9 @@ impl RunSettings {
         given: Table,
         reader: Reader,
     ) -> Result<(Self, Option<String>)> {
-        let mut below = recipe.map(Recipe::read).transpose()?.unwrap_or_default();
-        below.overlay(Recipe::from_table(given)?);
-        let (settings, left_out) = below.settings(reader)?;
+        let mut merged = recipe.map(Recipe::read).transpose()?.unwrap_or_default();
+        merged.overlay(Recipe::from_table(given)?);
+        let (settings, left_out) = merged.settings(reader)?;
         let note = "these settings of the recipe have no effect here and are left out";
         Ok((settings, (!left_out.is_empty()).then(|| format!("{note}: {}", left_out.join(", ")))))
     }
@@ -333,12 +334,12 @@ impl RunSettings {
         // A given value stays even if the run derived another one from it: it counts again once
         // another line is changed.
         let defaults = RunSettings::default().to_table();
-        let somebodys = |name: &str, value: &Value| {
+        let is_given = |name: &str, value: &Value| {
             let named = self.given.names.contains(name) || defaults.get(name) != Some(value);
             named && !self.given.derived.contains(name)
         };
         given.retain(|name, value| {
-            !unread(name) && !empty(value) && (!derived.contains_key(name) || somebodys(name, value))
+            !unread(name) && !empty(value) && (!derived.contains_key(name) || is_given(name, value))
         });
         given.extend(self.given.replaced.clone());
         recipe_text(&given, &derived)
@@ -362,7 +363,7 @@ fn recipe_text(given: &Table, derived: &Table) -> String {
         text.push_str(&format!(
             "\n# Values that the run derived from these settings. They are used as long as the settings are unchanged, so\n\
              # that the run is repeated bit for bit; if an option or a line above changes, they are derived again.\n\
-             [{DERIVED}]\n{FROM} = \"{}\"\n{}",
+             [{DERIVED}]\n{FINGERPRINT} = \"{}\"\n{}",
             fingerprint(given),
             lines(derived)
         ));
@@ -614,7 +615,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slip_in_a_key_names_line_and_nearest_key() {
+    fn an_unknown_key_names_line_and_nearest_key() {
         let message = complaint("model = \"m\"\n\n# comment\nleraning-rate = 1e-3\n");
         assert!(
             message.contains("recipe.toml:4: unknown key \"leraning-rate\"; did you mean \"learning-rate\"?"),
@@ -689,7 +690,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_recipe_says_for_another_task_is_passed_over() {
+    fn recipe_settings_for_another_task_are_left_out() {
         let text = "model = \"m\"\ndata = \"d\"\noutput = \"o\"\nlabel-smoothing = 0.1\n";
         let situation = |settings: &RunSettings| Situation {
             task: Some(Task::Text),

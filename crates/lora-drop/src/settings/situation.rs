@@ -17,7 +17,7 @@ pub enum Need {
     /// Training continues after the sample stage.
     FineTunes,
     /// Training has the learning rate schedule of the whole run.
-    RunsCourse,
+    LearningRateSchedule,
     /// The criterion sees rows.
     Sample,
     /// The criterion sees LoRA train.
@@ -25,7 +25,7 @@ pub enum Need {
     /// The method has adapters.
     Adapter,
     /// Adapters have a scale, alpha / rank.
-    Strength,
+    Alpha,
     /// The method chooses modules.
     LoraDrop,
     /// The method has a sample stage.
@@ -47,7 +47,7 @@ pub enum Need {
     /// A block has a backward pass.
     Blocks,
     /// Lower blocks give a row the same output in every epoch.
-    SteadyBlocks,
+    ConstantBlocks,
     Encoder,
     Decoder,
     /// Matrices are frozen.
@@ -175,7 +175,7 @@ impl Situation {
                 ),
                 Reader::Train | Reader::Use => (false, String::new()),
             },
-            Need::RunsCourse => (
+            Need::LearningRateSchedule => (
                 self.reader == Reader::Score && self.restart == Restart::Fresh,
                 "for scoring with `restart = fresh`: the sample stage has its own learning rate schedule".to_string(),
             ),
@@ -198,7 +198,7 @@ impl Situation {
                     Method::names(|method| method.adapter().is_some(), "and")
                 ),
             ),
-            Need::Strength => {
+            Need::Alpha => {
                 (self.method == Method::Vera, "with `method = vera`, whose vectors are its scale".to_string())
             }
             Need::LoraDrop => self.of_method(Method::LoraDrop),
@@ -236,7 +236,7 @@ impl Situation {
             Need::Blocks => {
                 (self.method == Method::Head, "with `method = head`: no block has a backward pass".to_string())
             }
-            Need::SteadyBlocks => return self.changing_blocks(),
+            Need::ConstantBlocks => return self.changing_blocks(),
             Need::Encoder => (
                 self.decoder == Some(true),
                 "for a decoder, which has no dropout on hidden states".to_string(),
@@ -376,7 +376,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_not_known_refuses_nothing() {
+    fn unknown_facts_refuse_no_setting() {
         let mut settings = RunSettings::default();
         settings.train.selection.unselected = Unselected::Drop;
         let situation = Situation::new(&settings, Reader::Train);

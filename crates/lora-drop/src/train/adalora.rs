@@ -35,7 +35,7 @@ pub struct AdaLora {
 }
 
 impl AdaLora {
-    /// The course of the budget over a stage of `steps` optimiser steps.
+    /// The schedule of the budget over a stage of `steps` optimiser steps.
     pub fn new(settings: &TrainSettings, bank: &LoraBank, steps: usize) -> Self {
         let part = |part: f64| (part * steps as f64) as usize;
         AdaLora {
@@ -97,7 +97,7 @@ impl Hooks for AdaLora {
             choose(bank, &mut state.observations, self.first - budget.min(self.first));
         }
         mask(bank, state);
-        Ok(Next::GoOn)
+        Ok(Next::Continue)
     }
 }
 
@@ -202,8 +202,8 @@ mod tests {
     use crate::Cancel;
     use crate::assignment::Assignment;
     use crate::model::ModelFiles;
-    use crate::settings::{AdapterSettings, Method, Schedule};
-    use crate::train::{Course, Learner};
+    use crate::settings::{AdapterSettings, Method, ScheduleShape};
+    use crate::train::{Learner, LearningRateSchedule};
 
     const STEPS: usize = 12;
     static GO: AtomicBool = AtomicBool::new(false);
@@ -271,7 +271,8 @@ mod tests {
         let wide = |name: &str| integers(&golden, name).iter().map(|x| *x as usize).collect::<Vec<_>>();
         let (offsets, labels) = (wide("input.offsets"), wide("input.labels"));
         let norms = tensor(&own, "adalora.steps.grad_norms");
-        let course = Course { schedule: Schedule::Constant, warmup_steps: 0, steps: STEPS };
+        let lr_schedule =
+            LearningRateSchedule { shape: ScheduleShape::Constant, warmup_steps: 0, steps: STEPS };
         let mut hooks = AdaLora::new(&settings, &learner.bank, STEPS);
         assert_eq!((hooks.begin, hooks.end, hooks.first, hooks.target), (2, 9, 18, 12));
         for step in 1..=STEPS {
@@ -295,7 +296,7 @@ mod tests {
             let norm = Optimiser::gradient_norm(&learner.state.parameters);
             close(&format!("the norm of step {step}"), &[norm as f32], &norms[step - 1..step]);
             let state = &mut learner.state;
-            state.optimiser.step(&mut state.parameters, &settings.optimisation, &course, norm);
+            state.optimiser.step(&mut state.parameters, &settings.optimisation, &lr_schedule, norm);
             hooks.after_step(&mut learner).unwrap();
             for &id in &modules {
                 let name = format!("adalora.steps.{step}.layers.{}.{}.inner", id.layer, id.kind.name());

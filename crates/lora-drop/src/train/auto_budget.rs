@@ -23,8 +23,8 @@ use crate::{Cancel, Error, Result};
 /// Budgets to try, in falling order: fractions of plain LoRA's parameters.
 const BUDGETS: [f64; 7] = [0.75, 0.5, 0.375, 0.25, 0.1875, 0.125, 0.0625];
 /// Most held-out rows to measure, and the fewest that suffice.
-const ROWS: usize = 512;
-const LEAST_ROWS: usize = 32;
+const MAX_ROWS: usize = 512;
+const MIN_ROWS: usize = 32;
 
 /// Picks the held-out rows, evenly spaced among the training rows that are not in the sample.
 ///
@@ -33,14 +33,14 @@ const LEAST_ROWS: usize = 32;
 pub fn held_out(prepared: &Prepared, sample: &[usize]) -> Result<Vec<usize>> {
     let sample: BTreeSet<usize> = sample.iter().copied().collect();
     let rest: Vec<usize> = (0..prepared.data.train().len()).filter(|row| !sample.contains(row)).collect();
-    if rest.len() < LEAST_ROWS {
+    if rest.len() < MIN_ROWS {
         return Err(Error::Usage(format!(
-            "`budget = auto` decides by rows of train that are not in the sample, at least {LEAST_ROWS}, and there are {}; lower \
+            "`budget = auto` decides by rows of train that are not in the sample, at least {MIN_ROWS}, and there are {}; lower \
              `sample_ratio`, or give a budget",
             rest.len()
         )));
     }
-    let count = rest.len().min(ROWS);
+    let count = rest.len().min(MAX_ROWS);
     Ok((0..count).map(|place| rest[place * rest.len() / count]).collect())
 }
 
@@ -63,7 +63,7 @@ pub fn choose(
     let whole = Assignment::all_own(prepared.modules());
     let full = whole.plain_parameters(sizes);
     let tokens: usize = rows.iter().map(|&row| prepared.data.train().length(row)).sum();
-    let mut listen = |event: &Event| hooks.tell(event);
+    let mut listen = |event: &Event| hooks.on_event(event);
     // An upper bound on the passes: the first budget that is too small ends the stage.
     let mut passes = RepeatedPasses::begin(rows.len(), tokens, 2 + BUDGETS.len(), &mut listen);
     let mut measure = |learner: &mut Learner, assignment: &Assignment| -> Result<Evaluation> {
@@ -109,7 +109,7 @@ fn measure(
     cancel: &Cancel,
     listen: &mut dyn FnMut(&Event),
 ) -> Result<Evaluation> {
-    let (bank, parameters) = learner.continued(settings, assignment)?;
+    let (bank, parameters) = learner.continuation(settings, assignment)?;
     let table = bank.table(learner.model.layers());
     let micro_tokens = learner.passes().evaluation_tokens();
     let Learner { model, arenas, ranks, .. } = learner;

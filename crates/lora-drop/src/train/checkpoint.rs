@@ -14,7 +14,7 @@ use super::prepare::Prepared;
 use super::state_file;
 use crate::events::{Event, Stage};
 use crate::folder::{OutputFolder, checkpoints, recover};
-use crate::memory::peak_rss_bytes;
+use crate::rss::peak_rss_bytes;
 use crate::settings::{
     DataSources, Method, Reader, Recipe, RunSettings, TomlFile, changes_no_result, definition,
 };
@@ -22,11 +22,11 @@ use crate::summary::{Status, Summary};
 use crate::{Cancel, Error, Result, digest};
 
 /// Settings that say where the same files are now, and may change.
-pub(crate) const PLACES: [&str; 4] = ["model", "data", "init-adapter", "scores"];
+pub(crate) const RELOCATABLE_SETTINGS: [&str; 4] = ["model", "data", "init-adapter", "scores"];
 /// Settings of the output folder, which stays the run's own.
-const OF_FOLDER: [&str; 2] = ["output", "overwrite"];
+const FOLDER_SETTINGS: [&str; 2] = ["output", "overwrite"];
 /// Settings that may be raised.
-const RAISED: [&str; 2] = ["epochs", "max-steps"];
+const RAISABLE_SETTINGS: [&str; 2] = ["epochs", "max-steps"];
 
 /// What the checkpoint of a run on files has besides the training state.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -38,9 +38,9 @@ pub struct RunFacts {
     pub kernels: String,
     /// The text of recipe.toml.
     pub recipe: String,
-    pub sources: Sources,
+    pub sources: InputHashes,
     pub logs: Lengths,
-    /// Seconds of the run, without those between its processes.
+    /// Seconds of the run up to this checkpoint, without those between its processes.
     pub seconds: f64,
     pub startup_seconds: f64,
     pub checkpoint_seconds: f64,
@@ -50,26 +50,29 @@ pub struct RunFacts {
 /// Hashes of the model's and of the data's files, in hexadecimal.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Sources {
+pub struct InputHashes {
     pub model: String,
     pub data: String,
 }
 
-impl Sources {
+impl InputHashes {
     /// Hashes all files.
     ///
     /// # Errors
     /// `Error::Io`, and `Error::Interrupted` after `cancel` was raised.
     fn of(prepared: &Prepared, data: &DataSources, cancel: &Cancel) -> Result<Self> {
         let hex = |hash: u128| format!("{hash:032x}");
-        Ok(Sources { model: hex(prepared.model_hash(cancel)?), data: hex(digest::of_data(data, cancel)?) })
+        Ok(InputHashes {
+            model: hex(prepared.model_hash(cancel)?),
+            data: hex(digest::of_data(data, cancel)?),
+        })
     }
 
     /// Checks that model and data are those of the run.
     ///
     /// # Errors
     /// `Error::Input` with the model or the data if it differs.
-    fn check(&self, run: &Sources, model: &Path, data: &DataSources) -> Result<()> {
+    fn check(&self, run: &InputHashes, model: &Path, data: &DataSources) -> Result<()> {
         let (model, data) = (model.display().to_string(), data.to_string());
         for (what, path, now, before) in
             [("model", model, &self.model, &run.model), ("data", data, &self.data, &run.data)]
@@ -127,7 +130,7 @@ impl StoppedRun {
     ///
     /// # Errors
     /// `Error::Input`
-    pub(super) fn check(&self, sources: &Sources, model: &Path, kernels: &str) -> Result<Option<String>> {
+    pub(super) fn check(&self, sources: &InputHashes, model: &Path, kernels: &str) -> Result<Option<String>> {
         sources.check(&self.facts.sources, model, &self.settings.place.data)?;
         let before = &self.facts.kernels;
         Ok((before != kernels).then(|| {
@@ -141,8 +144,9 @@ impl StoppedRun {
 
 /// The checkpoints of a run that is under way.
 pub(super) struct Checkpoints {
-    /// Facts of the run; the seconds are those before this process.
     facts: RunFacts,
+    /// Seconds of the run before this process.
+    earlier_seconds: f64,
     /// Seconds between two checkpoints; None: none are written.
     every: Option<f64>,
     /// Number of checkpoints to keep, and whether they stay when the run has finished.
@@ -159,7 +163,7 @@ impl Checkpoints {
     /// checkpoint.
     ///
     /// # Errors
-    /// Those of `Sources::of` and `StoppedRun::check`.
+    /// Those of `InputHashes::of` and `StoppedRun::check`.
     pub fn new(
         prepared: &Prepared,
         settings: &RunSettings,
@@ -171,27 +175,36 @@ impl Checkpoints {
         let every = Some(60.0 * place.checkpoint_minutes).filter(|seconds| *seconds > 0.0);
         let kernels = instructions(settings.train.compute.dtype.precision()).to_string();
         let sources = if every.is_some() || stopped.is_some() {
-            Sources::of(prepared, &place.data, cancel)?
+            InputHashes::of(prepared, &place.data, cancel)?
         } else {
-            Sources::default()
+            InputHashes::default()
         };
         if let Some(stopped) = stopped
             && let Some(note) = stopped.check(&sources, &prepared.model.path, &kernels)?
         {
             listen(&Event::Warning(&note));
         }
-        let before = stopped.map(|stopped| stopped.facts.clone());
-        let facts = RunFacts {
-            version: env!("CARGO_PKG_VERSION").to_string(),
-            kernels,
-            sources,
-            ..before.unwrap_or_default()
-        };
+        let before = stopped.map(|stopped| stopped.facts.clone()).unwrap_or_default();
+        let earlier_seconds = before.seconds;
+        let facts = RunFacts { version: env!("CARGO_PKG_VERSION").to_string(), kernels, sources, ..before };
         let (keep, stay) = (place.save_total.unwrap_or(1), place.save_total.is_some());
-        Ok(Checkpoints { facts, every, keep, stay, last: Instant::now(), cost: None, failed: false })
+        Ok(Checkpoints {
+            facts,
+            earlier_seconds,
+            every,
+            keep,
+            stay,
+            last: Instant::now(),
+            cost: None,
+            failed: false,
+        })
     }
 
-    /// Facts of the run; the seconds are those before this process.
+    /// Seconds of the run before this process.
+    pub fn earlier_seconds(&self) -> f64 {
+        self.earlier_seconds
+    }
+
     pub fn facts(&self) -> &RunFacts {
         &self.facts
     }
@@ -205,7 +218,7 @@ impl Checkpoints {
     /// hundredth of the time since the last one.
     pub fn is_due(&self, milestone: bool, parameters: usize) -> bool {
         let since = self.last.elapsed().as_secs_f64();
-        let cost = || self.cost.unwrap_or_else(|| foreseen_seconds(parameters));
+        let cost = || self.cost.unwrap_or_else(|| estimated_seconds(parameters));
         self.every.is_some_and(|every| since >= every || milestone && since >= 100.0 * cost())
     }
 
@@ -223,8 +236,8 @@ impl Checkpoints {
         let mut write = || {
             self.facts.logs = logs.lengths(&self.facts.logs)?;
             self.facts.peak_rss_bytes = self.facts.peak_rss_bytes.max(peak_rss_bytes().unwrap_or(0));
-            // `seconds` are those of the whole run; `self.facts` has those before this process.
-            learner.state.write_with(Some(&RunFacts { seconds, ..self.facts.clone() }), &path)
+            self.facts.seconds = seconds;
+            learner.state.write_with(Some(&self.facts), &path)
         };
         match write() {
             Ok(()) => folder.remove_checkpoints(self.keep),
@@ -262,7 +275,7 @@ impl Checkpoints {
 
 /// Estimated seconds for a first checkpoint on a slow disk: a value and two moments for each
 /// parameter.
-fn foreseen_seconds(parameters: usize) -> f64 {
+fn estimated_seconds(parameters: usize) -> f64 {
     const BYTES_PER_SECOND: f64 = 3e8;
     const FLUSH_SECONDS: f64 = 0.02;
     FLUSH_SECONDS + (3 * size_of::<f32>() * parameters) as f64 / BYTES_PER_SECOND
@@ -274,12 +287,12 @@ fn change(settings: &mut RunSettings, changes: &Table, stage: Stage) -> Result<b
     let method = settings.train.adapter.method;
     for (name, value) in changes {
         let before = definition(name).and_then(|definition| (definition.get)(settings));
-        let free = changes_no_result(name) && !OF_FOLDER.contains(&name.as_str());
-        if before.as_ref() == Some(value) || free || PLACES.contains(&name.as_str()) {
+        let free = changes_no_result(name) && !FOLDER_SETTINGS.contains(&name.as_str());
+        if before.as_ref() == Some(value) || free || RELOCATABLE_SETTINGS.contains(&name.as_str()) {
             continue;
         }
         let grows = before.as_ref().and_then(toml::Value::as_integer) < value.as_integer();
-        if RAISED.contains(&name.as_str()) && grows && before.is_some() {
+        if RAISABLE_SETTINGS.contains(&name.as_str()) && grows && before.is_some() {
             if stage == Stage::Sample || method == Method::AdaLora {
                 let reason = match stage {
                     Stage::Sample => "in the sample stage, whose length depends on it".to_string(),

@@ -5,7 +5,7 @@ use super::prepare::Prepared;
 use super::samples;
 use crate::evaluate::{Answers, examples};
 use crate::events::Event;
-use crate::record::DevFindings;
+use crate::run_record::DevFindings;
 use crate::settings::TrainSettings;
 use crate::{Cancel, Error, Result};
 
@@ -16,7 +16,7 @@ const EXAMPLES: usize = 8;
 /// samples. They only help the reader, so an error is a warning and does not end the run. Soon
 /// after `cancel` is raised the rest is left out. Only the first rank writes a report, so the
 /// others collect nothing.
-pub fn of(
+pub fn collect(
     learner: &mut Learner,
     prepared: &Prepared,
     settings: &TrainSettings,

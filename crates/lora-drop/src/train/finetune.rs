@@ -7,7 +7,7 @@ use lora_drop_transformer::AdapterMethod;
 use super::learner::Learner;
 use super::memory;
 use super::prepare::Prepared;
-use super::schedule::Schedule;
+use super::schedule::StageSchedule;
 use crate::adapter::AdapterFile;
 use crate::engine::thread_pool;
 use crate::estimate::BaselineRss;
@@ -56,7 +56,7 @@ pub fn finetune_adapter(
         let mut learner = Learner::from_adapter(&prepared, train, adapter, &adapter.assignment())?;
         learner.use_plan(&memory::plan(&prepared, train, &learner, before, true)?);
         let examples = prepared.data.train();
-        let schedule = Schedule::of_training(train, examples.len());
+        let schedule = StageSchedule::of_training(train, examples.len());
         let (rows, steps) = (examples.len(), schedule.steps);
         let tokens = steps * examples.tokens() / schedule.steps_per_epoch();
         listen(&Event::StageStart { stage: Stage::Train, steps, rows, tokens });
@@ -65,7 +65,7 @@ pub fn finetune_adapter(
         listen(&Event::StageEnd { stage: Stage::Train, seconds: began.elapsed().as_secs_f64() });
         let dev = learner.measure(&prepared, cancel, listen)?;
         let AdapterFile { labels, base, metadata, .. } = adapter.clone();
-        let adapter = AdapterFile { labels, base, metadata, ..learner.adapter(&prepared, train) };
+        let adapter = AdapterFile { labels, base, metadata, ..learner.adapter_file(&prepared, train) };
         Ok(FinetunedAdapter { adapter, steps, seconds: learner.state.seconds, dev })
     })
 }

@@ -2,13 +2,13 @@
 
 use std::time::Instant;
 
-use super::Keeper;
+use super::RunSink;
 use super::adalora::AdaLora;
 use super::findings;
 use super::learner::Learner;
 use super::prepare::Prepared;
-use super::schedule::Schedule;
-use super::sparse::Masked;
+use super::schedule::StageSchedule;
+use super::sparse::MaskGradients;
 use super::stage::{Hooks, Next};
 use super::state::{Best, TrainState};
 use crate::evaluate::Evaluation;
@@ -25,19 +25,19 @@ pub fn run(
     learner: &mut Learner,
     prepared: &Prepared,
     settings: &TrainSettings,
-    output: &mut dyn Keeper,
+    sink: &mut dyn RunSink,
     cancel: &Cancel,
     listen: &mut (dyn FnMut(&Event) + Send),
 ) -> Result<()> {
     let began = Instant::now();
     let examples = prepared.data.train();
     let before = learner.state.optimiser.steps;
-    let schedule = Schedule::of_training(settings, examples.len());
+    let schedule = StageSchedule::of_training(settings, examples.len());
     let (rows, steps, batch) = (examples.len(), schedule.steps, settings.optimisation.step_rows());
     let per_epoch = schedule.steps_per_epoch();
     let tokens = (steps - before) * examples.tokens() / per_epoch;
     let start = Event::StageStart { stage: Stage::Train, steps: steps - before, rows, tokens };
-    output.record(&start, listen);
+    sink.record(&start, listen);
     listen(&start);
     if steps < FEW_STEPS {
         listen(&Event::Warning(&format!(
@@ -48,16 +48,16 @@ pub fn run(
     }
     let (method, whole): (Box<dyn Hooks>, usize) = match settings.adapter.method {
         Method::AdaLora => {
-            let course = AdaLora::new(settings, &learner.bank, steps);
-            let whole = course.end();
-            (Box::new(course), whole)
+            let adalora = AdaLora::new(settings, &learner.bank, steps);
+            let whole = adalora.end();
+            (Box::new(adalora), whole)
         }
-        Method::SparseAdapter => (Box::new(Masked), 0),
+        Method::SparseAdapter => (Box::new(MaskGradients), 0),
         _ => (Box::new(|_: &Event| ()), 0),
     };
     let every = settings.optimisation.eval_steps.unwrap_or(per_epoch);
     let mut epochs =
-        Epochs { prepared, settings, steps, per_epoch, every, method, whole, output, cancel, listen };
+        Epochs { prepared, settings, steps, per_epoch, every, method, whole, sink, cancel, listen };
     // A run may have been stopped between a step and its evaluation, or where it was to end early.
     let TrainState { progress, optimiser, .. } = &learner.state;
     let next = if progress.evaluated < optimiser.steps && epochs.evaluates_after(optimiser.steps) {
@@ -65,7 +65,7 @@ pub fn run(
     } else {
         epochs.next(learner)
     };
-    if next == Next::GoOn {
+    if next == Next::Continue {
         learner.run(&schedule, examples, &mut epochs, cancel)?;
     }
     listen(&Event::StageEnd { stage: Stage::Train, seconds: began.elapsed().as_secs_f64() });
@@ -87,7 +87,7 @@ struct Epochs<'a> {
     /// The step from which on adapters have their final size. An evaluation before it is the best
     /// only until there is one after it.
     whole: usize,
-    output: &'a mut dyn Keeper,
+    sink: &'a mut dyn RunSink,
     cancel: &'a Cancel,
     listen: &'a mut (dyn FnMut(&Event) + Send),
 }
@@ -102,12 +102,12 @@ impl Hooks for Epochs<'_> {
         if self.evaluates_after(learner.state.optimiser.steps) {
             return self.evaluate(learner);
         }
-        self.output.checkpoint(learner, false, self.listen);
-        Ok(Next::GoOn)
+        self.sink.checkpoint_if_due(learner, false, self.listen);
+        Ok(Next::Continue)
     }
 
-    fn tell(&mut self, event: &Event) {
-        self.output.record(event, self.listen);
+    fn on_event(&mut self, event: &Event) {
+        self.sink.record(event, self.listen);
         (self.listen)(event);
     }
 }
@@ -135,7 +135,7 @@ impl Epochs<'_> {
         let best = if is_best {
             let began = Instant::now();
             let (settings, answers) = (self.settings, &found.answers);
-            let dev = findings::of(learner, prepared, settings, answers, self.cancel, self.listen);
+            let dev = findings::collect(learner, prepared, settings, answers, self.cancel, self.listen);
             learner.state.progress.evaluate_seconds += began.elapsed().as_secs_f64();
             // Findings that were cut short are not written: the run that continues this one
             // evaluates again.
@@ -144,11 +144,11 @@ impl Epochs<'_> {
         } else {
             None
         };
-        self.tell(&Event::Evaluation(&record));
-        let written = self.output.epoch(learner, best)?;
-        written.iter().for_each(|path| self.tell(&Event::Wrote(path)));
+        self.on_event(&Event::Evaluation(&record));
+        let written = self.sink.save_evaluation(learner, best)?;
+        written.iter().for_each(|path| self.on_event(&Event::Wrote(path)));
         learner.state.progress.evaluated = step;
-        self.output.checkpoint(learner, true, self.listen);
+        self.sink.checkpoint_if_due(learner, true, self.listen);
         Ok(self.next(learner))
     }
 
@@ -157,18 +157,18 @@ impl Epochs<'_> {
         let TrainState { progress, optimiser, .. } = &learner.state;
         let step = optimiser.steps;
         let (Some(best), Some(patience)) = (&progress.best, self.settings.optimisation.early_stopping) else {
-            return Next::GoOn;
+            return Next::Continue;
         };
         let since = (step / self.every).saturating_sub(best.step / self.every);
         if since < patience || step < self.whole || step == self.steps {
-            return Next::GoOn;
+            return Next::Continue;
         }
         let (what, best) = match self.settings.optimisation.eval_steps {
             Some(_) => ("evaluation since step", best.step.to_string()),
             None => ("epoch since epoch", format::epoch(best.epoch)),
         };
-        self.tell(&Event::Note(&format!("training stops: no {what} {best} was better on dev")));
-        Next::Enough
+        self.on_event(&Event::Note(&format!("training stops: no {what} {best} was better on dev")));
+        Next::Stop
     }
 }
 

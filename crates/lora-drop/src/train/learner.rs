@@ -10,11 +10,11 @@ use lora_drop_transformer::{
     Observations, Observing, Parameters, PrefixOutput, TextPart, TrainPart, Trained,
 };
 
+use super::activation_cache::{ActivationCache, cacheable_blocks};
 use super::optimiser::Optimiser;
 use super::parts::WorkerArenas;
 use super::prepare::Prepared;
-use super::reuse::{self, Reuse};
-use super::schedule::Schedule;
+use super::schedule::StageSchedule;
 use super::shared_parts::{Shares, StepSums};
 use super::state::TrainState;
 use crate::adapter::{AdapterFile, LoraBank, NewPairs};
@@ -53,11 +53,11 @@ pub struct Learner {
     passes: Passes,
     /// Initial values of what trains, without LoRA, for the stage after the sample stage; None if
     /// the run has no sample stage or it is over.
-    start: Option<Parameters>,
+    initial: Option<Parameters>,
     dropout: DropoutRates,
-    pub(super) reuse: Option<Reuse>,
+    pub(super) activation_cache: Option<ActivationCache>,
     /// Weights of the classes in the loss; empty for 1.
-    weights: Vec<f64>,
+    class_weights: Vec<f64>,
     /// Whether the stage continues from what another one has trained.
     pub(super) continued: bool,
 }
@@ -69,17 +69,17 @@ impl Learner {
     /// # Errors
     /// Those of the model's files.
     pub fn new(prepared: &Prepared, settings: &TrainSettings, assignment: &Assignment) -> Result<Self> {
-        if let Some(adapter) = &prepared.init {
+        if let Some(adapter) = &prepared.init_adapter {
             return Self::from_adapter(prepared, settings, adapter, assignment);
         }
         let head = prepared.data.labels().map(Labels::head);
         let mut learner = Self::load(&prepared.model, head, settings, assignment)?;
         learner.ranks = prepared.ranks.clone();
-        learner.weights = weights(prepared);
+        learner.class_weights = class_weights(prepared);
         if let TaskData::Labelled(data) = &prepared.data
             && let Some(mean) = data.train.mean_value()
         {
-            learner.start_at(mean as f32);
+            learner.set_regression_bias(mean as f32);
         }
         Ok(learner)
     }
@@ -87,11 +87,11 @@ impl Learner {
     /// Sets the bias of a new regression head to the mean of train's labels. From 0, the first
     /// epochs move the whole model towards that constant by a learning rate per step, and some
     /// seeds never recover. A decoder's head has no bias.
-    fn start_at(&mut self, mean: f32) {
+    fn set_regression_bias(&mut self, mean: f32) {
         if self.model.head_origin == Some(HeadOrigin::Checkpoint) {
             return;
         }
-        for parameters in std::iter::once(&mut self.state.parameters).chain(&mut self.start) {
+        for parameters in std::iter::once(&mut self.state.parameters).chain(&mut self.initial) {
             let biases = parameters.list().iter().filter(|p| p.group == Group::Head && p.shape == [1]);
             let names: Vec<String> = biases.map(|p| p.name.clone()).collect();
             for id in names.iter().filter_map(|name| parameters.find(name)).collect::<Vec<_>>() {
@@ -138,7 +138,7 @@ impl Learner {
         };
         let trained = adapter.trained(config);
         let learner = Self::assemble(&prepared.model, head, settings, trained, bank, assignment)?;
-        Ok(Learner { weights: weights(prepared), ..learner })
+        Ok(Learner { class_weights: class_weights(prepared), ..learner })
     }
 
     /// Like `new` for a model with this head, without class weights.
@@ -168,7 +168,7 @@ impl Learner {
         let key = Key::new(settings.optimisation.seed).fold(Purpose::Head as u64);
         let mut model = files.load(head, trained, settings.compute.quantize, key, &mut parameters)?;
         model.net.multiply_in(settings.compute.dtype.precision());
-        let start = settings.samples().then(|| parameters.clone());
+        let initial = settings.samples().then(|| parameters.clone());
         let bank = bank(&model, &mut parameters)?;
         let table = bank.table(model.layers());
         let own = model.dropout_rates();
@@ -186,10 +186,10 @@ impl Learner {
             arenas: WorkerArenas::default(),
             ranks: Ranks::default(),
             passes: Passes::default(),
-            start,
+            initial,
             dropout,
-            reuse: None,
-            weights: Vec::new(),
+            activation_cache: None,
+            class_weights: Vec::new(),
             continued: false,
         })
     }
@@ -235,12 +235,12 @@ impl Learner {
     ///
     /// # Errors
     /// The run has no sample stage, or is past it; the pairs do not fit.
-    pub(super) fn continued(
+    pub(super) fn continuation(
         &self,
         settings: &TrainSettings,
         assignment: &Assignment,
     ) -> Result<(LoraBank, Parameters)> {
-        let mut parameters = self.start.clone().ok_or_else(no_sample_stage)?;
+        let mut parameters = self.initial.clone().ok_or_else(no_sample_stage)?;
         let bank = bank(&self.model, settings, assignment, &mut parameters)?;
         copy_trained(&bank, &mut parameters, &self.bank, &self.state.parameters)?;
         Ok((bank, parameters))
@@ -253,7 +253,7 @@ impl Learner {
         settings: &TrainSettings,
         assignment: &Assignment,
     ) -> Result<(LoraBank, Parameters, Optimiser)> {
-        let mut parameters = self.start.take().ok_or_else(no_sample_stage)?;
+        let mut parameters = self.initial.take().ok_or_else(no_sample_stage)?;
         let bank = bank(&self.model, settings, assignment, &mut parameters)?;
         self.table = bank.table(self.model.layers());
         self.continued = settings.optimisation.restart == Restart::Continue;
@@ -273,12 +273,12 @@ impl Learner {
     }
 
     /// Whether the LoRAs' inputs have dropout.
-    pub(crate) fn drops_lora(&self) -> bool {
+    pub(crate) fn has_lora_dropout(&self) -> bool {
         self.dropout.lora > 0.0
     }
 
     /// Whether blocks in which nothing trains give the same output in every step.
-    pub(crate) fn steady(&self) -> bool {
+    pub(crate) fn has_constant_blocks(&self) -> bool {
         self.dropout.hidden == 0.0 && self.dropout.attention == 0.0
     }
 
@@ -288,19 +288,19 @@ impl Learner {
     ///
     /// # Errors
     /// The file for their output cannot be created.
-    pub(crate) fn reuse_below(
+    pub(crate) fn cache_lower_blocks(
         &mut self,
         settings: &TrainSettings,
         rows: usize,
         folder: &Path,
     ) -> Result<usize> {
         let limit = (settings.compute.activation_cache * 1e9) as u64;
-        let blocks = reuse::blocks(&self.model, &self.table, self.dropout);
+        let blocks = cacheable_blocks(&self.model, &self.table, self.dropout);
         if settings.epochs_over(rows) > 1 && blocks > 0 && limit > 0 {
             let hidden = self.model.config.hidden_size;
-            self.reuse = Some(Reuse::new(blocks, hidden, rows, limit, folder)?);
+            self.activation_cache = Some(ActivationCache::new(blocks, hidden, rows, limit, folder)?);
         }
-        Ok(self.reuse.as_ref().map_or(0, |reuse| reuse.blocks))
+        Ok(self.activation_cache.as_ref().map_or(0, |cache| cache.blocks))
     }
 
     /// Measures the model as it is on dev.
@@ -322,7 +322,7 @@ impl Learner {
     }
 
     /// The adapter in training, pairs and head, with what the head's outputs mean.
-    pub(super) fn adapter(&self, prepared: &Prepared, settings: &TrainSettings) -> AdapterFile {
+    pub(super) fn adapter_file(&self, prepared: &Prepared, settings: &TrainSettings) -> AdapterFile {
         let (architecture, dropout) = (prepared.model.config.architecture, settings.adapter.lora_dropout);
         let head_kind = prepared.data.labels().map(|labels| labels.head().kind).unwrap_or_default();
         let labels = prepared.data.labels().and_then(|labels| serde_json::to_value(labels).ok());
@@ -337,12 +337,23 @@ impl Learner {
     /// ranks divide among themselves.
     pub(super) fn gradients(
         &mut self,
-        schedule: &Schedule,
+        schedule: &StageSchedule,
         rows: TaskRows,
         step: &[usize],
         cancel: &Cancel,
     ) -> Result<(f64, usize)> {
-        let Learner { model, table, state, arenas, ranks, passes, dropout, reuse, weights, .. } = self;
+        let Learner {
+            model,
+            table,
+            state,
+            arenas,
+            ranks,
+            passes,
+            dropout,
+            activation_cache,
+            class_weights,
+            ..
+        } = self;
         let outputs = model.head.map_or(0, |head| head.outputs);
         let (dropout, recompute) = (*dropout, passes.recompute);
         let purpose = match schedule.stage {
@@ -355,7 +366,7 @@ impl Learner {
         let total = match rows {
             TaskRows::Labelled(examples) => {
                 let labels = step.iter().flat_map(|&row| &examples[row].label);
-                labels.map(|label| heads::share(label, weights, outputs)).sum()
+                labels.map(|label| heads::loss_weight(label, class_weights, outputs)).sum()
             }
             TaskRows::Text(examples) => step.iter().map(|&row| examples[row].learned()).sum::<usize>() as f64,
         };
@@ -368,15 +379,15 @@ impl Learner {
             let of_part: Vec<usize> = slots.iter().map(|&slot| step[slot]).collect();
             let keys: &[Key] = &slots.iter().map(|&slot| key.fold(slot as u64)).collect::<Vec<_>>();
             let packed = Packed::new(rows, &of_part);
-            let output = match &*reuse {
-                Some(reuse) => Some(reuse.output(&of_part, packed.sequences(), |sequences, blocks| {
+            let output = match &*activation_cache {
+                Some(cache) => Some(cache.output(&of_part, packed.sequences(), |sequences, blocks| {
                     let context = Context::new(values, table, &mut *memory, cancel.flag());
                     Ok(model.net.prefix_output(context, sequences, blocks)?)
                 })?),
                 None => None,
             };
-            let prefix = reuse.as_ref().zip(output.as_ref());
-            let prefix = prefix.map(|(reuse, output)| PrefixOutput { blocks: reuse.blocks, output });
+            let below = activation_cache.as_ref().zip(output.as_ref());
+            let below = below.map(|(cache, output)| PrefixOutput { blocks: cache.blocks, output });
             let observing = schedule.observer.zip(observations);
             let observing = observing.map(|(observer, observations)| Observing { observer, observations });
             let context = Context { values, table, observing, memory, stop: cancel.flag() };
@@ -387,7 +398,7 @@ impl Learner {
                     let part = TrainPart {
                         sequences: sequences(batch),
                         targets: targets.targets(),
-                        weights,
+                        weights: class_weights,
                         label_smoothing,
                         total,
                         dropout,
@@ -406,18 +417,18 @@ impl Learner {
         };
         state.parameters.zero_gradients();
         let mut loss = 0.0;
-        let (groups, together) = (passes.cut.groups(&lengths), passes.cut.together);
+        let (groups, concurrent) = (passes.cut.groups(&lengths), passes.cut.concurrent);
         if ranks.size() > 1 {
             let tokens = |slots: &Vec<usize>| slots.iter().map(|&slot| lengths[slot]).sum();
             let tokens: Vec<usize> = groups.iter().flatten().map(tokens).collect();
             let shares = Shares { ranks, owners: &share_out(&tokens, ranks.size()), cancel };
             let observations = schedule.observer.map(|_| &mut state.observations);
             let sums = StepSums { parameters: &mut state.parameters, loss: &mut loss, observations };
-            arenas.run_shared(&shares, &groups, together, sums, part)?;
+            arenas.run_shared(&shares, &groups, concurrent, sums, part)?;
         } else {
             for parts in groups {
                 let observations = schedule.observer.map(|_| &mut state.observations);
-                arenas.run(&parts, together, &mut state.parameters, &mut loss, observations, part)?;
+                arenas.run(&parts, concurrent, &mut state.parameters, &mut loss, observations, part)?;
             }
         }
         Ok((loss / total, lengths.iter().sum()))
@@ -425,7 +436,7 @@ impl Learner {
 }
 
 /// The weights of the classes in the data.
-fn weights(prepared: &Prepared) -> Vec<f64> {
+fn class_weights(prepared: &Prepared) -> Vec<f64> {
     prepared.data.labels().map(|labels| labels.weights().to_vec()).unwrap_or_default()
 }
 

@@ -63,7 +63,7 @@ impl Logs {
         let Place { log_to, metrics_file, .. } = &settings.place;
         let (metrics, steps, evaluations) = match stopped {
             Some(lengths) => MetricsLog::resume(&folder.path_of(LOG), lengths.log_bytes)?,
-            None => (MetricsLog::create(&folder.next().join(LOG))?, Vec::new(), Vec::new()),
+            None => (MetricsLog::create(&folder.staging().join(LOG))?, Vec::new(), Vec::new()),
         };
         let events = log_to.contains(&LogTo::TensorBoard).then(|| {
             let lengths = stopped.cloned().unwrap_or_default();
@@ -159,7 +159,7 @@ fn begin_events(
 ) -> Result<EventFile> {
     let name = lengths.events_file.clone().unwrap_or_else(tensorboard::new_name);
     let found = folder.path_of(&name);
-    let path = if found.exists() { found } else { folder.next().join(name) };
+    let path = if found.exists() { found } else { folder.staging().join(name) };
     if lengths.events_bytes > 0
         && let Ok(file) = GrowingFile::resume(&path, lengths.events_bytes)
     {

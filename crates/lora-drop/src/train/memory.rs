@@ -6,7 +6,7 @@ use lora_drop_transformer::{AdapterTable, Parameters, PassSize, SavePolicy};
 
 use super::learner::{self, Learner};
 use super::prepare::Prepared;
-use super::sample;
+use super::sample_stage;
 use super::shared_parts::exchange_bytes;
 use crate::Result;
 use crate::assignment::{Assignment, Sizes};
@@ -16,12 +16,12 @@ use crate::events::Stage;
 use crate::settings::{Basis, Method, Selection, TrainSettings, Unselected};
 
 /// Epochs whose cut into micro-batches is examined; later ones rarely have larger parts.
-const EPOCHS: usize = 20;
+const MAX_EPOCHS: usize = 20;
 /// Bytes of a row besides its tokens, and of a token: its id, and its type or whether it is
 /// learned.
-const ROW: usize = size_of::<crate::data::Example>();
-const LABELLED_TOKEN: usize = 8;
-const TEXT_TOKEN: usize = 5;
+const ROW_BYTES: usize = size_of::<crate::data::Example>();
+const LABELLED_TOKEN_BYTES: usize = 8;
+const TEXT_TOKEN_BYTES: usize = 5;
 
 /// Plans the passes of a learner that is newly loaded, and estimates the run's memory. `before` is
 /// what was in use before it was loaded; with `train` false the sample stage is all that follows.
@@ -38,65 +38,91 @@ pub fn plan(
     let data = &prepared.data;
     let splits = [data.train(), data.dev()];
     let mut used = vec![false; prepared.model.config.vocab_size];
-    splits.iter().for_each(|&rows| mark(rows, &mut used));
+    splits.iter().for_each(|&rows| mark_tokens(rows, &mut used));
     let process = Process {
         model: &learner.model,
         table: &learner.table,
         config: &prepared.model.config,
         before,
-        data: splits.iter().map(|&rows| bytes(rows)).sum(),
+        data: splits.iter().map(|&rows| row_bytes(rows)).sum(),
         used: &used,
         longest: splits.iter().flat_map(|rows| rows.lengths()).max().unwrap_or(0),
         parameters: learner.state.parameters.count() + added_by_sharing(prepared, settings),
-        beside: beside_parameters(settings, learner),
+        method_state_bytes: method_state_bytes(settings, learner),
     };
     let stages = stages(prepared, settings, train)?;
     let shared = shared_table(prepared, settings, learner)?;
     let dev = data.dev().lengths();
     let memory = |passes: Passes| -> PassMemory {
         let shared = shared.as_ref();
-        let mut most = Most { learner, shared, passes, memory: PassMemory::default(), together: 0, parts: 0 };
+        let mut peak = PeakPasses {
+            learner,
+            shared,
+            passes,
+            memory: PassMemory::default(),
+            concurrent_tokens: 0,
+            step_parts: 0,
+        };
         for (stage, rows, steps) in &stages {
-            most.of_training(data.train(), *stage, rows, *steps, settings);
+            peak.include_stage(data.train(), *stage, rows, *steps, settings);
         }
         let every_token = settings.samples() && settings.selection.criterion.basis() == Basis::HiddenStates;
         if every_token || settings.selection.rule() == Selection::Auto {
             // The rows that will be measured are among these.
             let lengths = data.train().lengths();
             for rows in batch::evaluation_batches(&lengths, passes.evaluation_tokens()) {
-                most.of_pass(1, data.train(), &rows, SavePolicy::Nothing, [false, every_token]);
+                peak.include_pass(
+                    1,
+                    data.train(),
+                    &rows,
+                    SavePolicy::Nothing,
+                    PassFlags { scored: false, every_token },
+                );
             }
         }
         if train {
             let batches = batch::evaluation_batches(&dev, passes.evaluation_tokens());
             for rows in batches {
-                most.of_pass(1, data.dev(), &rows, SavePolicy::Nothing, [false, false]);
+                peak.include_pass(1, data.dev(), &rows, SavePolicy::Nothing, PassFlags::default());
             }
         }
-        let beside = if train { beside(learner, settings, data.train().len(), most.together) } else { 0 };
-        let exchanged = exchange_bytes(&learner.ranks, learner.state.parameters.count(), most.parts);
-        PassMemory { beside: beside + exchanged, ..most.memory }
+        let cached = if train {
+            cached_output_bytes(learner, settings, data.train().len(), peak.concurrent_tokens)
+        } else {
+            0
+        };
+        let exchanged = exchange_bytes(&learner.ranks, learner.state.parameters.count(), peak.step_parts);
+        PassMemory { extra_bytes: cached + exchanged, ..peak.memory }
     };
     let (limit, given) = (settings.compute.memory_limit, settings.compute.micro_tokens);
     process.choose(limit, given, settings.compute.recompute, memory)
 }
 
 /// The largest passes so far.
-struct Most<'a> {
+struct PeakPasses<'a> {
     learner: &'a Learner,
     /// The last stage's table, if its passes may take more memory.
     shared: Option<&'a AdapterTable>,
     passes: Passes,
     memory: PassMemory,
     /// Most tokens of concurrent parts.
-    together: usize,
+    concurrent_tokens: usize,
     /// Most parts of a step.
-    parts: usize,
+    step_parts: usize,
 }
 
-impl Most<'_> {
+/// What a pass computes besides the outputs that the head reads.
+#[derive(Clone, Copy, Default)]
+struct PassFlags {
+    /// Whether modules are observed.
+    scored: bool,
+    /// Whether the last block computes every token.
+    every_token: bool,
+}
+
+impl PeakPasses<'_> {
     /// Includes the passes of a stage of `steps` steps over these rows.
-    fn of_training(
+    fn include_stage(
         &mut self,
         rows: TaskRows,
         stage: Stage,
@@ -108,38 +134,43 @@ impl Most<'_> {
         let scored = stage == Stage::Sample && settings.adapter.method == Method::LoraDrop;
         let batch = settings.optimisation.step_rows();
         let per_epoch = of.len().div_ceil(batch);
-        for epoch in 0..steps.div_ceil(per_epoch).min(EPOCHS) {
+        for epoch in 0..steps.div_ceil(per_epoch).min(MAX_EPOCHS) {
             let order = batch::epoch_order(of, settings.optimisation.seed, stage as u64, epoch as u64);
             for step in batch::steps(&order, batch).take(steps - epoch * per_epoch) {
                 let lengths: Vec<usize> = step.iter().map(|&row| rows.length(row)).collect();
                 let groups = self.passes.cut.groups(&lengths);
-                self.parts = self.parts.max(groups.iter().map(Vec::len).sum());
+                self.step_parts = self.step_parts.max(groups.iter().map(Vec::len).sum());
                 for group in groups {
-                    let places = group.len().min(self.passes.cut.together);
+                    let workers = group.len().min(self.passes.cut.concurrent);
                     for slots in group {
                         let part: Vec<usize> = slots.into_iter().map(|slot| step[slot]).collect();
-                        let tokens = self.of_pass(places, rows, &part, saves, [scored, false]);
-                        self.together = self.together.max(places * tokens);
+                        let tokens = self.include_pass(
+                            workers,
+                            rows,
+                            &part,
+                            saves,
+                            PassFlags { scored, every_token: false },
+                        );
+                        self.concurrent_tokens = self.concurrent_tokens.max(workers * tokens);
                     }
                 }
             }
         }
     }
 
-    /// Includes a pass over the rows `part` on the first `places` workers, and returns its tokens.
-    /// The flags say whether it is scored, and whether it computes every token of the last block.
-    fn of_pass(
+    /// Includes a pass over the rows `part` on the first `workers` workers, and returns its tokens.
+    fn include_pass(
         &mut self,
-        places: usize,
+        workers: usize,
         rows: TaskRows,
         part: &[usize],
         saves: SavePolicy,
-        [scored, every_token]: [bool; 2],
+        PassFlags { scored, every_token }: PassFlags,
     ) -> usize {
-        let lora_dropout = saves != SavePolicy::Nothing && self.learner.drops_lora();
+        let lora_dropout = saves != SavePolicy::Nothing && self.learner.has_lora_dropout();
         let size = PassSize { lora_dropout, scored, every_token, ..pass_size(rows, part, saves) };
         for table in [Some(&self.learner.table), self.shared].into_iter().flatten() {
-            self.memory.include(places, &self.learner.model, table, &size);
+            self.memory.include(workers, &self.learner.model, table, &size);
         }
         size.tokens
     }
@@ -169,11 +200,11 @@ fn added_by_sharing(prepared: &Prepared, settings: &TrainSettings) -> usize {
         let Sizes { own, shared, each } = prepared.sizes(kind, settings);
         (shared + prepared.model.config.layers * each).saturating_sub(own)
     };
-    prepared.kinds.iter().map(of_kind).sum()
+    prepared.target_kinds.iter().map(of_kind).sum()
 }
 
 /// Bytes of constants, and of what a method stores for each value of its adapters.
-fn beside_parameters(settings: &TrainSettings, learner: &Learner) -> u64 {
+fn method_state_bytes(settings: &TrainSettings, learner: &Learner) -> u64 {
     let of_value = match settings.adapter.method {
         // The averages of sensitivity and uncertainty.
         Method::AdaLora => 2 * size_of::<f64>(),
@@ -187,12 +218,12 @@ fn beside_parameters(settings: &TrainSettings, learner: &Learner) -> u64 {
 
 /// Bytes of the lower blocks' output that concurrent passes read, if it may be saved over the
 /// epochs.
-fn beside(learner: &Learner, settings: &TrainSettings, rows: usize, tokens: usize) -> usize {
+fn cached_output_bytes(learner: &Learner, settings: &TrainSettings, rows: usize, tokens: usize) -> usize {
     let possible = settings.epochs_over(rows) > 1
         && settings.compute.activation_cache > 0.0
         && match settings.adapter.method {
-            Method::LoraDrop => !settings.selection.unselected.shares() && learner.steady(),
-            Method::Head => learner.steady(),
+            Method::LoraDrop => !settings.selection.unselected.shares() && learner.has_constant_blocks(),
+            Method::Head => learner.has_constant_blocks(),
             _ => false,
         };
     if possible { size_of::<f32>() * tokens * learner.model.config.hidden_size } else { 0 }
@@ -206,7 +237,7 @@ fn stages(
 ) -> Result<Vec<(Stage, Vec<usize>, usize)>> {
     let mut stages = Vec::new();
     if settings.samples() {
-        let (rows, steps) = sample::extent(prepared, settings)?;
+        let (rows, steps) = sample_stage::rows_and_steps(prepared, settings)?;
         let steps = match settings.selection.criterion.basis() {
             Basis::Gradients => rows.len().div_ceil(settings.optimisation.step_rows()),
             _ => steps,
@@ -223,7 +254,7 @@ fn stages(
     Ok(stages)
 }
 
-fn mark(rows: TaskRows, used: &mut [bool]) {
+fn mark_tokens(rows: TaskRows, used: &mut [bool]) {
     let mut mark = |ids: &[u32]| ids.iter().for_each(|&id| used[id as usize] = true);
     match rows {
         TaskRows::Labelled(rows) => rows.iter().for_each(|row| mark(&row.ids)),
@@ -231,10 +262,10 @@ fn mark(rows: TaskRows, used: &mut [bool]) {
     }
 }
 
-fn bytes(rows: TaskRows) -> u64 {
+fn row_bytes(rows: TaskRows) -> u64 {
     let token = match rows {
-        TaskRows::Labelled(_) => LABELLED_TOKEN,
-        TaskRows::Text(_) => TEXT_TOKEN,
+        TaskRows::Labelled(_) => LABELLED_TOKEN_BYTES,
+        TaskRows::Text(_) => TEXT_TOKEN_BYTES,
     };
-    (ROW * rows.len() + token * rows.tokens()) as u64
+    (ROW_BYTES * rows.len() + token * rows.tokens()) as u64
 }

@@ -1,7 +1,8 @@
 //! Training: the whole run from files ([`run`]) or in memory ([`Training`]): sample, score and
-//! assign, fine-tune, measure each epoch, keep the best. [`Learner`], [`Schedule`] and [`Hooks`]
-//! are the loop for code that trains by steps.
+//! assign, fine-tune, measure each epoch, keep the best. [`Learner`], [`StageSchedule`] and
+//! [`Hooks`] are the loop for code that trains by steps.
 
+mod activation_cache;
 mod adalora;
 mod auto_budget;
 mod baseline;
@@ -13,13 +14,12 @@ mod learner;
 mod logs;
 mod memory;
 mod optimiser;
-mod output;
 mod parts;
 mod plan;
 pub(crate) mod prepare;
 mod probe;
-mod reuse;
-mod sample;
+mod run_output;
+mod sample_stage;
 mod samples;
 mod schedule;
 mod shared_parts;
@@ -35,13 +35,13 @@ use std::time::Instant;
 
 use lora_drop_compute::profile;
 
-use crate::agreement;
 use crate::assignment::{Assignment, Owner};
 use crate::engine::thread_pool;
 use crate::estimate::{BaselineRss, PassPlan};
 use crate::events::{Event, Stage};
+use crate::rank_agreement;
 use crate::ranks::Ranks;
-use crate::record::Page;
+use crate::run_record::Page;
 use crate::score::record::Record;
 use crate::score::{Criterion, Importance, criterion};
 use crate::settings::{Method, RunSettings, Selection, TrainSettings};
@@ -50,21 +50,21 @@ use crate::{Cancel, Error, Result};
 
 pub use crate::engine::Cut;
 pub use crate::estimate::Passes;
-pub(crate) use checkpoint::PLACES;
+pub(crate) use checkpoint::RELOCATABLE_SETTINGS;
 pub use checkpoint::StoppedRun;
 pub use finetune::{FinetunedAdapter, finetune_adapter};
 pub use learner::Learner;
-pub use optimiser::{Course, Optimiser};
+pub use optimiser::{LearningRateSchedule, Optimiser};
 pub use plan::plan;
 pub use prepare::{Prepared, metric};
-pub use sample::SampleStage;
-pub use schedule::Schedule;
+pub use sample_stage::SampleStage;
+pub use schedule::StageSchedule;
 pub use stage::{Hooks, Next};
 pub use state::{Best, Progress, TrainState};
 pub use training::{TrainedAdapter, Training};
 
 use checkpoint::Checkpoints;
-use output::Output;
+use run_output::RunOutput;
 use training::InMemory;
 
 /// Runs everything that the settings ask for and writes the output folder; `page` makes the text of
@@ -163,10 +163,10 @@ fn run_here(
     cancel: &Cancel,
     listen: &mut (dyn FnMut(&Event) + Send),
 ) -> Result<Option<Summary>> {
-    agreement::on_settings(ranks, settings, cancel, listen)?;
+    rank_agreement::on_settings(ranks, settings, cancel, listen)?;
     let mut prepared = ranks.agree(Prepared::read(settings, false, cancel, listen))?;
     prepared.ranks = ranks.clone();
-    agreement::on_sources(ranks, &prepared, cancel)?;
+    rank_agreement::on_sources(ranks, &prepared, cancel)?;
     let first = ranks.agree(first_assignment(&prepared, &settings.train))?;
     let (mut learner, plan) = load_alike(ranks, &prepared, &settings.train, &first, listen)?;
     learner.use_plan(&plan);
@@ -175,20 +175,21 @@ fn run_here(
         ranks.agree(learner.restore(&settings.train, criterion, &stopped.path))?;
         listen(&Event::Resumed { stage: learner.state.stage, steps: learner.state.optimiser.steps });
     }
-    agreement::on_start(ranks, &learner.state.parameters)?;
-    let keep = |learner: &mut Learner, keeper: &mut dyn Keeper, listen: &mut (dyn FnMut(&Event) + Send)| {
-        ranks.agree(stages(learner, &prepared, &settings.train, criterion, keeper, cancel, listen))
-    };
+    rank_agreement::on_start(ranks, &learner.state.parameters)?;
+    let run_stages =
+        |learner: &mut Learner, sink: &mut dyn RunSink, listen: &mut (dyn FnMut(&Event) + Send)| {
+            ranks.agree(stages(learner, &prepared, &settings.train, criterion, sink, cancel, listen))
+        };
     if !ranks.is_first() {
-        let mut nothing = ranks.agree(InMemory::new(false))?;
-        return keep(&mut learner, &mut nothing, listen).map(|()| None);
+        let mut in_memory = ranks.agree(InMemory::new(false))?;
+        return run_stages(&mut learner, &mut in_memory, listen).map(|()| None);
     }
     let output = Checkpoints::new(&prepared, settings, stopped, cancel, listen).and_then(|checkpoints| {
         let facts = (plan.estimate, checkpoints, began);
-        Output::begin(&prepared, settings, page, &learner, stopped, facts, listen)
+        RunOutput::begin(&prepared, settings, page, &learner, stopped, facts, listen)
     });
     let mut output = ranks.agree(output)?;
-    let outcome = keep(&mut learner, &mut output, listen);
+    let outcome = run_stages(&mut learner, &mut output, listen);
     output.finish(&learner, outcome, listen).map(Some)
 }
 
@@ -215,47 +216,52 @@ fn load_alike(
     ranks.agree(load(prepared, &settings, assignment, true, listen))
 }
 
-/// Keeps what a run produces, in its output folder or in memory.
-trait Keeper {
+/// Takes what a run produces: into its output folder, or into memory.
+trait RunSink {
     /// Folder for files that are removed when the run ends.
     fn scratch(&self) -> PathBuf;
 
     /// Records an event.
     fn record(&mut self, event: &Event, listen: &mut dyn FnMut(&Event));
 
-    /// Keeps the scores.
+    /// Takes the scores.
     ///
     /// # Errors
     /// Those of the disk.
-    fn scored(&mut self, learner: &Learner, record: &Record, listen: &mut dyn FnMut(&Event)) -> Result<()>;
+    fn save_scores(
+        &mut self,
+        learner: &Learner,
+        record: &Record,
+        listen: &mut dyn FnMut(&Event),
+    ) -> Result<()>;
 
-    /// Keeps the results of an evaluation and, if it is the best so far, the model as it is now.
+    /// Takes the results of an evaluation and, if it is the best so far, the model as it is now.
     /// Returns the paths of the files that were written.
     ///
     /// # Errors
     /// `Error::NotFinite` where a trained value is infinite or NaN; those of the disk. The best
     /// epoch then stays the previous one.
-    fn epoch(&mut self, learner: &mut Learner, best: Option<Best>) -> Result<Vec<PathBuf>>;
+    fn save_evaluation(&mut self, learner: &mut Learner, best: Option<Best>) -> Result<Vec<PathBuf>>;
 
     /// Called after each step, and with `milestone` after an evaluation and where a stage begins:
     /// writes a checkpoint if it is time for one.
-    fn checkpoint(&mut self, learner: &Learner, milestone: bool, listen: &mut dyn FnMut(&Event));
+    fn checkpoint_if_due(&mut self, learner: &Learner, milestone: bool, listen: &mut dyn FnMut(&Event));
 }
 
 /// Hooks of the stages before fine-tuning, which are not evaluated.
-struct Kept<'a> {
-    output: &'a mut dyn Keeper,
+struct SinkHooks<'a> {
+    sink: &'a mut dyn RunSink,
     listen: &'a mut (dyn FnMut(&Event) + Send),
 }
 
-impl Hooks for Kept<'_> {
+impl Hooks for SinkHooks<'_> {
     fn after_step(&mut self, learner: &mut Learner) -> Result<Next> {
-        self.output.checkpoint(learner, false, self.listen);
-        Ok(Next::GoOn)
+        self.sink.checkpoint_if_due(learner, false, self.listen);
+        Ok(Next::Continue)
     }
 
-    fn tell(&mut self, event: &Event) {
-        self.output.record(event, self.listen);
+    fn on_event(&mut self, event: &Event) {
+        self.sink.record(event, self.listen);
         (self.listen)(event);
     }
 }
@@ -267,7 +273,7 @@ fn stages(
     prepared: &Prepared,
     settings: &TrainSettings,
     criterion: &dyn Criterion,
-    output: &mut dyn Keeper,
+    sink: &mut dyn RunSink,
     cancel: &Cancel,
     listen: &mut (dyn FnMut(&Event) + Send),
 ) -> Result<()> {
@@ -280,30 +286,30 @@ fn stages(
         listen(&Event::Importance(&record.importance));
         listen(&Event::Assignment(&record.assignment));
         learner.state.progress.importance = Some(record.importance.clone());
-        output.scored(learner, record, listen)?;
+        sink.save_scores(learner, record, listen)?;
     }
     if learner.state.stage == Stage::Sample {
-        let mut both = Kept { output: &mut *output, listen: &mut *listen };
+        let mut hooks = SinkHooks { sink: &mut *sink, listen: &mut *listen };
         if settings.adapter.method == Method::SparseAdapter {
-            sparse::run(prepared, settings, learner, &mut both, cancel)?;
+            sparse::run(prepared, settings, learner, &mut hooks, cancel)?;
         } else {
             let (importance, assignment) =
-                sample::run(prepared, settings, criterion, learner, &mut both, cancel)?;
+                sample_stage::run(prepared, settings, criterion, learner, &mut hooks, cancel)?;
             let record = Record::new(&settings.selection, criterion, importance, assignment);
             learner.state.progress.assignment = record.assignment.clone();
             learner.begin_training(settings, &record.assignment)?;
-            output.scored(learner, &record, listen)?;
+            sink.save_scores(learner, &record, listen)?;
         }
-        output.checkpoint(learner, true, listen);
+        sink.checkpoint_if_due(learner, true, listen);
     }
-    match learner.reuse_below(settings, prepared.data.train().len(), &output.scratch()) {
+    match learner.cache_lower_blocks(settings, prepared.data.train().len(), &sink.scratch()) {
         Ok(0) => {}
         Ok(blocks) => listen(&Event::Reusing { blocks }),
         Err(error) => listen(&Event::Warning(&format!(
             "{error}; the lower blocks are computed in each epoch, as with `activation_cache = 0`"
         ))),
     }
-    fit::run(learner, prepared, settings, output, cancel, listen)
+    fit::run(learner, prepared, settings, sink, cancel, listen)
 }
 
 /// The assignment that a run starts with: that of given scores, of an adapter or of named layers,
@@ -312,7 +318,7 @@ fn first_assignment(prepared: &Prepared, settings: &TrainSettings) -> Result<Ass
     if let Some(record) = prepared.scores(settings) {
         return Ok(record.assignment.clone());
     }
-    if let Some(adapter) = &prepared.init
+    if let Some(adapter) = &prepared.init_adapter
         && settings.selection.keep_layers.is_none()
     {
         let mut assignment = adapter.assignment();
@@ -373,7 +379,7 @@ pub fn score(
                 let all = Assignment::all_own(prepared.modules());
                 let (mut learner, plan) = load(&prepared, &settings.train, &all, false, listen)?;
                 learner.use_plan(&plan);
-                sample::run(
+                sample_stage::run(
                     &prepared,
                     &settings.train,
                     criterion,
@@ -383,14 +389,14 @@ pub fn score(
                 )?
             }
             Some(adapter) => {
-                sample::score_adapter(&prepared, &settings.train, criterion, adapter, cancel, listen)?
+                sample_stage::score_adapter(&prepared, &settings.train, criterion, adapter, cancel, listen)?
             }
         };
         std::fs::create_dir_all(&settings.place.output).map_err(|e| Error::io(&settings.place.output, e))?;
         settings.check_importance()?;
         let path = settings.place.output.join("importance.json");
         let record = Record::new(&settings.train.selection, criterion, importance, assignment);
-        output::write_importance(&prepared, &record, &path)?;
+        run_output::write_importance(&prepared, &record, &path)?;
         listen(&Event::Wrote(&path));
         Ok((record.importance, record.assignment))
     })

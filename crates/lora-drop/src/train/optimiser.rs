@@ -4,7 +4,7 @@
 use lora_drop_compute::{adamw, profile};
 use lora_drop_transformer::{Group, Parameter, Parameters};
 
-use crate::settings::{Optimisation, Schedule, TrainSettings};
+use crate::settings::{Optimisation, ScheduleShape, TrainSettings};
 
 const BETA1: f64 = 0.9;
 const BETA2: f64 = 0.999;
@@ -14,21 +14,21 @@ const EPSILON: f64 = 1e-8;
 /// except that step k (from 1) of n warm-up steps has k/n of the rate. There, the first step has
 /// rate zero and learns nothing, which matters if steps are few.
 #[derive(Clone, Copy, Debug)]
-pub struct Course {
-    pub schedule: Schedule,
+pub struct LearningRateSchedule {
+    pub shape: ScheduleShape,
     /// Steps in which the rate rises.
     pub warmup_steps: usize,
     /// All steps.
     pub steps: usize,
 }
 
-impl Course {
-    /// A course whose warm-up is `ratio` of the steps, rounded up.
-    pub fn new(schedule: Schedule, ratio: f64, steps: usize) -> Self {
-        Course { schedule, warmup_steps: (ratio * steps as f64).ceil() as usize, steps }
+impl LearningRateSchedule {
+    /// A schedule whose warm-up is `ratio` of the steps, rounded up.
+    pub fn new(shape: ScheduleShape, ratio: f64, steps: usize) -> Self {
+        LearningRateSchedule { shape, warmup_steps: (ratio * steps as f64).ceil() as usize, steps }
     }
 
-    /// The course of a run over `rows` rows; of both stages if one continues from the other.
+    /// The schedule of a run over `rows` rows; of both stages if one continues from the other.
     pub fn of_run(settings: &TrainSettings, rows: usize) -> Self {
         Self::new(settings.optimisation.schedule, settings.optimisation.warmup_ratio, settings.steps(rows))
     }
@@ -40,10 +40,10 @@ impl Course {
         }
         let rest = self.steps.saturating_sub(self.warmup_steps).max(1) as f64;
         let done = (step - self.warmup_steps) as f64 / rest;
-        match self.schedule {
-            Schedule::Constant => 1.0,
-            Schedule::Linear => (1.0 - done).max(0.0),
-            Schedule::Cosine => (0.5 * (1.0 + (std::f64::consts::PI * done).cos())).max(0.0),
+        match self.shape {
+            ScheduleShape::Constant => 1.0,
+            ScheduleShape::Linear => (1.0 - done).max(0.0),
+            ScheduleShape::Cosine => (0.5 * (1.0 + (std::f64::consts::PI * done).cos())).max(0.0),
         }
     }
 }
@@ -99,11 +99,17 @@ impl Optimiser {
     }
 
     /// Updates the values from the gradients, whose norm is `norm`, with the settings' rates at
-    /// this point of the course.
-    pub fn step(&mut self, parameters: &mut Parameters, settings: &Optimisation, course: &Course, norm: f64) {
+    /// this point of the schedule.
+    pub fn step(
+        &mut self,
+        parameters: &mut Parameters,
+        settings: &Optimisation,
+        lr_schedule: &LearningRateSchedule,
+        norm: f64,
+    ) {
         let _phase = profile::phase("optimiser");
         let scale = Self::clip(settings.max_grad_norm, norm);
-        let factor = course.factor(self.steps);
+        let factor = lr_schedule.factor(self.steps);
         let head_rate = settings.head_learning_rate.unwrap_or(settings.learning_rate);
         self.steps += 1;
         let (list, values, gradients) = parameters.split();
@@ -135,25 +141,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn schedules_decay_as_transformers_has_them_behind_a_warm_up_that_learns() {
+    fn schedules_are_those_of_transformers_after_a_warm_up_that_learns() {
         // get_linear_schedule_with_warmup(2, 10) and get_cosine_schedule_with_warmup(2, 10) from
         // step 2 on
-        let linear = Course { schedule: Schedule::Linear, warmup_steps: 2, steps: 10 };
+        let linear = LearningRateSchedule { shape: ScheduleShape::Linear, warmup_steps: 2, steps: 10 };
         let factors: Vec<f64> = (0..11).map(|s| linear.factor(s)).collect();
         assert_eq!(factors, [0.5, 1.0, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125, 0.0]);
-        let cosine = Course { schedule: Schedule::Cosine, ..linear };
+        let cosine = LearningRateSchedule { shape: ScheduleShape::Cosine, ..linear };
         assert_eq!(cosine.factor(2), 1.0);
         assert!((cosine.factor(6) - 0.5).abs() < 1e-12 && cosine.factor(10).abs() < 1e-12);
-        let constant = Course { schedule: Schedule::Constant, ..linear };
+        let constant = LearningRateSchedule { shape: ScheduleShape::Constant, ..linear };
         assert_eq!((constant.factor(0), constant.factor(1), constant.factor(7)), (0.5, 1.0, 1.0));
         // The only step of a run has the whole rate, whatever the warm-up.
-        assert_eq!(Course::new(Schedule::Linear, 0.06, 1).factor(0), 1.0);
-        assert_eq!(Course::new(Schedule::Linear, 0.06, 100).warmup_steps, 6);
-        assert_eq!(Course::new(Schedule::Linear, 0.06, 10).warmup_steps, 1);
+        assert_eq!(LearningRateSchedule::new(ScheduleShape::Linear, 0.06, 1).factor(0), 1.0);
+        assert_eq!(LearningRateSchedule::new(ScheduleShape::Linear, 0.06, 100).warmup_steps, 6);
+        assert_eq!(LearningRateSchedule::new(ScheduleShape::Linear, 0.06, 10).warmup_steps, 1);
     }
 
     #[test]
-    fn the_head_has_a_rate_of_its_own_and_the_norm_is_clipped() {
+    fn the_head_has_its_own_learning_rate_and_the_norm_is_clipped() {
         let mut parameters = Parameters::new();
         let lora = parameters.add("lora", &[1], Group::Lora, true, &[1.0]);
         let head = parameters.add("head", &[1], Group::Head, false, &[1.0]);
@@ -166,11 +172,11 @@ mod tests {
             weight_decay: 0.5,
             ..Optimisation::default()
         };
-        let course = Course { schedule: Schedule::Constant, warmup_steps: 0, steps: 1 };
+        let lr_schedule = LearningRateSchedule { shape: ScheduleShape::Constant, warmup_steps: 0, steps: 1 };
         let mut optimiser = Optimiser::new(&parameters);
         let norm = Optimiser::gradient_norm(&parameters);
         assert_eq!(norm, 50.0);
-        optimiser.step(&mut parameters, &settings, &course, norm);
+        optimiser.step(&mut parameters, &settings, &lr_schedule, norm);
         // The first step of Adam is the rate whatever the gradient; decay is 0.1 · 0.5 of the
         // LoRA's value.
         assert!((parameters.value(lora)[0] - (0.95 - 0.1)).abs() < 1e-6);

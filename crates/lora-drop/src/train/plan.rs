@@ -3,7 +3,7 @@
 use lora_drop_compute::gemm::measure_peak;
 
 use super::prepare::Prepared;
-use super::{first_assignment, load, sample, sparse};
+use super::{first_assignment, load, sample_stage, sparse};
 use crate::assign::assign;
 use crate::engine::thread_pool;
 use crate::events::Event;
@@ -43,7 +43,7 @@ pub fn plan(settings: &RunSettings, listen: &mut (dyn FnMut(&Event) + Send)) -> 
         };
         let (sample_rows, sample_steps) = match train.samples() {
             true => {
-                let (rows, steps) = sample::extent(&prepared, train)?;
+                let (rows, steps) = sample_stage::rows_and_steps(&prepared, train)?;
                 (rows.len(), steps)
             }
             false => (0, 0),
@@ -95,7 +95,7 @@ fn lora_parameters(
         Method::AdaLora => {
             // AdaLoRA keeps as many triplets as plain LoRA has ranks in total, in whatever modules.
             let modules = prepared.modules().len();
-            let sizes = || prepared.kinds.iter().map(|&kind| sizes(kind).own);
+            let sizes = || prepared.target_kinds.iter().map(|&kind| sizes(kind).own);
             return Ok((modules * sizes().min().unwrap_or(0), modules * sizes().max().unwrap_or(0)));
         }
         Method::SparseAdapter => {
@@ -112,7 +112,7 @@ fn lora_parameters(
     let even = even.unique_parameters(sizes);
     let layers = prepared.model.config.layers;
     let keeping = |kept: usize| -> usize {
-        prepared.kinds.iter().map(|&kind| sizes(kind).total(kept, layers, unselected)).sum()
+        prepared.target_kinds.iter().map(|&kind| sizes(kind).total(kept, layers, unselected)).sum()
     };
     Ok(match train.selection.rule() {
         Selection::TopK(_) | Selection::Layers(_) => (even, even),
@@ -121,7 +121,9 @@ fn lora_parameters(
             (least.min(even), (budget * full as f64) as usize)
         }
         Selection::Auto if unselected.shares() => (keeping(0), full),
-        Selection::Auto => (prepared.kinds.iter().map(|&kind| sizes(kind).own).min().unwrap_or(0), full),
+        Selection::Auto => {
+            (prepared.target_kinds.iter().map(|&kind| sizes(kind).own).min().unwrap_or(0), full)
+        }
         Selection::Threshold(t) if t >= 1.0 => (even, even),
         Selection::Threshold(_) => (even.min(keeping(1)), even),
     })

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use lora_drop_transformer::{ModelConfig, ModuleId, ModuleKind, Parameters};
 
-use super::sample;
+use super::sample_stage;
 use crate::adapter::{AdapterFile, LM_HEAD_IS_USED, added_values, check_token_head};
 use crate::assignment::Sizes;
 use crate::data::text::{RawTexts, TextContent, TextDataset, TextOptions};
@@ -32,13 +32,13 @@ pub struct Prepared {
     /// The tokenised rows.
     pub data: TaskData,
     /// The module types that get LoRA.
-    pub kinds: Vec<ModuleKind>,
+    pub target_kinds: Vec<ModuleKind>,
     /// The metric that decides which epoch is best.
     pub metric: Metric,
     pub facts: ModelFacts,
     pub situation: Situation,
     /// The adapter that training starts with.
-    pub init: Option<AdapterFile>,
+    pub init_adapter: Option<AdapterFile>,
     /// The scores by which modules are chosen without a sample stage, and the choice.
     pub(super) scores: Option<Record>,
     /// The processes that train on it together.
@@ -63,10 +63,11 @@ impl Prepared {
             listen(&Event::Downloading { file: download.file, done: download.done, total: download.total });
         })?;
         let labelled = check_task(settings, &model.config)?;
-        let init = init_adapter(&settings.train, &model, listen)?;
-        let (kinds, situation) = check(settings, &model, labelled, init.as_ref())?;
+        let init_adapter = init_adapter(&settings.train, &model, listen)?;
+        let (target_kinds, situation) =
+            targets_and_situation(settings, &model, labelled, init_adapter.as_ref())?;
         let mut facts = model.facts(labelled);
-        if adapted || init.is_some() {
+        if adapted || init_adapter.is_some() {
             (facts.head_found, facts.head_from_adapter) = (None, labelled);
         }
         listen(&Event::Model(&facts));
@@ -80,21 +81,31 @@ impl Prepared {
         }
         let mut data = tokenise(read_rows(settings, labelled)?, settings, &model, &tokens)?;
         listen(&Event::Data(data.facts()));
-        if let Some(note) = find_head(&mut facts, &model, &data) {
+        if let Some(note) = correct_head_facts(&mut facts, &model, &data) {
             listen(&Event::Warning(&note));
         }
         for warning in data.warnings() {
             listen(&Event::Warning(warning));
         }
         data.forget_unread();
-        let (metric, situation) = of_data(settings, &model.config, &data, situation)?;
+        let (metric, situation) = metric_and_situation(settings, &model.config, &data, situation)?;
         for note in settings.check_read(&situation)? {
             listen(&Event::Warning(&note));
         }
         let (ranks, hash) = (Ranks::default(), OnceLock::new());
-        let prepared =
-            Prepared { model, data, kinds, metric, facts, situation, init, scores: None, ranks, hash };
-        prepared.with_given(settings)
+        let prepared = Prepared {
+            model,
+            data,
+            target_kinds,
+            metric,
+            facts,
+            situation,
+            init_adapter,
+            scores: None,
+            ranks,
+            hash,
+        };
+        prepared.with_scores(settings)
     }
 
     /// Tokenises rows with labels in memory for a model: an encoder, or a decoder that gets a head.
@@ -149,18 +160,28 @@ impl Prepared {
         labelled: bool,
         data: impl FnOnce(&Tokens) -> Result<TaskData>,
     ) -> Result<Self> {
-        let init = init_adapter(&run.train, model, &mut |_| {})?;
-        let (kinds, situation) = check(run, model, labelled, init.as_ref())?;
+        let init_adapter = init_adapter(&run.train, model, &mut |_| {})?;
+        let (target_kinds, situation) = targets_and_situation(run, model, labelled, init_adapter.as_ref())?;
         let mut data = data(&model.tokens()?)?;
         let mut facts = model.facts(labelled);
-        find_head(&mut facts, model, &data);
+        correct_head_facts(&mut facts, model, &data);
         data.forget_unread();
-        let (metric, situation) = of_data(run, &model.config, &data, situation)?;
+        let (metric, situation) = metric_and_situation(run, &model.config, &data, situation)?;
         run.check_read(&situation)?;
         let (model, ranks, hash) = (model.clone(), Ranks::default(), OnceLock::new());
-        let prepared =
-            Prepared { model, data, kinds, metric, facts, situation, init, scores: None, ranks, hash };
-        prepared.with_given(run)
+        let prepared = Prepared {
+            model,
+            data,
+            target_kinds,
+            metric,
+            facts,
+            situation,
+            init_adapter,
+            scores: None,
+            ranks,
+            hash,
+        };
+        prepared.with_scores(run)
     }
 
     /// Checks that the data has the adapter's labels in the same order, because the head's outputs
@@ -187,11 +208,11 @@ impl Prepared {
     }
 
     /// Checks the adapter that training starts with, and reads the scores that the settings name.
-    fn with_given(mut self, settings: &RunSettings) -> Result<Self> {
-        if let Some(adapter) = &self.init {
+    fn with_scores(mut self, settings: &RunSettings) -> Result<Self> {
+        if let Some(adapter) = &self.init_adapter {
             self.check_labels(adapter, &settings.place.data)?;
         }
-        self.scores = sample::given(&self, &settings.train)?;
+        self.scores = sample_stage::scores_from_file(&self, &settings.train)?;
         Ok(self)
     }
 
@@ -214,7 +235,7 @@ impl Prepared {
 
     /// Every module that gets LoRA.
     pub fn modules(&self) -> Vec<ModuleId> {
-        self.model.config.modules(&self.kinds)
+        self.model.config.modules(&self.target_kinds)
     }
 
     /// The architecture's name of a module type, as PEFT's users target it.
@@ -226,7 +247,7 @@ impl Prepared {
     pub fn sizes(&self, kind: ModuleKind, settings: &TrainSettings) -> Sizes {
         let (output, input) = self.model.config.linear_shape(kind);
         let own = self.situation.method.adapter().map_or(0, |method| added_values(method, output));
-        let rank = self.init.as_ref().map_or(settings.adapter.rank, |adapter| adapter.pairs[0].rank);
+        let rank = self.init_adapter.as_ref().map_or(settings.adapter.rank, |adapter| adapter.pairs[0].rank);
         let SelectionSettings { shared_rank, unselected, .. } = settings.selection;
         let shared = shared_rank.unwrap_or(rank);
         Sizes {
@@ -276,7 +297,7 @@ fn init_adapter(
 /// # Errors
 /// `Error::Usage` for a method that the model cannot be trained by, settings without a reader, and
 /// more tokens a row than the model takes.
-fn check(
+fn targets_and_situation(
     settings: &RunSettings,
     model: &ModelFiles,
     labelled: bool,
@@ -359,7 +380,11 @@ pub(crate) fn tokenise(
 
 /// Corrects in `facts` whether the checkpoint's head is used: not if its outputs differ from what
 /// the labels need. Returns a note if so.
-pub(crate) fn find_head(facts: &mut ModelFacts, model: &ModelFiles, data: &TaskData) -> Option<String> {
+pub(crate) fn correct_head_facts(
+    facts: &mut ModelFacts,
+    model: &ModelFiles,
+    data: &TaskData,
+) -> Option<String> {
     let head = data.labels()?.head();
     facts.head_found = facts.head_found.map(|_| model.has_head_of(head));
     let seen = model.other_head(head).filter(|_| facts.head_found == Some(true))?;
@@ -371,7 +396,7 @@ pub(crate) fn find_head(facts: &mut ModelFacts, model: &ModelFiles, data: &TaskD
 }
 
 /// Returns the metric that decides, and the situation once the data is known.
-pub(crate) fn of_data(
+pub(crate) fn metric_and_situation(
     settings: &RunSettings,
     config: &ModelConfig,
     data: &TaskData,

@@ -7,10 +7,10 @@ use std::time::Instant;
 use lora_drop_transformer::{AdapterTable, ModuleId, Observations};
 
 use super::learner::Learner;
-use super::optimiser::Course;
+use super::optimiser::LearningRateSchedule;
 use super::prepare::Prepared;
-use super::sample::{evidence, sample};
-use super::schedule::Schedule;
+use super::sample_stage::{draw_sample, evidence};
+use super::schedule::StageSchedule;
 use super::stage::Hooks;
 use crate::data::TaskRows;
 use crate::data::batch;
@@ -21,7 +21,7 @@ use crate::settings::{Basis, TrainSettings};
 use crate::{Cancel, Result};
 
 /// Most rows whose hidden states are compared: CKA compares every row with every other.
-const MOST_ROWS: usize = 512;
+const MAX_ROWS: usize = 512;
 
 /// Computes the scores of a criterion that needs no training. Also returns which rows and tokens
 /// they rest on.
@@ -41,20 +41,23 @@ pub fn run(
     let examples = prepared.data.train();
     let mut rows = match criterion.basis() {
         Basis::Order => Vec::new(),
-        _ => sample(prepared, settings)?,
+        _ => draw_sample(prepared, settings)?,
     };
     if criterion.basis() == Basis::HiddenStates {
-        let every = rows.len().div_ceil(MOST_ROWS).max(1);
+        let every = rows.len().div_ceil(MAX_ROWS).max(1);
         rows = rows.into_iter().step_by(every).collect();
     }
     let tokens = rows.iter().map(|&row| examples.length(row)).sum();
     let mut hidden_states = HiddenStates::default();
     match criterion.basis() {
         Basis::HiddenStates => {
-            let seen = see_states(learner, examples, &rows, &mut hidden_states, hooks, cancel);
-            learner.ranks.agree(seen)?;
+            let collected =
+                collect_hidden_states(learner, examples, &rows, &mut hidden_states, hooks, cancel);
+            learner.ranks.agree(collected)?;
         }
-        Basis::Gradients => see_gradients(learner, settings, criterion, (examples, &rows), hooks, cancel)?,
+        Basis::Gradients => {
+            observe_gradients(learner, settings, criterion, (examples, &rows), hooks, cancel)?
+        }
         Basis::Training | Basis::Order => {}
     }
     let scores = criterion.scores(&evidence(learner, &hidden_states, settings));
@@ -65,7 +68,7 @@ pub fn run(
 }
 
 /// Shows the criterion the gradients of each batch of the rows, without an update.
-fn see_gradients(
+fn observe_gradients(
     learner: &mut Learner,
     settings: &TrainSettings,
     criterion: &dyn Criterion,
@@ -75,24 +78,31 @@ fn see_gradients(
 ) -> Result<()> {
     let began = Instant::now();
     let (mut done, of) = (0, rows.iter().map(|&row| examples.length(row)).sum());
-    hooks.tell(&Event::StageStart { stage: Stage::Evaluate, steps: 0, rows: rows.len(), tokens: of });
-    let (course, observer) = (Course::of_run(settings, examples.len()), criterion.observer());
-    let schedule =
-        Schedule { settings, stage: Stage::Sample, rows: rows.to_vec(), steps: 0, course, observer };
+    hooks.on_event(&Event::StageStart { stage: Stage::Evaluate, steps: 0, rows: rows.len(), tokens: of });
+    let (lr_schedule, observer) =
+        (LearningRateSchedule::of_run(settings, examples.len()), criterion.observer());
+    let schedule = StageSchedule {
+        settings,
+        stage: Stage::Sample,
+        rows: rows.to_vec(),
+        steps: 0,
+        lr_schedule,
+        observer,
+    };
     for step in batch::steps(&schedule.order(0), settings.optimisation.step_rows()) {
         let (_, tokens) = learner.gradients(&schedule, examples, step, cancel)?;
         let state = &mut learner.state;
         criterion.after_gradients(&learner.bank, &state.parameters, &mut state.observations);
         done += tokens;
-        hooks.tell(&Event::Evaluating { done, of });
+        hooks.on_event(&Event::Evaluating { done, of });
     }
-    hooks.tell(&Event::StageEnd { stage: Stage::Evaluate, seconds: began.elapsed().as_secs_f64() });
+    hooks.on_event(&Event::StageEnd { stage: Stage::Evaluate, seconds: began.elapsed().as_secs_f64() });
     Ok(())
 }
 
 /// Collects the hidden states of the model without LoRA. Every rank computes all of them: the
 /// passes are few, and the states are larger than their inputs, so exchanging them would not pay.
-fn see_states(
+fn collect_hidden_states(
     learner: &mut Learner,
     examples: TaskRows,
     rows: &[usize],
@@ -103,7 +113,7 @@ fn see_states(
     let micro_tokens = learner.passes().evaluation_tokens();
     let Learner { model, state, arenas, ranks, .. } = learner;
     let (parameters, table) = (&state.parameters, &AdapterTable::empty(model.layers()));
-    let (memory, listen) = (arenas.memory(), &mut |event: &Event| hooks.tell(event));
+    let (memory, listen) = (arenas.memory(), &mut |event: &Event| hooks.on_event(event));
     let mut measuring = Measuring { model, parameters, table, micro_tokens, memory, ranks, cancel, listen };
     measuring.passes(examples, rows, |context, packed| {
         let sequences = packed.sequences();

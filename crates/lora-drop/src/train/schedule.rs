@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use lora_drop_transformer::Observer;
 
-use super::optimiser::Course;
+use super::optimiser::LearningRateSchedule;
 use crate::data::{TaskRows, batch};
 use crate::events::Stage;
 use crate::score::Window;
@@ -15,24 +15,31 @@ use crate::settings::TrainSettings;
 ///
 /// If the stage continues an earlier one, steps are counted over both. The epoch, and the place in
 /// it, follow from the step.
-pub struct Schedule<'a> {
+pub struct StageSchedule<'a> {
     pub settings: &'a TrainSettings,
     pub stage: Stage,
     /// Indices of the rows to train on.
     pub rows: Vec<usize>,
     /// Optimiser steps at the end of the stage.
     pub steps: usize,
-    pub course: Course,
+    pub lr_schedule: LearningRateSchedule,
     /// The observer of modules in forward passes; its sums are in the state.
     pub observer: Option<&'a dyn Observer>,
 }
 
-impl<'a> Schedule<'a> {
+impl<'a> StageSchedule<'a> {
     /// Fine-tuning on `rows` rows by the settings.
     pub fn of_training(settings: &'a TrainSettings, rows: usize) -> Self {
         let steps = settings.steps(rows);
-        let course = Course::of_run(settings, rows);
-        Schedule { settings, stage: Stage::Train, rows: (0..rows).collect(), steps, course, observer: None }
+        let lr_schedule = LearningRateSchedule::of_run(settings, rows);
+        StageSchedule {
+            settings,
+            stage: Stage::Train,
+            rows: (0..rows).collect(),
+            steps,
+            lr_schedule,
+            observer: None,
+        }
     }
 
     pub(crate) fn steps_per_epoch(&self) -> usize {
@@ -47,7 +54,7 @@ impl<'a> Schedule<'a> {
 
     /// Rows and tokens of a range of the stage's steps, counted from 0; a repeated row counts each
     /// time.
-    pub fn extent(&self, range: Range<usize>, rows: TaskRows) -> Window {
+    pub fn window(&self, range: Range<usize>, rows: TaskRows) -> Window {
         let per_epoch = self.steps_per_epoch();
         let mut window = Window { steps: range.len(), ..Window::default() };
         for epoch in range.start / per_epoch..range.end.div_ceil(per_epoch) {

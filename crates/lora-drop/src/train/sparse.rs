@@ -13,7 +13,7 @@ use lora_drop_transformer::{ModuleId, Observations, ParamId, Parameters};
 
 use super::learner::Learner;
 use super::prepare::Prepared;
-use super::sample;
+use super::sample_stage;
 use super::stage::{Hooks, Next};
 use super::windows::window;
 use crate::adapter::{BankPair, LoraBank};
@@ -34,19 +34,19 @@ pub fn run(
     cancel: &Cancel,
 ) -> Result<()> {
     let began = Instant::now();
-    let (schedule, tokens) = sample::schedule(prepared, settings, None)?;
+    let (schedule, tokens) = sample_stage::schedule(prepared, settings, None)?;
     let before = learner.state.seconds;
-    hooks.tell(&sample::stage_start(&schedule, tokens, learner.state.optimiser.steps));
+    hooks.on_event(&sample_stage::stage_start(&schedule, tokens, learner.state.optimiser.steps));
     let summed = match settings.adapter.sparse_by {
         SparseBy::Snip => window(schedule.steps_per_epoch()).min(schedule.steps),
         SparseBy::Magnitude | SparseBy::Random => 0,
     };
-    let mut warm_up = WarmUp { from: schedule.steps - summed, hooks };
-    learner.run(&schedule, prepared.data.train(), &mut warm_up, cancel)?;
-    let kept = chosen(&learner.bank, &learner.state.parameters, &learner.state.observations, settings)?;
+    let mut summing = SumGradients { from: schedule.steps - summed, hooks };
+    learner.run(&schedule, prepared.data.train(), &mut summing, cancel)?;
+    let kept = mask(&learner.bank, &learner.state.parameters, &learner.state.observations, settings)?;
     let seconds = before + began.elapsed().as_secs_f64();
     learner.state.progress.sample_seconds = seconds;
-    hooks.tell(&Event::StageEnd { stage: Stage::Sample, seconds });
+    hooks.on_event(&Event::StageEnd { stage: Stage::Sample, seconds });
 
     learner.begin_training(settings, &Assignment::all_own(prepared.modules()))?;
     learner.state.observations = kept;
@@ -86,7 +86,7 @@ fn clear(values: &mut [f32], kept: &[f64]) {
 
 /// Marks the values to keep with 1: those with the largest scores over all modules, the first of
 /// them in a tie. `gradients` are sums over steps.
-fn chosen(
+fn mask(
     bank: &LoraBank,
     parameters: &Parameters,
     gradients: &Observations,
@@ -129,12 +129,12 @@ fn chosen(
 const RANDOM: u64 = 0x73_7061_7273_6500;
 
 /// Hooks of the sample stage: they add up the gradients of all steps after the first `from`.
-struct WarmUp<'a> {
+struct SumGradients<'a> {
     from: usize,
     hooks: &'a mut dyn Hooks,
 }
 
-impl Hooks for WarmUp<'_> {
+impl Hooks for SumGradients<'_> {
     fn after_gradients(&mut self, learner: &mut Learner) -> Result<()> {
         self.hooks.after_gradients(learner)?;
         let Learner { bank, state, .. } = learner;
@@ -153,15 +153,15 @@ impl Hooks for WarmUp<'_> {
         self.hooks.after_step(learner)
     }
 
-    fn tell(&mut self, event: &Event) {
-        self.hooks.tell(event);
+    fn on_event(&mut self, event: &Event) {
+        self.hooks.on_event(event);
     }
 }
 
 /// Hooks of fine-tuning: values that are not kept have no gradient, so they stay zero.
-pub struct Masked;
+pub struct MaskGradients;
 
-impl Hooks for Masked {
+impl Hooks for MaskGradients {
     fn after_gradients(&mut self, learner: &mut Learner) -> Result<()> {
         let Learner { bank, state, .. } = learner;
         let (list, _, gradients) = state.parameters.split();
@@ -213,7 +213,7 @@ mod tests {
             let mut settings = TrainSettings::default();
             (settings.adapter.method, settings.adapter.sparse_by) = (Method::SparseAdapter, sparse_by);
             settings.selection.budget = budget;
-            let kept = chosen(&bank, &parameters, &gradients, &settings).unwrap();
+            let kept = mask(&bank, &parameters, &gradients, &settings).unwrap();
             // Module by module, A's values and then B's.
             let mut all: Vec<(f64, ModuleId, usize)> = Vec::new();
             for (id, pair) in bank.adapted() {
@@ -237,7 +237,7 @@ mod tests {
         let of = |seed| {
             let mut settings = TrainSettings::default();
             (settings.adapter.sparse_by, settings.optimisation.seed) = (SparseBy::Random, seed);
-            chosen(&bank, &parameters, &gradients, &settings).unwrap()
+            mask(&bank, &parameters, &gradients, &settings).unwrap()
         };
         let [one, again, two] = [1, 1, 2]
             .map(|seed| bank.adapted().map(|(id, _)| of(seed).get(id).unwrap().to_vec()).collect::<Vec<_>>());

@@ -5,10 +5,10 @@ use std::time::Instant;
 
 use lora_drop_compute::profile;
 
+use super::activation_cache::ActivationCache;
 use super::learner::Learner;
 use super::optimiser::Optimiser;
-use super::reuse::Reuse;
-use super::schedule::Schedule;
+use super::schedule::StageSchedule;
 use crate::data::TaskRows;
 use crate::events::{Event, Stage, StepRecord};
 use crate::settings::Dtype;
@@ -18,9 +18,9 @@ use crate::{Cancel, Result, finite};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
     /// With the next step.
-    GoOn,
+    Continue,
     /// The stage ends.
-    Enough,
+    Stop,
 }
 
 /// Called around the optimiser in each step of a stage. Whatever a hook needs after a restart
@@ -40,22 +40,22 @@ pub trait Hooks {
     /// # Errors
     /// An error ends the stage.
     fn after_step(&mut self, _: &mut Learner) -> Result<Next> {
-        Ok(Next::GoOn)
+        Ok(Next::Continue)
     }
 
     /// Called with each of the stage's events.
-    fn tell(&mut self, _: &Event) {}
+    fn on_event(&mut self, _: &Event) {}
 }
 
 /// Only listens.
 impl<F: FnMut(&Event)> Hooks for F {
-    fn tell(&mut self, event: &Event) {
+    fn on_event(&mut self, event: &Event) {
         self(event);
     }
 }
 
 impl Learner {
-    /// Runs a stage from the current state until a hook returns [`Next::Enough`] or its steps are
+    /// Runs a stage from the current state until a hook returns [`Next::Stop`] or its steps are
     /// done: in each step the gradients of its rows, hooks, the optimiser, hooks.
     ///
     /// # Errors
@@ -64,12 +64,12 @@ impl Learner {
     /// one after the last complete step.
     pub fn run(
         &mut self,
-        schedule: &Schedule,
+        schedule: &StageSchedule,
         rows: TaskRows,
         hooks: &mut dyn Hooks,
         cancel: &Cancel,
     ) -> Result<()> {
-        let Schedule { settings, stage, course, .. } = schedule;
+        let StageSchedule { settings, stage, lr_schedule, .. } = schedule;
         let (per_epoch, steps) = (schedule.steps_per_epoch(), schedule.steps);
         let mut order = Vec::new();
         while self.state.optimiser.steps < steps {
@@ -81,7 +81,7 @@ impl Learner {
             let began = Instant::now();
             let root =
                 profile::root(if *stage == Stage::Sample { "sample step" } else { "step" }, number + 1);
-            let learning_rate = settings.optimisation.learning_rate * course.factor(number);
+            let learning_rate = settings.optimisation.learning_rate * lr_schedule.factor(number);
             let batch = &order[place * settings.optimisation.step_rows()..];
             let batch = &batch[..batch.len().min(settings.optimisation.step_rows())];
             let seen = schedule.observer.map(|_| self.state.observations.clone());
@@ -108,7 +108,7 @@ impl Learner {
             };
             found.check()?;
             let state = &mut self.state;
-            state.optimiser.step(&mut state.parameters, &settings.optimisation, course, grad_norm);
+            state.optimiser.step(&mut state.parameters, &settings.optimisation, lr_schedule, grad_norm);
             drop(root);
 
             state.tokens += tokens;
@@ -124,11 +124,11 @@ impl Learner {
                 tokens,
                 tokens_per_second: state.tokens as f64 / state.seconds,
             };
-            if let Some(failure) = self.reuse.as_ref().and_then(Reuse::failure) {
-                hooks.tell(&Event::Warning(&failure));
+            if let Some(failure) = self.activation_cache.as_ref().and_then(ActivationCache::take_failure) {
+                hooks.on_event(&Event::Warning(&failure));
             }
-            hooks.tell(&Event::Step(&record));
-            if hooks.after_step(self)? == Next::Enough {
+            hooks.on_event(&Event::Step(&record));
+            if hooks.after_step(self)? == Next::Stop {
                 break;
             }
         }

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use super::optimiser::Optimiser;
 use crate::assignment::Assignment;
 use crate::events::Stage;
-use crate::record::DevFindings;
-use crate::score::{Importance, RankingStability};
+use crate::run_record::DevFindings;
+use crate::score::{Importance, Settling};
 use crate::settings::TrainSettings;
 use crate::summary::Baseline;
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use super::learner::Learner;
 use super::prepare::Prepared;
 use super::state::{Best, TrainState};
-use super::{Keeper, first_assignment, load, stages};
+use super::{RunSink, first_assignment, load, stages};
 use crate::adapter::AdapterFile;
 use crate::assignment::Assignment;
 use crate::engine::thread_pool;
@@ -104,12 +104,12 @@ impl<'a> Training<'a> {
             };
             let (mut learner, plan) = load(prepared, &settings, &first, true, listen)?;
             learner.use_plan(&plan);
-            let mut kept = InMemory::new(true)?;
-            stages(&mut learner, prepared, &settings, criterion, &mut kept, cancel, listen)?;
+            let mut in_memory = InMemory::new(true)?;
+            stages(&mut learner, prepared, &settings, criterion, &mut in_memory, cancel, listen)?;
             let best = learner.state.progress.best.take();
             let best = best.ok_or_else(|| Error::Input("no epoch was measured".to_string()))?;
-            learner.state.parameters.set_values(&kept.values.unwrap_or_default());
-            let adapter = learner.adapter(prepared, &settings);
+            learner.state.parameters.set_values(&in_memory.values.unwrap_or_default());
+            let adapter = learner.adapter_file(prepared, &settings);
             let TrainState { progress, optimiser, seconds, .. } = learner.state;
             Ok(TrainedAdapter {
                 adapter,
@@ -136,7 +136,7 @@ fn check_assignment(prepared: &Prepared, assignment: &Assignment) -> Result<()> 
     }
 }
 
-/// Keeps the best epoch's values in memory and writes no files. On the ranks of a job after the
+/// Keeps the best epoch's values in memory, and writes no files. On the ranks of a job after the
 /// first it keeps nothing.
 pub(super) struct InMemory {
     values: Option<Vec<f32>>,
@@ -147,24 +147,24 @@ pub(super) struct InMemory {
 impl InMemory {
     /// # Errors
     /// `Error::Io` where no temporary folder can be made.
-    pub fn new(keeps_values: bool) -> Result<Self> {
+    pub fn new(keep_values: bool) -> Result<Self> {
         let scratch = tempfile::tempdir().map_err(|e| Error::io(&std::env::temp_dir(), e))?;
-        Ok(InMemory { values: keeps_values.then(Vec::new), scratch })
+        Ok(InMemory { values: keep_values.then(Vec::new), scratch })
     }
 }
 
-impl Keeper for InMemory {
+impl RunSink for InMemory {
     fn scratch(&self) -> PathBuf {
         self.scratch.path().to_path_buf()
     }
 
     fn record(&mut self, _: &Event, _: &mut dyn FnMut(&Event)) {}
 
-    fn scored(&mut self, _: &Learner, _: &Record, _: &mut dyn FnMut(&Event)) -> Result<()> {
+    fn save_scores(&mut self, _: &Learner, _: &Record, _: &mut dyn FnMut(&Event)) -> Result<()> {
         Ok(())
     }
 
-    fn epoch(&mut self, learner: &mut Learner, best: Option<Best>) -> Result<Vec<PathBuf>> {
+    fn save_evaluation(&mut self, learner: &mut Learner, best: Option<Best>) -> Result<Vec<PathBuf>> {
         if best.is_some() {
             crate::finite::check_parameters(&learner.state.parameters)?;
             if let Some(values) = &mut self.values {
@@ -175,5 +175,5 @@ impl Keeper for InMemory {
         Ok(Vec::new())
     }
 
-    fn checkpoint(&mut self, _: &Learner, _: bool, _: &mut dyn FnMut(&Event)) {}
+    fn checkpoint_if_due(&mut self, _: &Learner, _: bool, _: &mut dyn FnMut(&Event)) {}
 }

@@ -3,8 +3,8 @@
 /// Fewest steps between two scorings; if the sample is small, they are whole epochs.
 const WINDOW: usize = 12;
 /// With `auto`: the least and the most optimiser steps, see docs/method.md for the measurements.
-pub const LEAST_STEPS: usize = 48;
-pub const MOST_STEPS: usize = 120;
+pub const MIN_STEPS: usize = 48;
+pub const MAX_STEPS: usize = 120;
 
 /// Steps between scorings: whole epochs, or even parts of a long one.
 pub fn window(per_epoch: usize) -> usize {
@@ -61,8 +61,8 @@ mod tests {
     #[test]
     fn no_score_comes_from_less_than_a_full_window() {
         for per_epoch in 1..=400 {
-            let auto = MOST_STEPS / window(per_epoch) * window(per_epoch);
-            assert!(auto >= LEAST_STEPS, "{per_epoch}");
+            let auto = MAX_STEPS / window(per_epoch) * window(per_epoch);
+            assert!(auto >= MIN_STEPS, "{per_epoch}");
             for most in [auto, per_epoch, 2 * per_epoch, 3 * per_epoch, 7 * per_epoch] {
                 let windows = Windows::new(per_epoch, most);
                 let (mut covered, mut scored) = (0, 0);

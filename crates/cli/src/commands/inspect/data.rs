@@ -8,7 +8,7 @@ use lora_drop::{Error, Result};
 
 use super::super::console::Console;
 use super::super::interrupt::Interrupt;
-use super::super::options::{Given, Takes, no_effect};
+use super::super::options::{Given, OptionSet, no_effect};
 use super::super::source::ROWS;
 use crate::report::data_view;
 use crate::report::terminal::Style;
@@ -20,10 +20,10 @@ pub struct Rows;
 const TOKENS: [&str; 6] =
     ["max-length", "over-length", "prompt-template", "chat", "template-var", "token-cache"];
 
-impl Takes for Rows {
+impl OptionSet for Rows {
     const INHERITS: bool = false;
 
-    fn takes(setting: &Definition) -> bool {
+    fn includes(setting: &Definition) -> bool {
         let of_rows = ["model", "data", "data-config", "task"].into_iter().chain(ROWS).chain(TOKENS);
         of_rows.into_iter().any(|name| name == setting.name)
     }

@@ -6,7 +6,7 @@ use crate::report::tests::samples;
 use lora_drop::assignment::Owner;
 use lora_drop::evaluate::{Outcome, TextSample};
 use lora_drop::events::{OnlyClass, Stage};
-use lora_drop::record::RunRecord;
+use lora_drop::run_record::RunRecord;
 use lora_drop::score::{BudgetCurve, BudgetPoint};
 use lora_drop::settings::{Budget, Scope, Task, Unselected};
 use lora_drop::summary::{Baseline, BaselineKind, Status};
@@ -255,7 +255,7 @@ fn cards_are_not_broken_over_pages() {
 }
 
 #[test]
-fn what_users_wrote_is_escaped() {
+fn text_from_users_is_escaped() {
     let mut record = samples::lora_drop(6, 2);
     let evil = "<script>alert(\"&'\u{8}\")</script>";
     record.data.classes[0] = evil.into();

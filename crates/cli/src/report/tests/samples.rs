@@ -9,7 +9,7 @@ use lora_drop::evaluate::metrics::Metric;
 use lora_drop::evaluate::{Answers, ClassAnswer, ExampleRow, Outcome};
 use lora_drop::events::{EvaluationRecord, Stage, StepRecord};
 use lora_drop::machine::Machine;
-use lora_drop::record::{DevFindings, ModuleNames, RunRecord};
+use lora_drop::run_record::{DevFindings, ModuleNames, RunRecord};
 use lora_drop::score::{Importance, ModuleScore, Window};
 use lora_drop::settings::{Method, Optimisation, RunSettings};
 use lora_drop::summary::{

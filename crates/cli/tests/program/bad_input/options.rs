@@ -91,7 +91,7 @@ fn words_that_are_no_values() {
 }
 
 #[test]
-fn what_must_be_given() {
+fn missing_required_options() {
     let fixture = Fixture::new();
     fixture.run("train --data data --output out").fails(2, &["--model is missing"]);
     fixture.run("train --model model --output out").fails(2, &["--data is missing"]);
@@ -166,7 +166,7 @@ fn numbers_below_zero_reach_their_checks() {
 }
 
 #[test]
-fn what_the_model_or_the_data_does_not_read() {
+fn options_without_effect_for_the_model_or_the_data() {
     let fixture = Fixture::new();
     fixture.write_decoder("decoder");
     let row = |i: usize| format!("{{\"prompt\": \"w{i} w5\", \"completion\": \" w{i}\"}}\n");

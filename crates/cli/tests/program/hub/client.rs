@@ -53,7 +53,7 @@ fn a_model_is_downloaded_into_the_usual_layout() {
 }
 
 #[test]
-fn what_is_in_the_cache_needs_no_network() {
+fn cached_files_need_no_network() {
     let home = tempfile::tempdir().unwrap();
     let server = Server::start(model());
     let options = server.options(home.path());
@@ -214,7 +214,7 @@ fn a_file_of_another_length_is_not_kept() {
 }
 
 #[test]
-fn what_comes_behind_the_announced_end_is_not_stored() {
+fn bytes_after_the_announced_length_are_not_stored() {
     for transfer in [Transfer::OneMore, Transfer::Endless] {
         let home = tempfile::tempdir().unwrap();
         let server = Server::start(Hub { weights: transfer.into(), ..model() });

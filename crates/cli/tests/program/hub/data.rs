@@ -133,7 +133,7 @@ fn converted_files_serve_where_there_are_no_others() {
 }
 
 #[test]
-fn what_may_be_a_path_is_one() {
+fn a_name_that_may_be_a_path_is_not_looked_up() {
     let fixture = Fixture::new();
     let server = hub(&[("main", &["train.csv"])]);
     for path in ["nothing", "data/nope", "org/rows.jsonl", "./org/rows", "a/b/c"] {

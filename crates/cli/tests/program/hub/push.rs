@@ -188,7 +188,7 @@ fn large_files_go_in_the_parts_that_the_hub_asks_for() {
 }
 
 #[test]
-fn what_fails_leaves_the_repository_as_it_was() {
+fn a_failed_push_leaves_the_repository_unchanged() {
     let fixture = Fixture::new();
     adapter(&fixture, "org/base");
     let three = || AtomicUsize::new(3);

@@ -141,7 +141,7 @@ fn texts_are_learned_but_for_their_first_token() {
 }
 
 #[test]
-fn what_ends_the_answers_is_known() {
+fn end_tokens_of_answers_are_found() {
     let ends = |row: &str, template: Option<&str>| {
         Folder::with("train.jsonl", row, row).load(template, &options()).unwrap().train.ends
     };

@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn targets_beyond_a_list_are_a_regular_expression() {
+    fn targets_of_which_a_list_matches_too_many_are_an_expression() {
         let mut some = all(&[Query]);
         some.retain(|id| [1, 10, 11].contains(&id.layer));
         some.insert(ModuleId { layer: 2, kind: Value });

@@ -13,13 +13,13 @@ use lora_drop_transformer::{HeadKind, ModuleId, Observations, Observer};
 
 use super::auto_budget;
 use super::learner::Learner;
-use super::optimiser::Course;
+use super::optimiser::LearningRateSchedule;
 use super::prepare::Prepared;
 use super::probe;
-use super::schedule::Schedule;
+use super::schedule::StageSchedule;
 use super::stage::{Hooks, Next};
 use super::state::TrainState;
-use super::windows::{LEAST_STEPS, MOST_STEPS, Windows, window};
+use super::windows::{MAX_STEPS, MIN_STEPS, Windows, window};
 use crate::adapter::{BankPair, LM_HEAD_IS_USED, is_scored};
 use crate::assign::assign;
 use crate::assignment::Assignment;
@@ -31,9 +31,7 @@ use crate::loaded::{Arithmetic, Loaded};
 use crate::ranks::ALONE;
 use crate::score::record::Record;
 use crate::score::{Criterion, Evidence, HiddenStates, Importance, Window};
-use crate::settings::{
-    Basis, Method, Restart, SampleEpochs, Schedule as Shape, Scope, Selection, TrainSettings,
-};
+use crate::settings::{Basis, Method, Restart, SampleEpochs, ScheduleShape, Scope, Selection, TrainSettings};
 use crate::{Cancel, Error, Result};
 
 /// The sample stage of a run: its rows, its windows, and the criterion that scores at their ends.
@@ -41,7 +39,7 @@ pub struct SampleStage<'a> {
     prepared: &'a Prepared,
     settings: &'a TrainSettings,
     criterion: &'a dyn Criterion,
-    schedule: Schedule<'a>,
+    schedule: StageSchedule<'a>,
     windows: Windows,
     /// Real tokens of the sample.
     tokens: usize,
@@ -76,7 +74,7 @@ impl<'a> SampleStage<'a> {
     /// # Errors
     /// Those of [`Learner::run`]; scores that are not finite or all zero.
     pub fn run(&self, learner: &mut Learner, hooks: &mut dyn Hooks, cancel: &Cancel) -> Result<()> {
-        hooks.tell(&stage_start(&self.schedule, self.tokens, learner.state.optimiser.steps));
+        hooks.on_event(&stage_start(&self.schedule, self.tokens, learner.state.optimiser.steps));
         if self.is_over(&learner.state) {
             return Ok(());
         }
@@ -92,7 +90,7 @@ impl<'a> SampleStage<'a> {
     fn is_over(&self, state: &TrainState) -> bool {
         let step = state.optimiser.steps;
         let settled = state.settling.last().is_some_and(|(last, _)| last.settled && last.steps == step);
-        step >= self.schedule.steps || self.is_auto() && settled && step >= LEAST_STEPS
+        step >= self.schedule.steps || self.is_auto() && settled && step >= MIN_STEPS
     }
 
     /// The scores of the last window, and the assignment by them.
@@ -110,8 +108,9 @@ impl<'a> SampleStage<'a> {
         let (settings, prepared, state) = (self.settings, self.prepared, &learner.state);
         let scores = self.criterion.scores(&evidence(learner, &HiddenStates::default(), settings));
         let steps = state.optimiser.steps;
-        let window = self.schedule.extent(steps - self.windows.length..steps, prepared.data.train());
-        let (importance, assignment) = chosen(&scores, prepared, settings, self.criterion)?;
+        let window = self.schedule.window(steps - self.windows.length..steps, prepared.data.train());
+        let (importance, assignment) =
+            importance_and_assignment(&scores, prepared, settings, self.criterion)?;
         Ok((Importance { steps, window, ..importance }, assignment))
     }
 }
@@ -136,18 +135,18 @@ impl Hooks for Scoring<'_> {
             let (importance, assignment) = self.stage.score(learner)?;
             if let Some(agreement) = learner.state.settling.observe(importance, assignment) {
                 let (tau, settled) = (agreement.tau, agreement.settled);
-                self.hooks.tell(&Event::Rescored { step, tau, settled });
+                self.hooks.on_event(&Event::Rescored { step, tau, settled });
             }
         }
         if self.stage.windows.begins(step) {
             learner.state.observations = Observations::new();
         }
         let next = self.hooks.after_step(learner)?;
-        Ok(if self.stage.is_over(&learner.state) { Next::Enough } else { next })
+        Ok(if self.stage.is_over(&learner.state) { Next::Stop } else { next })
     }
 
-    fn tell(&mut self, event: &Event) {
-        self.hooks.tell(event);
+    fn on_event(&mut self, event: &Event) {
+        self.hooks.on_event(event);
     }
 }
 
@@ -182,24 +181,24 @@ pub fn run(
         }
     } else {
         let (scores, facts) = probe::run(prepared, settings, criterion, learner, hooks, cancel)?;
-        let (importance, assignment) = chosen(&scores, prepared, settings, criterion)?;
+        let (importance, assignment) = importance_and_assignment(&scores, prepared, settings, criterion)?;
         (Importance { modules: importance.modules, ..facts }, assignment)
     };
     let seconds = before + began.elapsed().as_secs_f64();
     let progress = &mut learner.state.progress;
     (progress.importance, progress.sample_seconds) = (Some(importance.clone()), seconds);
     if trains {
-        hooks.tell(&Event::StageEnd { stage: Stage::Sample, seconds });
+        hooks.on_event(&Event::StageEnd { stage: Stage::Sample, seconds });
     }
     if trains && settings.selection.sample_epochs == SampleEpochs::Auto && !importance.settled {
-        hooks.tell(&Event::Warning(&format!(
+        hooks.on_event(&Event::Warning(&format!(
             "the ranking of the modules was not stable after {} steps on the sample; a larger `sample_ratio` or \
              `sample_epochs` N trains longer",
             importance.steps
         )));
     }
-    hooks.tell(&Event::Importance(&importance));
-    hooks.tell(&Event::Assignment(&assignment));
+    hooks.on_event(&Event::Importance(&importance));
+    hooks.on_event(&Event::Assignment(&assignment));
     Ok((importance, assignment))
 }
 
@@ -209,11 +208,11 @@ pub fn run(
 ///
 /// # Errors
 /// `Error::Usage` if the given epochs leave the run no further step.
-pub fn extent(prepared: &Prepared, settings: &TrainSettings) -> Result<(Vec<usize>, usize)> {
+pub fn rows_and_steps(prepared: &Prepared, settings: &TrainSettings) -> Result<(Vec<usize>, usize)> {
     if settings.selection.criterion.basis() == Basis::Order || !settings.samples() {
         return Ok((Vec::new(), 0));
     }
-    let rows = sample(prepared, settings)?;
+    let rows = draw_sample(prepared, settings)?;
     if settings.selection.rule() == Selection::Auto {
         auto_budget::held_out(prepared, &rows)?;
     }
@@ -237,10 +236,10 @@ pub fn extent(prepared: &Prepared, settings: &TrainSettings) -> Result<(Vec<usiz
         // A SparseAdapter ranks no modules, so there is nothing to settle.
         SampleEpochs::Auto if settings.adapter.method == Method::SparseAdapter => {
             let window = window(per_epoch);
-            (LEAST_STEPS.div_ceil(window) * window).min(whole.div_ceil(4))
+            (MIN_STEPS.div_ceil(window) * window).min(whole.div_ceil(4))
         }
         SampleEpochs::Auto => {
-            let most = MOST_STEPS.min(whole.div_ceil(4));
+            let most = MAX_STEPS.min(whole.div_ceil(4));
             let window = window(per_epoch).min(most);
             most / window * window
         }
@@ -253,15 +252,15 @@ pub(super) fn schedule<'a>(
     prepared: &Prepared,
     settings: &'a TrainSettings,
     observer: Option<&'a dyn Observer>,
-) -> Result<(Schedule<'a>, usize)> {
-    let (rows, steps) = extent(prepared, settings)?;
+) -> Result<(StageSchedule<'a>, usize)> {
+    let (rows, steps) = rows_and_steps(prepared, settings)?;
     let tokens = rows.iter().map(|&row| prepared.data.train().length(row)).sum();
-    let course = course(prepared, settings, steps);
-    Ok((Schedule { settings, stage: Stage::Sample, rows, steps, course, observer }, tokens))
+    let lr_schedule = lr_schedule(prepared, settings, steps);
+    Ok((StageSchedule { settings, stage: Stage::Sample, rows, steps, lr_schedule, observer }, tokens))
 }
 
 /// The event that the stage begins with, after `done` of its steps.
-pub(super) fn stage_start(schedule: &Schedule, tokens: usize, done: usize) -> Event<'static> {
+pub(super) fn stage_start(schedule: &StageSchedule, tokens: usize, done: usize) -> Event<'static> {
     let (rows, steps) = (schedule.rows.len(), schedule.steps - done.min(schedule.steps));
     let tokens = tokens * steps / schedule.steps_per_epoch();
     Event::StageStart { stage: Stage::Sample, steps, rows, tokens }
@@ -279,7 +278,7 @@ pub(super) fn evidence<'a>(
 }
 
 /// Turns scores into shares, and into an assignment by the settings' rule.
-fn chosen(
+fn importance_and_assignment(
     scores: &BTreeMap<ModuleId, f64>,
     prepared: &Prepared,
     settings: &TrainSettings,
@@ -306,16 +305,19 @@ fn chosen(
     Ok((importance, assignment))
 }
 
-/// The course of the learning rate over the sample stage, which makes `most` steps at most.
-fn course(prepared: &Prepared, settings: &TrainSettings, most: usize) -> Course {
+/// The schedule of the learning rate over the sample stage, which makes `most` steps at most.
+fn lr_schedule(prepared: &Prepared, settings: &TrainSettings, most: usize) -> LearningRateSchedule {
     match settings.optimisation.restart {
-        // One course over both stages.
-        Restart::Continue => Course::of_run(settings, prepared.data.train().len()),
+        // One schedule over both stages.
+        Restart::Continue => LearningRateSchedule::of_run(settings, prepared.data.train().len()),
         // The length of the stage is not known in advance, so the rate stays constant after the
         // warm-up.
         Restart::Fresh => {
-            let (shape, ratio) = (Shape::Constant, settings.optimisation.warmup_ratio);
-            Course { steps: most, ..Course::new(shape, ratio, most.min(LEAST_STEPS)) }
+            let (shape, ratio) = (ScheduleShape::Constant, settings.optimisation.warmup_ratio);
+            LearningRateSchedule {
+                steps: most,
+                ..LearningRateSchedule::new(shape, ratio, most.min(MIN_STEPS))
+            }
         }
     }
 }
@@ -325,8 +327,8 @@ fn course(prepared: &Prepared, settings: &TrainSettings, most: usize) -> Course 
 /// # Errors
 /// `Error::Io` or `Error::Input` with the file: it is no importance.json, or its scores are those of
 /// other modules than the run adapts.
-pub fn given(prepared: &Prepared, settings: &TrainSettings) -> Result<Option<Record>> {
-    let Some(path) = settings.selection.scores.as_deref().filter(|_| is_chosen(settings)) else {
+pub fn scores_from_file(prepared: &Prepared, settings: &TrainSettings) -> Result<Option<Record>> {
+    let Some(path) = settings.selection.scores.as_deref().filter(|_| chooses_by_scores(settings)) else {
         return Ok(None);
     };
     let text = std::fs::read(path).map_err(|e| Error::io(path, e))?;
@@ -373,7 +375,7 @@ pub fn given(prepared: &Prepared, settings: &TrainSettings) -> Result<Option<Rec
 }
 
 /// Whether modules are chosen by scores.
-fn is_chosen(settings: &TrainSettings) -> bool {
+fn chooses_by_scores(settings: &TrainSettings) -> bool {
     settings.adapter.method == Method::LoraDrop && settings.selection.keep_layers.is_none()
 }
 
@@ -405,7 +407,7 @@ pub fn score_adapter(
         return Err(Error::Usage(format!("{}: {LM_HEAD_IS_USED}", adapter.display())));
     }
     let examples = prepared.data.train();
-    let rows = sample(prepared, settings)?;
+    let rows = draw_sample(prepared, settings)?;
     if model.head.map(|head| head.kind) != prepared.data.labels().map(|labels| labels.head().kind) {
         let (has, task) = match model.head.map(|head| head.kind) {
             Some(HeadKind::Sequence) => ("a head", "classification, multi-label or regression"),
@@ -463,7 +465,7 @@ pub fn score_adapter(
 }
 
 /// The rows of the stratified sample.
-pub(super) fn sample(prepared: &Prepared, settings: &TrainSettings) -> Result<Vec<usize>> {
+pub(super) fn draw_sample(prepared: &Prepared, settings: &TrainSettings) -> Result<Vec<usize>> {
     let strata = prepared.data.strata();
     let strata = strata.ok_or_else(|| Error::Input("the train split has rows without labels".into()))?;
     Ok(stratified(&strata, settings.selection.sample_ratio, settings.optimisation.seed))

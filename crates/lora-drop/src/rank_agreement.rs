@@ -15,7 +15,7 @@ use crate::loaded::{Arithmetic, Loaded};
 use crate::model::locate;
 use crate::ranks::Ranks;
 use crate::settings::{Dtype, RunSettings, changes_no_result, definition};
-use crate::train::{PLACES, Prepared};
+use crate::train::{Prepared, RELOCATABLE_SETTINGS};
 use crate::{Cancel, Result, digest};
 
 /// Checks that all ranks run the same program with the same settings on processors of one kind. The
@@ -33,7 +33,7 @@ pub fn on_settings(
     if ranks.size() == 1 {
         return Ok(());
     }
-    let free = |name: &str| changes_no_result(name) || PLACES.contains(&name);
+    let free = |name: &str| changes_no_result(name) || RELOCATABLE_SETTINGS.contains(&name);
     let compared = settings.to_table().into_iter().filter(|(name, _)| !free(name));
     let compared = compared.map(|(name, value)| (name, value.to_string())).collect();
     ranks.compare(Ok(Program::here(settings.train.compute.dtype, compared)), Program::differs)?;

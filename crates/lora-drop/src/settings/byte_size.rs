@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_back() {
+    fn a_size_is_parsed_from_its_own_text() {
         for (bytes, text) in [(1_500_000_000, "1500MB"), (512 << 20, "512MiB"), (999, "999B"), (2_000, "2kB")]
         {
             assert_eq!(Size(bytes).to_string(), text);

@@ -16,7 +16,7 @@ use super::learner::Learner;
 use super::logs::Logs;
 use super::prepare::Prepared;
 use super::state::Best;
-use super::{Keeper, adalora, sparse};
+use super::{RunSink, adalora, sparse};
 use crate::adapter::{COMPACT_FILE, FloatType, write_checkpoint};
 use crate::card::{Card, Form};
 use crate::data::TaskData;
@@ -26,11 +26,11 @@ use crate::events::{EvaluationRecord, Event, Stage, StepRecord, TimeLeft};
 use crate::files::{write_bytes_atomically, write_json};
 use crate::folder::{Contents, OutputFolder};
 use crate::machine::Machine;
-use crate::record::{Page, RunRecord, module_names};
+use crate::run_record::{Page, RunRecord, module_names};
 use crate::score::record::Record;
 use crate::settings::{ClassWeights, Method, Place, RECIPE, RunSettings};
 use crate::summary::{MemoryEstimate, Status, Summary};
-use crate::{Error, Result, finite, hub, memory};
+use crate::{Error, Result, finite, hub, rss};
 
 const IMPORTANCE: &str = "importance.json";
 const SUMMARY: &str = "summary.json";
@@ -38,7 +38,7 @@ const SUMMARY: &str = "summary.json";
 const MODEL_FILES: [&str; 3] = ["adapter_model.safetensors", COMPACT_FILE, "model.safetensors"];
 
 /// The output of a run that is under way.
-pub struct Output<'a> {
+pub struct RunOutput<'a> {
     prepared: &'a Prepared,
     settings: &'a RunSettings,
     page: Option<Page<'a>>,
@@ -57,7 +57,7 @@ pub struct Output<'a> {
     sizes: BTreeMap<String, u64>,
 }
 
-impl<'a> Output<'a> {
+impl<'a> RunOutput<'a> {
     /// Opens the output folder, and writes the recipe, an empty log and a first summary; or opens
     /// the folder of a stopped run as it was at its checkpoint.
     ///
@@ -88,14 +88,14 @@ impl<'a> Output<'a> {
         if stopped.is_none_or(|stopped| stopped.raised) {
             facts.recipe = settings.to_recipe(&resolved, &prepared.situation);
         }
-        write_bytes_atomically(&folder.next().join(RECIPE), facts.recipe.as_bytes())?;
+        write_bytes_atomically(&folder.staging().join(RECIPE), facts.recipe.as_bytes())?;
         let lengths = stopped.map(|stopped| &stopped.facts.logs);
         let (logs, steps, evaluations) = Logs::begin(settings, &folder, lengths, &facts.recipe)?;
         let sizes = MODEL_FILES.iter().filter_map(|name| {
             let found = std::fs::metadata(output.join(name)).ok().filter(|_| !folder.replaces())?;
             Some((name.to_string(), found.len()))
         });
-        let mut output = Output {
+        let mut output = RunOutput {
             sizes: sizes.collect(),
             checkpoints,
             prepared,
@@ -135,7 +135,7 @@ impl<'a> Output<'a> {
         };
         self.logs.flush(listen);
         let seconds = self.seconds();
-        let Output { checkpoints, folder, logs, .. } = &mut self;
+        let RunOutput { checkpoints, folder, logs, .. } = &mut self;
         checkpoints.end(learner, status, folder, logs, seconds, listen);
         let summary = self.summary(learner, status, error);
         let best = &learner.state.progress.best;
@@ -161,7 +161,7 @@ impl<'a> Output<'a> {
     /// Writes the model as it is now: the adapter in PEFT's form and in the compact one, or after
     /// full fine-tuning a checkpoint.
     fn write_model(&mut self, learner: &Learner) -> Result<()> {
-        let (prepared, settings, folder) = (self.prepared, self.settings, self.folder.next());
+        let (prepared, settings, folder) = (self.prepared, self.settings, self.folder.staging());
         let (parameters, config) = (&learner.state.parameters, &prepared.model.config);
         finite::check_parameters(parameters)?;
         if settings.train.adapter.method == Method::Full {
@@ -174,7 +174,7 @@ impl<'a> Output<'a> {
             let ends = prepared.data.ends();
             write_checkpoint(config, model, &folder, labels, ends, &|_| FloatType::F32, values)?;
         } else {
-            let mut file = learner.adapter(prepared, &settings.train);
+            let mut file = learner.adapter_file(prepared, &settings.train);
             file.base = hub::plain(&self.resolved.place.model).to_string();
             file.metadata = BTreeMap::from([
                 ("version".to_string(), env!("CARGO_PKG_VERSION").to_string()),
@@ -216,7 +216,7 @@ impl<'a> Output<'a> {
             data: prepared.data.facts().clone(),
             module_names: module_names(&prepared.model.config.model_type),
             importance: progress.importance.clone(),
-            assignment: (!prepared.kinds.is_empty()).then(|| progress.assignment.clone()),
+            assignment: (!prepared.target_kinds.is_empty()).then(|| progress.assignment.clone()),
             steps,
             evaluations,
             dev: progress.best.as_ref().map(|best| best.dev.clone()).unwrap_or_default(),
@@ -234,7 +234,7 @@ impl<'a> Output<'a> {
         });
         (self.steps, self.evaluations) = (record.steps, record.evaluations);
         if let Some(page) = page {
-            write_bytes_atomically(&self.folder.next().join("report.html"), page.as_bytes())?;
+            write_bytes_atomically(&self.folder.staging().join("report.html"), page.as_bytes())?;
         }
         if let Some(card) = card {
             self.folder.stage_card(&card)?;
@@ -246,7 +246,7 @@ impl<'a> Output<'a> {
     fn write_summary(&self, mut summary: Summary) -> Result<Summary> {
         let names = self.folder.names()?.into_iter().chain([SUMMARY.to_string()]);
         summary.outputs = BTreeSet::from_iter(names).into_iter().collect();
-        write_json(&self.folder.next().join(SUMMARY), &summary)?;
+        write_json(&self.folder.staging().join(SUMMARY), &summary)?;
         Ok(summary)
     }
 
@@ -266,7 +266,7 @@ impl<'a> Output<'a> {
 
     /// Seconds of the run, including those of its earlier processes.
     fn seconds(&self) -> f64 {
-        self.checkpoints.facts().seconds + self.began.elapsed().as_secs_f64()
+        self.checkpoints.earlier_seconds() + self.began.elapsed().as_secs_f64()
     }
 
     fn summary(&self, learner: &Learner, status: Status, error: Option<String>) -> Summary {
@@ -312,7 +312,7 @@ impl<'a> Output<'a> {
             startup_seconds: (facts.startup_seconds - progress.baseline_seconds).max(0.0),
             checkpoint_seconds: facts.checkpoint_seconds,
             total_seconds: self.seconds(),
-            peak_rss_bytes: memory::peak_rss_bytes().unwrap_or(0).max(facts.peak_rss_bytes),
+            peak_rss_bytes: rss::peak_rss_bytes().unwrap_or(0).max(facts.peak_rss_bytes),
             memory: Some(self.estimate.clone()),
             activation_bytes: learner.arenas.used_bytes() as u64,
             threads: rayon::current_num_threads(),
@@ -325,7 +325,7 @@ impl<'a> Output<'a> {
     }
 }
 
-impl Keeper for Output<'_> {
+impl RunSink for RunOutput<'_> {
     fn scratch(&self) -> PathBuf {
         self.folder.scratch()
     }
@@ -346,14 +346,19 @@ impl Keeper for Output<'_> {
         self.logs.handle(event, listen);
     }
 
-    fn scored(&mut self, learner: &Learner, record: &Record, listen: &mut dyn FnMut(&Event)) -> Result<()> {
-        write_importance(self.prepared, record, &self.folder.next().join(IMPORTANCE))?;
+    fn save_scores(
+        &mut self,
+        learner: &Learner,
+        record: &Record,
+        listen: &mut dyn FnMut(&Event),
+    ) -> Result<()> {
+        write_importance(self.prepared, record, &self.folder.staging().join(IMPORTANCE))?;
         self.write_progress(learner, self.summary(learner, Status::Running, None))?;
         self.commit_if_new(listen)
     }
 
     /// Commits report and summary and, if the evaluation is the best so far, the model.
-    fn epoch(&mut self, learner: &mut Learner, best: Option<Best>) -> Result<Vec<PathBuf>> {
+    fn save_evaluation(&mut self, learner: &mut Learner, best: Option<Best>) -> Result<Vec<PathBuf>> {
         let Some(best) = best else {
             self.write_facts(learner, self.summary(learner, Status::Running, None))?;
             return self.commit();
@@ -371,10 +376,10 @@ impl Keeper for Output<'_> {
         written
     }
 
-    fn checkpoint(&mut self, learner: &Learner, milestone: bool, listen: &mut dyn FnMut(&Event)) {
+    fn checkpoint_if_due(&mut self, learner: &Learner, milestone: bool, listen: &mut dyn FnMut(&Event)) {
         if self.checkpoints.is_due(milestone, learner.state.parameters.count()) {
             let seconds = self.seconds();
-            let Output { checkpoints, folder, logs, .. } = self;
+            let RunOutput { checkpoints, folder, logs, .. } = self;
             checkpoints.write(learner, folder, logs, seconds, listen);
         }
     }
@@ -443,7 +448,7 @@ fn resolved(prepared: &Prepared, settings: &RunSettings, passes: Passes) -> RunS
     resolved.train.compute.recompute = passes.recompute;
     resolved.train.compute.micro_tokens = Some(passes.cut.micro_tokens);
     resolved.train.adapter.target_modules =
-        prepared.kinds.iter().map(|&kind| prepared.short_name(kind)).collect();
+        prepared.target_kinds.iter().map(|&kind| prepared.short_name(kind)).collect();
     resolved.train.optimisation.metric = Some(prepared.metric);
     resolved.rows.task = prepared.situation.task;
     resolved.rows.max_length = Some(settings.rows.row_tokens(config.max_tokens()));
