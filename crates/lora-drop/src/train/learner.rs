@@ -386,8 +386,8 @@ impl Learner {
                 })?),
                 None => None,
             };
-            let below = activation_cache.as_ref().zip(output.as_ref());
-            let below = below.map(|(cache, output)| PrefixOutput { blocks: cache.blocks, output });
+            let prefix = activation_cache.as_ref().zip(output.as_ref());
+            let prefix = prefix.map(|(cache, output)| PrefixOutput { blocks: cache.blocks, output });
             let observing = schedule.observer.zip(observations);
             let observing = observing.map(|(observer, observations)| Observing { observer, observations });
             let context = Context { values, table, observing, memory, stop: cancel.flag() };

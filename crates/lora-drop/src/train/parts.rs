@@ -123,7 +123,7 @@ impl WorkerArenas {
         let arenas: Vec<&mut Memory> = self.arenas[..count].iter_mut().collect();
         match count {
             0 | 1 => arenas.into_iter().try_for_each(work)?,
-            _ => profile::side_by_side(arenas, work).into_iter().collect::<Result<()>>()?,
+            _ => profile::concurrently(arenas, work).into_iter().collect::<Result<()>>()?,
         }
         Ok(())
     }

@@ -9,7 +9,7 @@ use super::optimiser::Optimiser;
 use crate::assignment::Assignment;
 use crate::events::Stage;
 use crate::run_record::DevFindings;
-use crate::score::{Importance, Settling};
+use crate::score::{Importance, RankingStability};
 use crate::settings::TrainSettings;
 use crate::summary::Baseline;
 
