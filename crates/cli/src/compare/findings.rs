@@ -2,6 +2,7 @@
 //! adapter that is good enough, importance and the agreement of rankings.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use lora_drop_transformer::ModuleKind;
 use serde::Serialize;
@@ -141,11 +142,17 @@ impl Findings {
         tuned: &BTreeMap<Place, Table>,
     ) -> Result<Self> {
         let entries = entries(table, results, tuned);
-        let records = records(sources, results)?;
+        // The model as the table names it: summaries name a file by its whole path.
+        let model = |place: Place| -> Result<String> {
+            let trial = tuned.get(&place).cloned().unwrap_or_default();
+            Ok(table.settings(&table.given(place.0, place.1, 0, &trial)?, Path::new("cell"))?.place.model)
+        };
+        let models = results.keys().map(|&place| Ok((place, model(place)?))).collect::<Result<Models>>()?;
+        let records = records(&models, sources, results)?;
         Ok(Findings {
             averages: averages(table, &entries),
             smallest: smallest(table, &entries),
-            importance: importance(&records, sources, results),
+            importance: importance(&records, &models, sources),
             agreement: agreement(table, &records)?,
             entries,
         })
@@ -275,13 +282,15 @@ fn smallest(table: &TableFile, entries: &[Entry]) -> Vec<Smallest> {
 /// The scorings by task, line and seed.
 type Records = BTreeMap<Place, BTreeMap<u64, Record>>;
 
-fn records(sources: &Sources, results: &Measurements) -> Result<Records> {
+/// The names of the models by task and line.
+type Models = BTreeMap<Place, String>;
+
+fn records(models: &Models, sources: &Sources, results: &Measurements) -> Result<Records> {
     let mut records = Records::new();
     for (&place, seeds) in results {
         for (&seed, measured) in seeds {
             if let Some(document) = &measured.importance {
-                let model = &measured.summary.model;
-                let record = Record::from_json(document, |kind| sources.module_name(model, kind))?;
+                let record = Record::from_json(document, |kind| sources.module_name(&models[&place], kind))?;
                 records.entry(place).or_default().insert(seed, record);
             }
         }
@@ -289,7 +298,7 @@ fn records(sources: &Sources, results: &Measurements) -> Result<Records> {
     Ok(records)
 }
 
-fn importance(records: &Records, sources: &Sources, results: &Measurements) -> Vec<ImportanceMap> {
+fn importance(records: &Records, models: &Models, sources: &Sources) -> Vec<ImportanceMap> {
     // Criterion → its line: the first in the table that has scores by it on any task.
     let all = records.iter().flat_map(|((_, line), seeds)| seeds.values().map(move |record| (*line, record)));
     let mut lines: Vec<(usize, &str)> = all.map(|(line, record)| (line, record.criterion.as_str())).collect();
@@ -304,8 +313,7 @@ fn importance(records: &Records, sources: &Sources, results: &Measurements) -> V
             .collect();
         let mut kinds: BTreeMap<ModuleKind, KindImportance> = BTreeMap::new();
         for (column, (task, seeds)) in of_line.iter().enumerate() {
-            let model = results[&(*task, line)].values().next();
-            let model = model.map_or("", |measured| measured.summary.model.as_str());
+            let model = &models[&(*task, line)];
             let mut values: BTreeMap<(ModuleKind, usize), Vec<f64>> = BTreeMap::new();
             for module in seeds.values().flat_map(|record| &record.importance.modules) {
                 values.entry((module.kind, module.layer)).or_default().push(module.importance);

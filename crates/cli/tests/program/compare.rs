@@ -123,6 +123,24 @@ fn a_table_is_run_once_and_shown() {
     assert!(!fixture.path("third/cells").exists() && fixture.path("third/compare.html").exists());
 }
 
+/// Summaries name a GGUF file by its whole path, which the table does not.
+#[test]
+fn a_table_of_a_gguf_model_shows_importance() {
+    let fixture = Fixture::new();
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/gguf/gemma3.gguf");
+    std::fs::copy(model, fixture.path("gemma3.gguf")).unwrap();
+    fixture.write("texts/train.jsonl", "{\"text\": \"a b c d e f\"}\n".repeat(8));
+    fixture.write("texts/dev.jsonl", "{\"text\": \"a b c d\"}\n".repeat(2));
+    let options = "output = \"out\"\nseeds = [0]\n[options]\nmodel = \"gemma3.gguf\"\nepochs = 1\n";
+    let task = "[[tasks]]\nname = \"texts\"\ndata = \"texts\"\n";
+    fixture.write("table.toml", format!("{options}{task}{METHODS}"));
+    fixture.run("compare table.toml").ok();
+    let map = &fixture.read_json("out/compare.json")["findings"]["importance"][0];
+    let names: Vec<&str> =
+        map["kinds"].as_array().unwrap().iter().filter_map(|k| k["name"].as_str()).collect();
+    assert_eq!(names, ["q_proj", "v_proj"]);
+}
+
 #[test]
 fn only_what_has_changed_is_run_again() {
     let fixture = fixture();
