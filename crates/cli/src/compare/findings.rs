@@ -142,7 +142,7 @@ impl Findings {
         tuned: &BTreeMap<Place, Table>,
     ) -> Result<Self> {
         let entries = entries(table, results, tuned);
-        // The model as the table names it: summaries name a file by its whole path.
+        // The model as the table names it: the summary of a resumed run has a whole path.
         let model = |place: Place| -> Result<String> {
             let trial = tuned.get(&place).cloned().unwrap_or_default();
             Ok(table.settings(&table.given(place.0, place.1, 0, &trial)?, Path::new("cell"))?.place.model)
