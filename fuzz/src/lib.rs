@@ -113,7 +113,7 @@ fn config(input: &[u8]) {
 }
 
 static ENCODER: LazyLock<ModelConfig> = LazyLock::new(|| {
-    ModelConfig::parse(&seeds::encoder_config(), Path::new("config.json")).expect("a sound configuration")
+    ModelConfig::parse(&seeds::encoder_config(), Path::new("config.json")).expect("a valid configuration")
 });
 
 /// Weights: model.safetensors, or where the bytes begin with a brace the index of two shards. What
@@ -281,7 +281,7 @@ fn gguf_tokenizer(input: &[u8]) {
     }
     let metadata: Vec<_> =
         metadata.into_iter().map(|(key, value)| (format!("tokenizer.{key}"), value)).collect();
-    let written = Writer::new(Vec::new(), &metadata, Vec::new()).expect("the keys are sound");
+    let written = Writer::new(Vec::new(), &metadata, Vec::new()).expect("the keys are valid");
     let folder = write("gguf_tokenizer", &[("model.gguf", &written.finish().expect("written"))]);
     let file = Gguf::open(&folder.join("model.gguf")).expect("just written");
     let Ok(read) = GgufTokenizer::read(&file) else { return };

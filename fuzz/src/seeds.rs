@@ -353,7 +353,7 @@ fn safetensors(tensors: &[(&str, Dtype, &[usize])]) -> Vec<u8> {
     let views = tensors.iter().zip(&bytes).map(|((name, dtype, shape), bytes)| {
         (*name, TensorView::new(*dtype, shape.to_vec(), bytes).expect("the bytes fill the shape"))
     });
-    safetensors::serialize(views, None).expect("sound tensors")
+    safetensors::serialize(views, None).expect("valid tensors")
 }
 
 /// The weights of the model of `encoder_config`.
@@ -440,7 +440,7 @@ fn gguf() -> Vec<u8> {
     let sizes: Vec<(String, usize)> =
         shapes.iter().map(|(name, shape)| (name.clone(), 4 * shape.iter().product::<usize>())).collect();
     let tensors = shapes.into_iter().map(|(name, shape)| NewTensor { name, shape, kind }).collect();
-    let mut writer = Writer::new(Vec::new(), &metadata, tensors).expect("sound tensors");
+    let mut writer = Writer::new(Vec::new(), &metadata, tensors).expect("valid tensors");
     for (name, size) in sizes {
         writer.bytes(&name, &vec![0x3c; size]).expect("the bytes fill the shape");
     }
@@ -586,7 +586,7 @@ fn parquet(fields: &str, properties: WriterProperties, columns: &[Column]) -> Ve
     let schema = Arc::new(parse_message_type(&format!("message schema {{ {fields} }}")).expect("a schema"));
     let mut bytes = Vec::new();
     let mut writer =
-        SerializedFileWriter::new(&mut bytes, schema, Arc::new(properties)).expect("a sound schema");
+        SerializedFileWriter::new(&mut bytes, schema, Arc::new(properties)).expect("a valid schema");
     let mut group = writer.next_row_group().expect("a group");
     for column in columns {
         let mut out = group.next_column().expect("a column").expect("as many as the schema has");

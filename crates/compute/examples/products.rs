@@ -18,8 +18,9 @@ const SHAPES: [(&str, usize, usize, usize); 8] = [
 ];
 const BOTH: [Precision; 2] = [Precision::F32, Precision::Bf16];
 
-/// Returns the GFLOP/s of a product, the best of seven samples of 20 ms. B is a weight, stored by
-/// rows as in the forward pass, or `by_columns` as for the gradient of the input.
+/// Returns the GFLOP/s of a product, the best of seven samples of 20 ms. B is the transpose of a
+/// row-major (n, k), as Wᵀ in the forward pass, or with `by_columns` a row-major (k, n), as W in
+/// the gradient of the input.
 fn rate(precision: Precision, (m, n, k): (usize, usize, usize), by_columns: bool) -> f64 {
     let number = |i: usize| (i * 7919 % 1000) as f32 / 500.0 - 1.0;
     let (a, b): (Vec<f32>, Vec<f32>) = ((0..m * k).map(number).collect(), (0..n * k).map(number).collect());

@@ -226,7 +226,7 @@ fn sizes_that_do_not_fit_are_refused() {
 
 #[test]
 fn values_that_a_type_cannot_hold_are_refused() {
-    // The largest value with a finite scale, and larger ones.
+    // Nearly the largest value that each type can hold, and values that it cannot.
     for (kind, most) in
         [(F16, 65519.996), (Bf16, 3.394_6e38), (Q8_0, 65503.9 * 127.0), (Q4_0, -65503.9 * 8.0)]
     {

@@ -121,8 +121,8 @@ impl Answer {
         }
     }
 
-    /// Reads what another rank wrote with `write_for_ranks` for a row with this label; None if it is
-    /// something else.
+    /// Reads what another rank wrote with `write_for_ranks` for a row with this label; None if
+    /// it is something else.
     pub fn read_from_rank(label: &Label, from: &mut &[u8]) -> Option<Self> {
         let number = |from: &mut &[u8]| Some(u32::from_le_bytes(take_bytes(from)?));
         let float = |from: &mut &[u8]| Some(f32::from_le_bytes(take_bytes(from)?));

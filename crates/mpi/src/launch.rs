@@ -94,7 +94,7 @@ impl Launch {
             return Ok(None);
         }
         let rank = number(found.rank, size)?;
-        // Slurm writes "2(x3)" for two processes on each of three machines; this is left out.
+        // Slurm writes "2(x3)" for two processes on each of three machines, which gives None.
         let local_size = variable(found.local_size).and_then(|value| value.parse().ok());
         Ok(Some(Launch { launcher: Launcher(found), rank, size, local_size }))
     }

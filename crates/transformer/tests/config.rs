@@ -129,13 +129,13 @@ fn missing_and_impossible_sizes_are_refused() {
         "num_attention_heads (5) does not divide hidden_size (12)"
     );
     assert!(problem("num_attention_heads", json!(24)).contains("does not divide"));
-    for (value, warning) in
+    for (value, expected) in
         [(json!(20), "20, outside the vocabulary of 20"), (json!(-1), "-1, expected an integer from 0 up")]
     {
         let mut padded = valid("roberta");
         padded["pad_token_id"] = value;
         let seen = parse(&padded).expect_err("positions are counted from it");
-        assert!(seen.ends_with(&format!("pad_token_id is {warning}")), "{seen}");
+        assert!(seen.ends_with(&format!("pad_token_id is {expected}")), "{seen}");
     }
     let mut huge = valid("bert");
     for key in

@@ -460,8 +460,8 @@ fn recomputing_is_bit_identical_in_less_memory() {
                 "{what}"
             );
             // The plan is at most 2 % larger than what a pass uses.
-            for arena in [saved, recomputed.2] {
-                assert!(touched(&arena) > 0.98, "{what}: {} of {}", touched(&arena), arena.len());
+            for memory in [saved, recomputed.2] {
+                assert!(touched(&memory) > 0.98, "{what}: {} of {}", touched(&memory), memory.len());
             }
         }
     }

@@ -253,13 +253,13 @@ fn run_cell(mut command: Command, path: &Path, cancel: &Cancel) -> Result<(), Er
 
 /// Waits for a process, and passes an interruption on to it.
 fn wait(mut child: Child, cancel: &Cancel) -> std::io::Result<ExitStatus> {
-    let mut told = false;
+    let mut passed_on = false;
     loop {
         if let Some(status) = child.try_wait()? {
             return Ok(status);
         }
-        if cancel.is_raised() && !told {
-            told = true;
+        if cancel.is_raised() && !passed_on {
+            passed_on = true;
             pass_on(&child);
         }
         std::thread::sleep(LOOK);

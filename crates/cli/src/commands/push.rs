@@ -22,7 +22,7 @@ Examples:
 The token is that of HF_TOKEN, or the one that `hf auth login` has saved. Rows of the data, logs and paths of
 this machine are not sent.";
 
-/// What is said where Ctrl-C ends it.
+/// The message when Ctrl-C ends the push.
 const NOTHING_COMMITTED: &str = "nothing was committed";
 
 /// Send an adapter with its model card to the Hugging Face hub

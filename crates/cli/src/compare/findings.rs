@@ -2,7 +2,6 @@
 //! adapter that is good enough, importance and the agreement of rankings.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 
 use lora_drop_transformer::ModuleKind;
 use serde::Serialize;
@@ -143,9 +142,10 @@ impl Findings {
     ) -> Result<Self> {
         let entries = entries(table, results, tuned);
         // The model as the table names it: the summary of a resumed run has a whole path.
-        let model = |place: Place| -> Result<String> {
-            let trial = tuned.get(&place).cloned().unwrap_or_default();
-            Ok(table.settings(&table.given(place.0, place.1, 0, &trial)?, Path::new("cell"))?.place.model)
+        let model = |(task, line): Place| -> Result<String> {
+            let trial = tuned.get(&(task, line)).cloned().unwrap_or_default();
+            let given = table.given(task, line, 0, &trial)?;
+            Ok(given.get("model").and_then(Value::as_str).unwrap_or_default().to_string())
         };
         let models = results.keys().map(|&place| Ok((place, model(place)?))).collect::<Result<Models>>()?;
         let records = records(&models, sources, results)?;

@@ -488,12 +488,12 @@ impl Comparison {
                     }
                 };
                 let counts = if result.is_some() { self.write_files() } else { self.counts() };
-                let told = counts.and_then(|counts| {
+                let reported = counts.and_then(|counts| {
                     let seconds_left = self.seconds_left(attempted, &running, run.jobs)?;
                     listen(&Event { cell: &cell, result: result.as_ref(), counts, seconds_left });
                     Ok(())
                 });
-                if let Err(error) = told {
+                if let Err(error) = reported {
                     stop.store(true, Ordering::SeqCst);
                     outcome = Err(error);
                 }
@@ -502,7 +502,7 @@ impl Comparison {
         })
     }
 
-    /// OptionSet cells from the queue until it is empty or `stop` is set.
+    /// Takes cells from the queue until it is empty or `stop` is set.
     fn work(
         &self,
         queue: &Mutex<VecDeque<Cell>>,

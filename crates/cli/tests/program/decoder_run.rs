@@ -135,7 +135,7 @@ fn a_quantized_base_trains() {
 }
 
 #[test]
-fn the_dry_run_foresees_and_writes_nothing() {
+fn the_dry_run_estimates_and_writes_nothing() {
     let fixture = fixture();
     let plan = fixture.run(&format!("train {OPTIONS} --output out --dry-run --json")).ok().json();
     assert_eq!(plan["train_rows"], json!(64));

@@ -15,7 +15,7 @@ fn plan(fixture: &Fixture, options: &str) -> Value {
 }
 
 #[test]
-fn the_arena_is_as_foreseen() {
+fn the_arena_is_as_estimated() {
     let fixture = Fixture::new();
     let runs = [
         "--threads 1 --method lora",
@@ -65,7 +65,7 @@ fn a_dry_run_shows_the_parts() {
 }
 
 #[test]
-fn packed_weights_are_foreseen_as_copies() {
+fn packed_weights_are_estimated_as_copies() {
     let fixture = Fixture::new();
     let runs = ["--method lora", "--method lora --dtype bf16", "--method full --dtype bf16"];
     // Packed once, for both directions.

@@ -18,7 +18,7 @@ use rayon::prelude::*;
 
 use crate::arena::Arena;
 use crate::gemm::panels::WIDTH;
-use crate::gemm::{Mat, Precision};
+use crate::gemm::{Mat, Precision, nth_part};
 use crate::output_slice::OutputSlice;
 use crate::profile::{self, Work};
 use crate::random::{Dropout, Key};
@@ -160,7 +160,7 @@ impl Attention<'_> {
             let (part, unpacked) = (task % parts, unpacked::applies_to(group.span.queries));
             let each = if unpacked { 1 } else { strip::strips(group.span.queries) };
             let all = group.heads.len() * each;
-            let numbers = part * all / parts..(part + 1) * all / parts;
+            let numbers = nth_part(all, part, parts);
             if numbers.is_empty() {
                 return;
             }
@@ -339,11 +339,11 @@ impl Attention<'_> {
             Queries::First => sequences,
             Queries::Last(n) => n * sequences,
         };
-        assert!(self.scale > 0.0, "a scale that turns scores around");
+        assert!(self.scale > 0.0, "the scale must be positive");
         assert!(self.kv_heads > 0 && self.heads.is_multiple_of(self.kv_heads), "heads of keys");
         assert!(
             self.queries != Queries::First || self.mask == Mask::Bidirectional,
-            "a first token sees itself alone"
+            "queries of first tokens need a bidirectional mask"
         );
         if let Queries::Last(n) = self.queries {
             assert!(self.offsets.windows(2).all(|w| w[1] - w[0] >= n), "more queries than tokens");
@@ -351,7 +351,7 @@ impl Attention<'_> {
         assert!(out == queries * self.heads * self.width && lse == queries * self.heads);
         assert!(self.offsets.windows(2).all(|w| w[0] < w[1]), "an empty sequence");
         if let Some(bias) = self.bias {
-            assert!(self.mask == Mask::Bidirectional, "a relative bias goes with full sight");
+            assert!(self.mask == Mask::Bidirectional, "a relative bias needs a bidirectional mask");
             assert_eq!(bias.table.len(), self.heads * (2 * bias.reach - 1));
             assert!(self.offsets.windows(2).all(|w| w[1] - w[0] <= bias.reach));
         }

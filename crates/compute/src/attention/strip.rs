@@ -191,7 +191,7 @@ pub unsafe fn forward(
             let row = strip.first + i;
             // SAFETY: the caller promises exclusive access to these entries and columns.
             let to = unsafe {
-                lse.write(group.entry(strip.head, row), scale * top[i] + sum[i].ln());
+                lse.columns(group.span.query + row, strip.head, 1)[0] = scale * top[i] + sum[i].ln();
                 out.columns(group.span.query + row, strip.head * width, width)
             };
             columns::scale(to, values, 1.0 / sum[i]);

@@ -51,7 +51,7 @@ pub unsafe fn forward(
         }
         // SAFETY: the caller promises exclusive access to these entries and columns.
         let out = unsafe {
-            lse.write(group.entry(head, row), sum);
+            lse.columns(group.span.query + row, head, 1)[0] = sum;
             out.columns(group.span.query + row, head * attention.width, attention.width)
         };
         out.fill(0.0);

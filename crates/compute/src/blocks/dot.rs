@@ -184,9 +184,7 @@ fn some_columns<L: Layout, S: Lanes, const M: usize, const R: usize>(
     let runs = L::VALUES / LANES;
     let whole = blocks.start..(stored.row_bytes / L::BYTES).min(blocks.end);
     let rest = blocks.end > whole.end;
-    // In types with offsets, a block is the sixteen runs of one entry of `run_sums`.
-    let x_sums = if L::OFFSETS { &x.run_sums[blocks.start * M..] } else { &[] };
-    let x = &x.values[blocks.start * runs * M..];
+    let (x, run_sums) = (&x.values[blocks.start * runs * M..], &x.run_sums);
     let last = blocks.end * L::BYTES >= stored.row_bytes;
     let mut out = out.as_chunks_mut::<M>().0.chunks_mut(R);
     for (group, first) in rows.clone().step_by(R).enumerate() {
@@ -215,7 +213,8 @@ fn some_columns<L: Layout, S: Lanes, const M: usize, const R: usize>(
                     prefetch_line::<1>(ahead.wrapping_add(at + line));
                 }
             }
-            let x_sums = if L::OFFSETS { &x_sums[(block - blocks.start) * M..] } else { &[] };
+            // In types with offsets, a block is the sixteen runs of one entry of `run_sums`.
+            let x_sums = if L::OFFSETS { &run_sums[block * M..] } else { &[] };
             add_block::<L, S, M, R>(s, side, at, x, x_sums, &mut sums);
         }
         // Only types without blocks have a remainder. Zero bytes are zeros in these types.

@@ -36,7 +36,7 @@ const LINEAR_FEW_ROWS: &str = "linear, few rows";
 
 /// Returns the gradients of a store. Panics in a pass without a backward pass.
 fn gradients<'a>(store: &'a mut Option<&mut [f32]>) -> &'a mut [f32] {
-    store.as_deref_mut().expect("a pass with a backward has gradients")
+    store.as_deref_mut().expect("a pass with a backward pass has gradients")
 }
 
 impl Device for Cpu {

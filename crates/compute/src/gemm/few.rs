@@ -10,11 +10,12 @@ use std::cell::Cell;
 use rayon::prelude::*;
 
 use super::mat::Data;
-use super::{MAX_SERIAL_WORK, Mat, MatMut, SharedC, Start, Term, with_scratch};
+use super::{MAX_SERIAL_WORK, Mat, MatMut, Start, Term, with_scratch};
 use crate::aligned::AlignedBuffer;
 use crate::blocks::dot::{MAX_VECTORS, StoredRows, Vectors, dot};
 use crate::cpu::vectorised;
 use crate::math::fused;
+use crate::output_slice::OutputSlice;
 
 /// Maximum number of rows of [`matmul_few`].
 pub const FEW_ROWS: usize = MAX_VECTORS;
@@ -68,15 +69,12 @@ fn few(c: MatMut, start: Start, wide: Term, thin: Option<Term>, parallel: bool) 
     let threads = if parallel { rayon::current_num_threads() } else { 1 };
     let tasks = if threads > 1 { 4 * threads } else { 1 };
     let each = n.div_ceil(tasks).next_multiple_of(4);
-    let (shared, stride) = (SharedC(c.data), c.row_stride);
+    let to = OutputSlice::new(c.data, c.row_stride);
     let stored = stored(&w);
     let task = |task: usize, x: &Vectors| {
         let outputs = (task * each).min(n)..((task + 1) * each).min(n);
-        // SAFETY: columns `outputs` of this row are inside C, which is borrowed mutably, and no
-        // other task accesses them.
-        let c_row = |row: usize| unsafe {
-            std::slice::from_raw_parts_mut(shared.at(row * stride + outputs.start), outputs.len())
-        };
+        // SAFETY: C is borrowed mutably, and no other task accesses columns `outputs`.
+        let c_row = |row: usize| unsafe { to.columns(row, outputs.start, outputs.len()) };
         with_scratch(&SUMS_SCRATCH, GROUP * FEW_ROWS, |sums| {
             for first in outputs.clone().step_by(GROUP) {
                 let group = first..(first + GROUP).min(outputs.end);

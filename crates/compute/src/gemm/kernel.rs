@@ -47,8 +47,8 @@ pub struct Kernel {
     /// Sizes of blocks, chosen for the caches.
     pub sizes: BlockSizes,
     /// Computes a tile from (depth in words, A panel of depth · mr words, B panel of depth · nr
-    /// words, tile). Safety: the panels have these sizes, and the tile is inside a matrix that no
-    /// one else accesses.
+    /// words, tile). Safety: the panels have these sizes; the tile is inside a matrix, and no one
+    /// else accesses its elements.
     pub run: unsafe fn(usize, &[f32], &[f32], Tile),
 }
 
@@ -64,7 +64,7 @@ pub struct BlockSizes {
 
 /// Panels stream from the L2 cache: a panel of B takes at most 72 KiB, a task's own operand 384
 /// KiB.
-pub const STREAMED: BlockSizes = BlockSizes { depth: 576, own_words: 96 << 10 };
+pub const DEFAULT_SIZES: BlockSizes = BlockSizes { depth: 576, own_words: 96 << 10 };
 
 /// The shape of C for which a kernel is made.
 #[derive(Clone, Copy)]
@@ -98,8 +98,8 @@ pub struct PanelKernel {
     /// Rows of A that a call multiplies.
     pub rows: usize,
     /// Computes a tile from (depth in words, A from the first word of the tile's rows on, strides
-    /// of A, B panel of depth · `STRIDED[1]` words, tile). Safety: the tile is inside a matrix that
-    /// no one else accesses.
+    /// of A, B panel of depth · `STRIDED[1]` words, tile). Safety: the tile is inside a matrix, and
+    /// no one else accesses its elements.
     pub run: unsafe fn(usize, &[f32], Strides, &[f32], Tile),
 }
 
@@ -185,7 +185,7 @@ pub const PORTABLE: Kernel = Kernel {
     a_format: Format::F32,
     b_format: Format::F32,
     step: 1,
-    sizes: STREAMED,
+    sizes: DEFAULT_SIZES,
     run: portable,
 };
 
@@ -198,7 +198,7 @@ unsafe fn portable(depth: usize, a: &[f32], b: &[f32], tile: Tile) {
 }
 
 /// # Safety
-/// The tile is inside a matrix that no one else accesses.
+/// The tile is inside a matrix, and no one else accesses its elements.
 unsafe fn portable_strided(depth: usize, a: &[f32], strides: Strides, b: &[f32], tile: Tile) {
     check_strided(depth, a, strides, b);
     let mut whole = [0.0; STRIDED[0] * STRIDED[1]];
@@ -231,7 +231,7 @@ fn portable_block(depth: usize, a: &[f32], strides: Strides, b: &[f32], width: u
 /// rows of `width`.
 ///
 /// # Safety
-/// The tile is inside a matrix that no one else accesses.
+/// The tile is inside a matrix, and no one else accesses its elements.
 pub unsafe fn store_part(tile: &Tile, sum: &[f32], width: usize) {
     for i in 0..tile.rows {
         for j in 0..tile.cols {
@@ -249,7 +249,7 @@ pub unsafe fn store_part(tile: &Tile, sum: &[f32], width: usize) {
 
 #[cfg(target_arch = "x86_64")]
 pub mod avx512 {
-    use super::{Format, Kernel, STREAMED, STRIDED, Shape, Start, Strides, Tile, check_strided};
+    use super::{DEFAULT_SIZES, Format, Kernel, STRIDED, Shape, Start, Strides, Tile, check_strided};
     use std::arch::x86_64::*;
 
     macro_rules! kernel {
@@ -262,7 +262,7 @@ pub mod avx512 {
                 a_format: Format::$format,
                 b_format: Format::$format,
                 step: 1,
-                sizes: STREAMED,
+                sizes: DEFAULT_SIZES,
                 run: $run::<$mr, $vectors>,
             }
         };
@@ -305,7 +305,8 @@ pub mod avx512 {
     }
 
     /// # Safety
-    /// The tile is inside a matrix that no one else accesses; the processor has AVX-512F.
+    /// The tile is inside a matrix, and no one else accesses its elements; the processor has
+    /// AVX-512F.
     #[target_feature(enable = "avx512f")]
     pub unsafe fn f32_strided(depth: usize, a: &[f32], strides: Strides, b: &[f32], tile: Tile) {
         check_strided(depth, a, strides, b);
@@ -364,7 +365,8 @@ pub mod avx512 {
 
     /// # Safety
     /// The operands have MR rows and 16 · NV columns, `depth` words deep; the tile is inside a
-    /// matrix that no one else accesses; the processor has AVX-512F, and BF16 with PAIRS.
+    /// matrix, and no one else accesses its elements; the processor has AVX-512F, and BF16 with
+    /// PAIRS.
     #[inline(always)]
     unsafe fn kernel<const MR: usize, const NV: usize, const PAIRS: bool>(
         depth: usize,
@@ -416,7 +418,8 @@ pub mod avx512 {
     /// in full, which has `rows` rows.
     ///
     /// # Safety
-    /// The processor has AVX-512F; the tile is inside a matrix that no one else accesses.
+    /// The processor has AVX-512F; the tile is inside a matrix, and no one else
+    /// accesses its elements.
     #[inline(always)]
     pub unsafe fn store<const NV: usize>(tile: &Tile, rows: usize, sum: impl Fn(usize) -> [__m512; NV]) {
         // SAFETY: the caller promises AVX-512F.
@@ -455,7 +458,7 @@ pub mod avx512 {
 
 #[cfg(target_arch = "x86_64")]
 pub mod avx2 {
-    use super::{Format, Kernel, STREAMED, STRIDED, Strides, Tile, check_strided, store_part};
+    use super::{DEFAULT_SIZES, Format, Kernel, STRIDED, Strides, Tile, check_strided, store_part};
     use std::arch::x86_64::*;
 
     /// 12 accumulators of 8 lanes.
@@ -467,7 +470,7 @@ pub mod avx2 {
         a_format: Format::F32,
         b_format: Format::F32,
         step: 1,
-        sizes: STREAMED,
+        sizes: DEFAULT_SIZES,
         run,
     };
 
@@ -484,7 +487,8 @@ pub mod avx2 {
     }
 
     /// # Safety
-    /// The tile is inside a matrix that no one else accesses; the processor has AVX2 and FMA.
+    /// The tile is inside a matrix, and no one else accesses its elements; the processor has AVX2
+    /// and FMA.
     pub unsafe fn strided(depth: usize, a: &[f32], strides: Strides, b: &[f32], tile: Tile) {
         check_strided(depth, a, strides, b);
         let width = STRIDED[1];

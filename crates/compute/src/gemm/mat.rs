@@ -1,7 +1,5 @@
 //! Views of matrices as operands and results of products.
 
-use std::marker::PhantomData;
-
 use super::PackedMatrix;
 use crate::blocks::BlockMatrix;
 
@@ -85,11 +83,10 @@ impl<'a> Mat<'a> {
 
 /// A matrix to write: row-major with rows `row_stride` elements apart.
 pub struct MatMut<'a> {
-    pub(super) data: *mut f32,
+    pub(super) data: &'a mut [f32],
     pub(super) rows: usize,
     pub(super) cols: usize,
     pub(super) row_stride: usize,
-    borrowed: PhantomData<&'a mut [f32]>,
 }
 
 impl<'a> MatMut<'a> {
@@ -104,7 +101,7 @@ impl<'a> MatMut<'a> {
     /// The slice is too short, or rows would overlap.
     pub fn strided(data: &'a mut [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
         check_extent(data.len(), rows, cols, row_stride);
-        MatMut { data: data.as_mut_ptr(), rows, cols, row_stride, borrowed: PhantomData }
+        MatMut { data, rows, cols, row_stride }
     }
 }
 

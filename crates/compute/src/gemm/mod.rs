@@ -34,12 +34,13 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::aligned::AlignedBuffer;
+use crate::output_slice::OutputSlice;
 
 pub use choose::instructions;
 pub(crate) use few::add_rows;
 pub(crate) use few::matmul_few_local;
 pub use few::{FEW_ROWS, matmul_few};
-use kernel::{BlockSizes, Kernel, MAX_MR, MAX_NR, STREAMED, Tile};
+use kernel::{BlockSizes, DEFAULT_SIZES, Kernel, MAX_MR, MAX_NR, Tile};
 use mat::Data;
 pub use mat::{Mat, MatMut};
 use pack::Format;
@@ -260,25 +261,15 @@ fn groups<'a>(terms: &[Term<'a>], shared: Side, limit: usize) -> Vec<Group<'a>> 
     groups
 }
 
-/// A pointer to C shared by tasks, each of which writes disjoint elements.
-#[derive(Clone, Copy)]
-struct SharedC(*mut f32);
-// SAFETY: tasks write disjoint elements, see `multiply` and `few`.
-unsafe impl Send for SharedC {}
-unsafe impl Sync for SharedC {}
-
-impl SharedC {
-    /// Returns a pointer to element `offset` of C.
-    ///
-    /// # Safety
-    /// The element is inside C.
-    unsafe fn at(&self, offset: usize) -> *mut f32 {
-        // SAFETY: the caller promises that the element is inside C.
-        unsafe { self.0.add(offset) }
-    }
-}
-
-fn run(kernel: Kernel, c: MatMut, start: Start, scale: f32, terms: &[Term], parallel: bool, limit: usize) {
+fn run(
+    kernel: Kernel,
+    mut c: MatMut,
+    start: Start,
+    scale: f32,
+    terms: &[Term],
+    parallel: bool,
+    limit: usize,
+) {
     let (m, n) = (c.rows, c.cols);
     for (a, b) in terms {
         assert!(a.rows == m && b.cols == n && a.cols == b.rows, "shapes of a product do not fit");
@@ -302,13 +293,13 @@ fn run(kernel: Kernel, c: MatMut, start: Start, scale: f32, terms: &[Term], para
     let parallel = parallel && work > MAX_SERIAL_WORK && rayon::current_num_threads() > 1;
     for group in &groups {
         let start = if group.first { start } else { Start::Keep };
-        multiply(&c, start, scale, kernel, group, [shared, own], parallel);
+        multiply(&mut c, start, scale, kernel, group, [shared, own], parallel);
     }
 }
 
 /// Computes one group's part of the product.
 fn multiply(
-    c: &MatMut,
+    c: &mut MatMut,
     start: Start,
     scale: f32,
     kernel: Kernel,
@@ -332,11 +323,11 @@ fn multiply(
     with_scratch(&SHARED_SCRATCH, depth * strips * shared.height, |packed| {
         pack_shared(shared, group, scale, packed, parallel);
         let packed = &*packed;
-        let (to, row_stride) = (SharedC(c.data), c.row_stride);
+        let to = OutputSlice::new(c.data, c.row_stride);
         let task = |task: usize| {
             let (own_part, shared_part) = (task / shared_parts, task % shared_parts);
-            let own_strips = part(own.strips(), own_part, own_parts);
-            let shared_strips = part(strips, shared_part, shared_parts);
+            let own_strips = nth_part(own.strips(), own_part, own_parts);
+            let shared_strips = nth_part(strips, shared_part, shared_parts);
             let mut rest = packed;
             for (number, block) in blocks.iter().enumerate() {
                 let start = if number == 0 { start } else { Start::Keep };
@@ -356,9 +347,7 @@ fn multiply(
                     // SAFETY: the panels were packed for this kernel. Strips are inside C, whose
                     // extent was checked when `c` was made and which is borrowed mutably. No other
                     // task has the same strips of both operands.
-                    unsafe {
-                        multiply_block(kernel, to, row_stride, start, block, &shared_panels, &own_panels)
-                    };
+                    unsafe { multiply_block(kernel, to, start, block, &shared_panels, &own_panels) };
                 };
                 match own.packed(block, own_strips.clone()) {
                     Some(words) => multiply(words),
@@ -379,8 +368,19 @@ fn multiply(
 }
 
 /// Returns part `number` of `parts` about equal parts of 0..`count`.
-fn part(count: usize, number: usize, parts: usize) -> Range<usize> {
+pub(crate) fn nth_part(count: usize, number: usize, parts: usize) -> Range<usize> {
     number * count / parts..(number + 1) * count / parts
+}
+
+/// Splits the panels of `strips` into parts of `STRIPS_PER_TASK` strips, one for each task.
+fn pack_jobs(
+    strips: Range<usize>,
+    panel: usize,
+    out: &mut [f32],
+) -> impl Iterator<Item = (Range<usize>, &mut [f32])> {
+    let end = strips.end;
+    let parts = strips.step_by(STRIPS_PER_TASK).zip(out.chunks_mut(panel * STRIPS_PER_TASK));
+    parts.map(move |(first, out)| (first..(first + STRIPS_PER_TASK).min(end), out))
 }
 
 /// Packs the shared operand's strips of a group into `out`, one block of k after the other. Leaves
@@ -393,10 +393,7 @@ fn pack_shared(shared: Side, group: &Group, scale: f32, out: &mut [f32], paralle
         let panel = shared.panel(block);
         let (out, tail) = rest.split_at_mut(panel * strips.len());
         rest = tail;
-        let firsts = strips.clone().step_by(STRIPS_PER_TASK);
-        for (first, out) in firsts.zip(out.chunks_mut(panel * STRIPS_PER_TASK)) {
-            jobs.push((block, first..(first + STRIPS_PER_TASK).min(strips.end), out));
-        }
+        jobs.extend(pack_jobs(strips.clone(), panel, out).map(|(strips, out)| (block, strips, out)));
     }
     let pack =
         |(block, strips, out): (&KBlock, Range<usize>, &mut [f32])| shared.pack(block, strips, scale, out);
@@ -426,13 +423,12 @@ impl StripPanels<'_> {
 /// Multiplies the panels of one block of k, tile by tile: each shared panel with every own panel.
 ///
 /// # Safety
-/// The panels are packed for this kernel, and their strips are inside C, whose rows are
-/// `row_stride` apart. No one else accesses these rows and columns of C.
+/// The panels are packed for this kernel, and their strips are inside C. No one else accesses these
+/// rows and columns of C.
 #[inline(always)]
 unsafe fn multiply_block(
     kernel: Kernel,
-    c: SharedC,
-    row_stride: usize,
+    c: OutputSlice,
     start: Start,
     block: &KBlock,
     shared: &StripPanels,
@@ -446,8 +442,8 @@ unsafe fn multiply_block(
             };
             let tile = Tile {
                 // SAFETY: the caller promises that the strips are inside C.
-                c: unsafe { c.at(rows.start * row_stride + columns.start) },
-                row_stride,
+                c: unsafe { c.at(rows.start, columns.start) },
+                row_stride: c.stride,
                 rows: rows.len(),
                 cols: columns.len(),
                 start: match start {
@@ -465,8 +461,7 @@ unsafe fn multiply_block(
 /// Sets C to `start`, for a product without terms or with k = 0.
 fn fill(c: MatMut, start: Start) {
     for row in 0..c.rows {
-        // SAFETY: the row is inside C, which is borrowed mutably.
-        let row = unsafe { std::slice::from_raw_parts_mut(c.data.add(row * c.row_stride), c.cols) };
+        let row = &mut c.data[row * c.row_stride..][..c.cols];
         match start {
             Start::Zero => row.fill(0.0),
             Start::Bias(bias) => row.copy_from_slice(bias),
@@ -485,7 +480,7 @@ pub fn measure_peak(precision: Precision, seconds: f64) -> f64 {
 
 /// Measures one kernel on the calling thread.
 fn peak(kernel: Kernel, seconds: f64) -> f64 {
-    let depth = STREAMED.depth;
+    let depth = DEFAULT_SIZES.depth;
     let per_call = 2.0 * (kernel.mr * kernel.nr * depth * kernel.a_format.per_word()) as f64;
     let (a_words, b_words) = (kernel.mr * depth, kernel.nr * depth);
     with_scratch(&OWN_SCRATCH, a_words + b_words, |panels| {

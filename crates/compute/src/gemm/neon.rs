@@ -13,7 +13,7 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 use std::array::from_fn;
 
-use super::kernel::{Kernel, STREAMED, STRIDED, Shape, Strides, Tile, check_strided, store_part};
+use super::kernel::{DEFAULT_SIZES, Kernel, STRIDED, Shape, Strides, Tile, check_strided, store_part};
 use super::pack::Format;
 
 /// Rows of every tile.
@@ -29,7 +29,7 @@ macro_rules! kernel {
             a_format: Format::$format,
             b_format: Format::$format,
             step: 1,
-            sizes: STREAMED,
+            sizes: DEFAULT_SIZES,
             run: $run::<$vectors>,
         }
     };
@@ -78,7 +78,7 @@ unsafe fn bf16_kernel<const NV: usize>(depth: usize, a: &[f32], b: &[f32], tile:
 }
 
 /// # Safety
-/// The tile is inside a matrix that no one else accesses.
+/// The tile is inside a matrix, and no one else accesses its elements.
 pub unsafe fn f32_strided(depth: usize, a: &[f32], strides: Strides, b: &[f32], tile: Tile) {
     check_strided(depth, a, strides, b);
     // SAFETY: the caller's promise; the operands' sizes were checked above.
@@ -97,7 +97,7 @@ pub unsafe fn bf16_strided(depth: usize, a: &[f32], strides: Strides, b: &[f32],
 /// of the eight columns from j on.
 ///
 /// # Safety
-/// The tile is inside a matrix that no one else accesses.
+/// The tile is inside a matrix, and no one else accesses its elements.
 #[inline(always)]
 unsafe fn strided(tile: &Tile, block: impl Fn(usize) -> Sums<2>) {
     const { assert!(STRIDED[0] == MR && STRIDED[1].is_multiple_of(8)) };
@@ -123,7 +123,7 @@ fn write<const NV: usize>(sums: &Sums<NV>, out: &mut [f32], width: usize) {
 /// Writes C = start + sums to the part of a tile that is inside C.
 ///
 /// # Safety
-/// The tile is inside a matrix that no one else accesses.
+/// The tile is inside a matrix, and no one else accesses its elements.
 #[inline(always)]
 unsafe fn store<const NV: usize>(sums: &Sums<NV>, tile: &Tile) {
     let mut whole = [0.0; MR * 12];

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use super::kernel::Kernel;
-use super::{KBlock, Mat, Precision, STRIPS_PER_TASK, Side};
+use super::{KBlock, Mat, Precision, Side, pack_jobs};
 use crate::Tensor;
 use crate::aligned::AlignedBuffer;
 use crate::magnitude::squares_of;
@@ -131,10 +131,8 @@ impl PackedPanels {
             let panel = side.words(k.len()) * side.height;
             let (out, tail) = rest.split_at_mut(panel * side.strips());
             rest = tail;
-            let strips = (0..side.strips()).step_by(STRIPS_PER_TASK);
-            for (first, out) in strips.zip(out.chunks_mut(panel * STRIPS_PER_TASK)) {
-                jobs.push((k.clone(), first..(first + STRIPS_PER_TASK).min(side.strips()), out));
-            }
+            let of_block = pack_jobs(0..side.strips(), panel, out);
+            jobs.extend(of_block.map(|(strips, out)| (k.clone(), strips, out)));
         }
         jobs.into_par_iter().for_each(|(k, strips, out)| {
             let depth = side.words(k.len());

@@ -79,8 +79,7 @@ impl PanelGemm {
         for (first_col, b) in (0..c.cols).step_by(WIDTH).zip(b.words.chunks(b.panel)) {
             for first_row in (0..c.rows).step_by(self.kernel.rows) {
                 let tile = Tile {
-                    // SAFETY: the element is inside C.
-                    c: unsafe { c.data.add(first_row * c.row_stride + first_col) },
+                    c: c.data[first_row * c.row_stride + first_col..].as_mut_ptr(),
                     row_stride: c.row_stride,
                     rows: self.kernel.rows.min(c.rows - first_row),
                     cols: WIDTH.min(c.cols - first_col),

@@ -184,7 +184,9 @@ fn results_do_not_depend_on_how_much_is_packed_at_once() {
                 c
             };
             let whole = product(SHARED_WORDS, false);
-            for limit in [1, STREAMED.depth * 14, STREAMED.depth * 32, STREAMED.depth * 70, 900 * 128] {
+            for limit in
+                [1, DEFAULT_SIZES.depth * 14, DEFAULT_SIZES.depth * 32, DEFAULT_SIZES.depth * 70, 900 * 128]
+            {
                 assert!(product(limit, false) == whole && product(limit, true) == whole, "{limit}");
             }
         }
@@ -195,9 +197,16 @@ fn results_do_not_depend_on_how_much_is_packed_at_once() {
 fn groups_cover_the_product_and_stay_below_the_limit() {
     let (a, b) = (vec![0.0; 900], vec![0.0; 900 * 100]);
     let terms = [(Mat::new(&a, 1, 900), Mat::new(&b, 900, 100))];
-    let shared =
-        Side { operand: Operand::B, extent: 100, height: 32, format: Format::F32, step: 1, sizes: STREAMED };
-    for limit in [STREAMED.depth * 32, STREAMED.depth * 70, STREAMED.depth * 150, SHARED_WORDS] {
+    let shared = Side {
+        operand: Operand::B,
+        extent: 100,
+        height: 32,
+        format: Format::F32,
+        step: 1,
+        sizes: DEFAULT_SIZES,
+    };
+    for limit in [DEFAULT_SIZES.depth * 32, DEFAULT_SIZES.depth * 70, DEFAULT_SIZES.depth * 150, SHARED_WORDS]
+    {
         let groups = groups(&terms, shared, limit);
         let size = |g: &Group| g.blocks.iter().map(|b| b.k.len()).sum::<usize>() * g.strips.len() * 32;
         assert!(groups.iter().all(|g| size(g) <= limit));

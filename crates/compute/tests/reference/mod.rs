@@ -23,7 +23,7 @@ use formulas::{activate, attention, attention_backward, slope};
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Reference;
 
-const BACK: &str = "a pass with a backward has gradients";
+const BACK: &str = "a pass with a backward pass has gradients";
 
 /// Keys and values of the tokens so far, by rows.
 #[derive(Clone, Debug, Default)]

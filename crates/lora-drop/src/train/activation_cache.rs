@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use lora_drop_compute::profile::{self, Work};
-use lora_drop_transformer::{AdapterTable, DropoutRates, Model, Sequences};
+use lora_drop_transformer::{AdapterTable, Model, Sequences};
 
 use crate::{Error, Result};
 
@@ -41,12 +41,9 @@ impl CacheState {
     }
 }
 
-/// Number of lowest blocks that give the same output in every step: nothing in them trains, and
-/// they have no dropout.
-pub fn cacheable_blocks(model: &Model, table: &AdapterTable, dropout: DropoutRates) -> usize {
-    if dropout.hidden > 0.0 || dropout.attention > 0.0 {
-        return 0;
-    }
+/// Number of lowest blocks in which nothing trains; without dropout they give the same output in
+/// every step.
+pub fn cacheable_blocks(model: &Model, table: &AdapterTable) -> usize {
     // The last block of an encoder computes first tokens alone, so it is never among them.
     model.net.lowest_trained_block(table).unwrap_or(model.layers() - 1)
 }
@@ -92,14 +89,14 @@ impl ActivationCache {
         };
         if let Some(offsets) = offsets {
             // On other systems threads share the file's position, so they read under the lock.
-            let _alone = cfg!(not(unix)).then(lock);
+            let alone = cfg!(not(unix)).then(lock);
             let mut output = vec![0.0; sequences.ids.len() * self.hidden_size];
             let _span = profile::operation("reading kept output", || Work::floats(2 * output.len()));
             let mut parts = offsets.into_iter().zip(spans.clone());
             match parts.try_for_each(|(offset, span)| read(&self.file, offset, &mut output[span])) {
                 Ok(()) => return Ok(output),
                 Err(error) => {
-                    let mut state = lock();
+                    let mut state = alone.unwrap_or_else(lock);
                     state.close(error);
                     state.offsets.fill(None);
                 }
@@ -200,7 +197,7 @@ mod tests {
         assert!(
             cache.take_failure().unwrap().contains("no more of the lower blocks' output is saved to disk")
         );
-        assert!(cache.take_failure().is_none(), "it is said once");
+        assert!(cache.take_failure().is_none(), "it is reported once");
 
         let mut cache = ActivationCache::new(1, 2, 3, 1 << 20, folder.path()).unwrap();
         cache.file = File::open(&path).unwrap();

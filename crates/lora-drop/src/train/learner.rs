@@ -295,7 +295,7 @@ impl Learner {
         folder: &Path,
     ) -> Result<usize> {
         let limit = (settings.compute.activation_cache * 1e9) as u64;
-        let blocks = cacheable_blocks(&self.model, &self.table, self.dropout);
+        let blocks = if self.has_constant_blocks() { cacheable_blocks(&self.model, &self.table) } else { 0 };
         if settings.epochs_over(rows) > 1 && blocks > 0 && limit > 0 {
             let hidden = self.model.config.hidden_size;
             self.activation_cache = Some(ActivationCache::new(blocks, hidden, rows, limit, folder)?);
@@ -459,7 +459,7 @@ fn copy_trained(
 }
 
 fn no_sample_stage() -> Error {
-    Error::Usage("the run has no sample stage behind it".into())
+    Error::Usage("the run has no sample stage, or it is over".into())
 }
 
 /// Creates the adapters of the assignment, added to `parameters` with the run's initial values.

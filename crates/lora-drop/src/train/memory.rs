@@ -71,19 +71,14 @@ pub fn plan(
             // The rows that will be measured are among these.
             let lengths = data.train().lengths();
             for rows in batch::evaluation_batches(&lengths, passes.evaluation_tokens()) {
-                peak.include_pass(
-                    1,
-                    data.train(),
-                    &rows,
-                    SavePolicy::Nothing,
-                    PassFlags { scored: false, every_token },
-                );
+                let size = pass_size(data.train(), &rows, SavePolicy::Nothing);
+                peak.include_pass(1, PassSize { every_token, ..size });
             }
         }
         if train {
             let batches = batch::evaluation_batches(&dev, passes.evaluation_tokens());
             for rows in batches {
-                peak.include_pass(1, data.dev(), &rows, SavePolicy::Nothing, PassFlags::default());
+                peak.include_pass(1, pass_size(data.dev(), &rows, SavePolicy::Nothing));
             }
         }
         let cached = if train {
@@ -111,15 +106,6 @@ struct PeakPasses<'a> {
     step_parts: usize,
 }
 
-/// What a pass computes besides the outputs that the head reads.
-#[derive(Clone, Copy, Default)]
-struct PassFlags {
-    /// Whether modules are observed.
-    scored: bool,
-    /// Whether the last block computes every token.
-    every_token: bool,
-}
-
 impl PeakPasses<'_> {
     /// Includes the passes of a stage of `steps` steps over these rows.
     fn include_stage(
@@ -144,35 +130,23 @@ impl PeakPasses<'_> {
                     let workers = group.len().min(self.passes.cut.concurrent);
                     for slots in group {
                         let part: Vec<usize> = slots.into_iter().map(|slot| step[slot]).collect();
-                        let tokens = self.include_pass(
-                            workers,
-                            rows,
-                            &part,
-                            saves,
-                            PassFlags { scored, every_token: false },
-                        );
-                        self.concurrent_tokens = self.concurrent_tokens.max(workers * tokens);
+                        let size = PassSize { scored, ..pass_size(rows, &part, saves) };
+                        self.include_pass(workers, size);
+                        self.concurrent_tokens = self.concurrent_tokens.max(workers * size.tokens);
                     }
                 }
             }
         }
     }
 
-    /// Includes a pass over the rows `part` on the first `workers` workers, and returns its tokens.
-    fn include_pass(
-        &mut self,
-        workers: usize,
-        rows: TaskRows,
-        part: &[usize],
-        saves: SavePolicy,
-        PassFlags { scored, every_token }: PassFlags,
-    ) -> usize {
-        let lora_dropout = saves != SavePolicy::Nothing && self.learner.has_lora_dropout();
-        let size = PassSize { lora_dropout, scored, every_token, ..pass_size(rows, part, saves) };
+    /// Includes a pass of this size, with the learner's LoRA dropout, on the first `workers`
+    /// workers.
+    fn include_pass(&mut self, workers: usize, size: PassSize) {
+        let lora_dropout = size.saves != SavePolicy::Nothing && self.learner.has_lora_dropout();
+        let size = PassSize { lora_dropout, ..size };
         for table in [Some(&self.learner.table), self.shared].into_iter().flatten() {
             self.memory.include(workers, &self.learner.model, table, &size);
         }
-        size.tokens
     }
 }
 

@@ -50,8 +50,8 @@ impl WorkerArenas {
     }
 
     /// Runs `train` on these parts, at most `concurrent` at a time, each as soon as a worker is
-    /// free. Adds their gradients, losses and observations to the parameters, `loss` and `observations`
-    /// in the order of the parts.
+    /// free. Adds their gradients, losses and observations to the parameters, `loss` and
+    /// `observations` in the order of the parts.
     ///
     /// # Errors
     /// Those of `train`. The gradients are then incomplete.

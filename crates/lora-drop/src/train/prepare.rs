@@ -64,8 +64,7 @@ impl Prepared {
         })?;
         let labelled = check_task(settings, &model.config)?;
         let init_adapter = init_adapter(&settings.train, &model, listen)?;
-        let (target_kinds, situation) =
-            targets_and_situation(settings, &model, labelled, init_adapter.as_ref())?;
+        let targets = targets_and_situation(settings, &model, labelled, init_adapter.as_ref())?;
         let mut facts = model.facts(labelled);
         if adapted || init_adapter.is_some() {
             (facts.head_found, facts.head_from_adapter) = (None, labelled);
@@ -79,7 +78,7 @@ impl Prepared {
         if let Some(note) = tokens.note() {
             listen(&Event::Warning(note));
         }
-        let mut data = tokenise(read_rows(settings, labelled)?, settings, &model, &tokens)?;
+        let data = tokenise(read_rows(settings, labelled)?, settings, &model, &tokens)?;
         listen(&Event::Data(data.facts()));
         if let Some(note) = correct_head_facts(&mut facts, &model, &data) {
             listen(&Event::Warning(&note));
@@ -87,25 +86,7 @@ impl Prepared {
         for warning in data.warnings() {
             listen(&Event::Warning(warning));
         }
-        data.forget_unread();
-        let (metric, situation) = metric_and_situation(settings, &model.config, &data, situation)?;
-        for note in settings.check_read(&situation)? {
-            listen(&Event::Warning(&note));
-        }
-        let (ranks, hash) = (Ranks::default(), OnceLock::new());
-        let prepared = Prepared {
-            model,
-            data,
-            target_kinds,
-            metric,
-            facts,
-            situation,
-            init_adapter,
-            scores: None,
-            ranks,
-            hash,
-        };
-        prepared.with_scores(settings)
+        Self::new(settings, model, targets, init_adapter, facts, data, listen)
     }
 
     /// Tokenises rows with labels in memory for a model: an encoder, or a decoder that gets a head.
@@ -161,15 +142,31 @@ impl Prepared {
         data: impl FnOnce(&Tokens) -> Result<TaskData>,
     ) -> Result<Self> {
         let init_adapter = init_adapter(&run.train, model, &mut |_| {})?;
-        let (target_kinds, situation) = targets_and_situation(run, model, labelled, init_adapter.as_ref())?;
-        let mut data = data(&model.tokens()?)?;
+        let targets = targets_and_situation(run, model, labelled, init_adapter.as_ref())?;
+        let data = data(&model.tokens()?)?;
         let mut facts = model.facts(labelled);
         correct_head_facts(&mut facts, model, &data);
+        Self::new(run, model.clone(), targets, init_adapter, facts, data, &mut |_| {})
+    }
+
+    /// Builds it from its parts: checks the settings and the initial adapter against the data, and
+    /// reads the scores that the settings name.
+    fn new(
+        settings: &RunSettings,
+        model: ModelFiles,
+        (target_kinds, situation): (Vec<ModuleKind>, Situation),
+        init_adapter: Option<AdapterFile>,
+        facts: ModelFacts,
+        mut data: TaskData,
+        listen: &mut dyn FnMut(&Event),
+    ) -> Result<Self> {
         data.forget_unread();
-        let (metric, situation) = metric_and_situation(run, &model.config, &data, situation)?;
-        run.check_read(&situation)?;
-        let (model, ranks, hash) = (model.clone(), Ranks::default(), OnceLock::new());
-        let prepared = Prepared {
+        let (metric, situation) = metric_and_situation(settings, &model.config, &data, situation)?;
+        for note in settings.check_read(&situation)? {
+            listen(&Event::Warning(&note));
+        }
+        let (ranks, hash) = (Ranks::default(), OnceLock::new());
+        let mut prepared = Prepared {
             model,
             data,
             target_kinds,
@@ -181,7 +178,11 @@ impl Prepared {
             ranks,
             hash,
         };
-        prepared.with_scores(run)
+        if let Some(adapter) = &prepared.init_adapter {
+            prepared.check_labels(adapter, &settings.place.data)?;
+        }
+        prepared.scores = sample_stage::scores_from_file(&prepared, &settings.train)?;
+        Ok(prepared)
     }
 
     /// Checks that the data has the adapter's labels in the same order, because the head's outputs
@@ -205,15 +206,6 @@ impl Prepared {
             ))),
             _ => Ok(()),
         }
-    }
-
-    /// Checks the adapter that training starts with, and reads the scores that the settings name.
-    fn with_scores(mut self, settings: &RunSettings) -> Result<Self> {
-        if let Some(adapter) = &self.init_adapter {
-            self.check_labels(adapter, &settings.place.data)?;
-        }
-        self.scores = sample_stage::scores_from_file(&self, &settings.train)?;
-        Ok(self)
     }
 
     /// Returns the hash of the model's files, which are read in the first call.

@@ -72,17 +72,17 @@ pub fn write(
         end_tokens: [&prepared.model.end_tokens(tokens)?, prepared.data.ends()].concat(),
         ..GenerateOptions::default()
     };
-    let (began, enough) = (Instant::now(), Cancel::new());
+    let (began, stop) = (Instant::now(), Cancel::new());
     let model = generate::Model { decoder, parameters, table, tokens: None };
-    let mut listen = |number: usize, told: GenerateEvent| {
-        if let GenerateEvent::Token(token) = told {
+    let mut listen = |number: usize, event: GenerateEvent| {
+        if let GenerateEvent::Token(token) = event {
             found[number].new.push(token);
         }
         if cancel.is_raised() || began.elapsed() > TIME {
-            enough.raise();
+            stop.raise();
         }
     };
-    match generate::generate(model, &prompts, &options, arenas.memory(), &enough, &mut listen) {
+    match generate::generate(model, &prompts, &options, arenas.memory(), &stop, &mut listen) {
         Err(Error::Interrupted) if !cancel.is_raised() => {}
         written => drop(written?),
     }

@@ -33,7 +33,7 @@ pub struct Family {
     /// Reads the architecture's own keys of config.json; the argument has what all architectures
     /// share.
     pub config: fn(&Keys, ModelConfig) -> Result<ModelConfig>,
-    /// Returns the graph with this head; None for a decoder that predicts tokens.
+    /// Returns the graph with this head; the head is None for a decoder that predicts tokens.
     pub graph: fn(&ModelConfig, Option<Head>) -> Graph,
 }
 

@@ -272,7 +272,7 @@ impl ModelConfig {
         }
     }
 
-    /// Returns the graph with this head; None for a decoder that predicts tokens.
+    /// Returns the graph with this head; `head` is None for a decoder that predicts tokens.
     pub(crate) fn graph(&self, head: Option<Head>) -> Graph {
         (self.architecture.family().graph)(self, head)
     }

@@ -65,7 +65,7 @@ impl<'a> Rope<'a> {
     /// the object's rope_theta, else config.json's `key`, else `default`.
     ///
     /// # Errors
-    /// A value is not a number above 0, or a scaling is not supported.
+    /// A number is missing or not above 0, rope_type is not a string, or a scaling is not supported.
     pub fn frequencies(&self, width: usize, key: &str, default: f64) -> Result<Vec<f32>> {
         let keys = self.keys;
         let theta = match (self.number("rope_theta")?, keys.get(key)) {

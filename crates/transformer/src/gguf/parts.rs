@@ -37,8 +37,8 @@ impl PartName {
             (text.len() == 5 && text.bytes().all(|b| b.is_ascii_digit())).then(|| text.parse().ok())?
         };
         let (number, count) = (digits(number)?, digits(count)?);
-        let sound = ending == "gguf" && (1..=count).contains(&number);
-        sound.then(|| PartName { name: name.to_string(), number, count })
+        let valid = ending == "gguf" && (1..=count).contains(&number);
+        valid.then(|| PartName { name: name.to_string(), number, count })
     }
 
     /// The names of all parts, in order.

@@ -412,7 +412,7 @@ impl Builder {
     /// Computes x + branch; the last operation must have computed `branch`.
     pub fn add(&mut self, x: ValueId, branch: ValueId) -> ValueId {
         let last = self.ops.last().map(Op::writes);
-        assert_eq!(last, Some(vec![branch]), "a branch is added where it ends");
+        assert_eq!(last, Some(vec![branch]), "the last operation must compute the branch");
         let y = self.like(x, None);
         self.ops.push(Op::Add { x, branch, y });
         y
@@ -420,7 +420,7 @@ impl Builder {
 
     /// Computes factor · x; this segment must have computed x.
     pub fn scale(&mut self, x: ValueId, factor: f32) -> ValueId {
-        assert!(self.input != Some(x), "the segment before keeps what it made");
+        assert!(self.input != Some(x), "x must be computed in this segment");
         let y = self.like(x, None);
         self.ops.push(Op::Scale { x, factor, y });
         y

@@ -58,7 +58,7 @@ const MOST_LOGITS: usize = 1 << 25;
 const LEAST_LOGIT_ROWS: usize = 256;
 
 impl<D: Device> Network<D> {
-    /// Returns the number of token logits' rows that exist at once.
+    /// Returns the maximum number of rows of token logits that exist at once.
     pub(crate) fn logit_rows(&self) -> usize {
         (MOST_LOGITS / self.graph.head.values[self.graph.head.output].width).max(LEAST_LOGIT_ROWS)
     }

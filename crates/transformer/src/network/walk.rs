@@ -335,7 +335,9 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
         let all = match (self.value(x).rows, producer) {
             (Rows::Tokens, _) => None,
             (Rows::Chosen, Some(Op::Gather { x, .. })) => Some(places.of[*x].piece),
-            (Rows::Chosen, _) => unreachable!("what lies behind few tokens is not scored"),
+            (Rows::Chosen, _) => {
+                unreachable!("only layers that read the block's input are scored for first tokens")
+            }
         };
         let own = self.space.take(if all.is_some() { tokens * width } else { 0 });
         if let Some(run) = &mut self.run {
@@ -593,9 +595,10 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
             }
             Op::Gate { f, gate, up, y } => {
                 let g = grads.take(*y);
-                let kept = [gate, up].map(|value| saved.values[*value].expect("a gate saves what it reads"));
+                let inputs =
+                    [gate, up].map(|value| saved.values[*value].expect("a gate saves what it reads"));
                 let (dgate, _) = self.gradient(grads, *gate);
-                self.call(Operation::GateBackward { f: *f, saved: kept, dy: g.piece, dgate })?;
+                self.call(Operation::GateBackward { f: *f, saved: inputs, dy: g.piece, dgate })?;
                 grads.of[*up] = Some(g);
             }
             Op::Add { x, branch, y } => {

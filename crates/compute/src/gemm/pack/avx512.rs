@@ -12,7 +12,7 @@ use crate::lanes::Avx512;
 impl Strip {
     /// Prefetches the value `prefetch_bytes` after `at`; neither address need be valid.
     #[inline(always)]
-    fn fetch_ahead<const HINT: i32>(&self, at: *const impl Sized) {
+    fn prefetch_ahead<const HINT: i32>(&self, at: *const impl Sized) {
         if self.prefetch_bytes > 0 {
             // SAFETY: any address may be prefetched.
             unsafe { _mm_prefetch::<HINT>(at.wrapping_byte_add(self.prefetch_bytes).cast()) };
@@ -39,7 +39,7 @@ pub unsafe fn rows(strip: &Strip, data: &[f32], stride: usize, depth: usize, out
             let at = data.as_ptr().wrapping_add(row * stride + j);
             // SAFETY: the loads are masked to the row's values.
             let x = unsafe {
-                strip.fetch_ahead::<_MM_HINT_T1>(at);
+                strip.prefetch_ahead::<_MM_HINT_T1>(at);
                 _mm512_maskz_loadu_ps(mask, at)
             };
             _mm512_mul_ps(x, scale)
@@ -60,8 +60,8 @@ pub unsafe fn pair_rows(strip: &Strip, data: &[f32], stride: usize, depth: usize
             let at = data.as_ptr().wrapping_add(row * stride + j);
             // SAFETY: the loads are masked to the row's values.
             let (x, upper) = unsafe {
-                strip.fetch_ahead::<_MM_HINT_T1>(at);
-                strip.fetch_ahead::<_MM_HINT_T1>(at.wrapping_add(16));
+                strip.prefetch_ahead::<_MM_HINT_T1>(at);
+                strip.prefetch_ahead::<_MM_HINT_T1>(at.wrapping_add(16));
                 (_mm512_maskz_loadu_ps(mask, at), _mm512_maskz_loadu_ps(upper_mask, at.wrapping_add(16)))
             };
             let pairs = _mm512_cvtne2ps_pbh(_mm512_mul_ps(upper, scale), _mm512_mul_ps(x, scale));
@@ -113,7 +113,7 @@ pub unsafe fn halves_by_rows(
         let mask = u32::MAX >> (32 - left);
         let load = |row: usize| {
             let at = values.as_ptr().wrapping_add(row * stride + j);
-            strip.fetch_ahead::<_MM_HINT_T1>(at);
+            strip.prefetch_ahead::<_MM_HINT_T1>(at);
             // SAFETY: the load is masked to the row's values, which are inside the slice by the
             // assertion.
             _mm512_castsi512_ps(unsafe { _mm512_maskz_loadu_epi16(mask, at.cast()) })
@@ -315,7 +315,7 @@ pub unsafe fn columns(strip: &Strip, data: &[f32], stride: usize, depth: usize, 
             let at = data.as_ptr().wrapping_add(j * stride + first);
             // SAFETY: the load is masked to the strip's rows, the store to the panel's.
             unsafe {
-                strip.fetch_ahead::<_MM_HINT_T0>(at);
+                strip.prefetch_ahead::<_MM_HINT_T0>(at);
                 let x = _mm512_maskz_loadu_ps(mask, at);
                 let to = out.as_mut_ptr().add(j * strip.height + first);
                 _mm512_mask_storeu_ps(to, all, _mm512_mul_ps(x, scale));
@@ -334,8 +334,8 @@ pub unsafe fn pair_columns(strip: &Strip, data: &[f32], stride: usize, depth: us
         let at = data.as_ptr().wrapping_add(at);
         // SAFETY: the loads are masked to the strip's values; the types have the same 64 bytes.
         unsafe {
-            strip.fetch_ahead::<_MM_HINT_T0>(at);
-            strip.fetch_ahead::<_MM_HINT_T0>(at.wrapping_add(stride));
+            strip.prefetch_ahead::<_MM_HINT_T0>(at);
+            strip.prefetch_ahead::<_MM_HINT_T0>(at.wrapping_add(stride));
             let lower = _mm512_maskz_loadu_ps(mask, at);
             let upper = _mm512_maskz_loadu_ps(upper_mask, at.wrapping_add(stride));
             let both = _mm512_cvtne2ps_pbh(_mm512_mul_ps(upper, scale), _mm512_mul_ps(lower, scale));
@@ -364,8 +364,8 @@ pub unsafe fn halves_by_columns(
         // SAFETY: the loads are masked to the strip's values, which are inside the slice by the
         // assertion.
         unsafe {
-            strip.fetch_ahead::<_MM_HINT_T0>(at);
-            strip.fetch_ahead::<_MM_HINT_T0>(at.wrapping_add(stride));
+            strip.prefetch_ahead::<_MM_HINT_T0>(at);
+            strip.prefetch_ahead::<_MM_HINT_T0>(at.wrapping_add(stride));
             let lower = _mm256_maskz_loadu_epi16(mask, at.cast());
             let upper = _mm256_maskz_loadu_epi16(upper_mask, at.wrapping_add(stride).cast());
             _mm512_inserti64x4::<1>(_mm512_castsi256_si512(lower), upper)
