@@ -120,8 +120,9 @@ impl fmt::Display for Repository {
 
 impl HubOptions {
     /// Reads the settings from the environment variables of Hugging Face's tools: HF_ENDPOINT;
-    /// HF_HUB_CACHE, or `hub` in HF_HOME; HF_TOKEN, or the content of the file HF_TOKEN_PATH, by
-    /// default `token` in HF_HOME; HF_HUB_OFFLINE; HF_HUB_DOWNLOAD_TIMEOUT, in seconds.
+    /// HF_HUB_CACHE, or `hub` in HF_HOME; HF_TOKEN, or the content of the file that
+    /// HF_TOKEN_PATH names, by default `token` in HF_HOME; HF_HUB_OFFLINE;
+    /// HF_HUB_DOWNLOAD_TIMEOUT, in seconds.
     pub fn from_env() -> Self {
         Self::from_variables(|name| std::env::var(name).ok())
     }

@@ -150,22 +150,22 @@ impl Predictor {
                 |_: usize, event: GenerateEvent| listen(&Event::Generating(progress.after(event)));
             generate::generate_some(model, &prompts, &own, &decoding, memory, cancel, &mut report)
         });
-        let written = |(input, found): (usize, Generated)| {
+        let generated = |(input, found): (usize, Generated)| {
             let text = found.text.unwrap_or_default();
             (input, GeneratedText { tokens: found.tokens.len(), text, finish: found.finish })
         };
-        let mine = found.map(|found| found.into_iter().map(written).collect::<Vec<_>>());
+        let mine = found.map(|found| found.into_iter().map(generated).collect::<Vec<_>>());
         let mut all: Vec<(usize, GeneratedText)> = ranks.exchange(mine)?.into_iter().flatten().collect();
         all.sort_by_key(|(input, _)| *input);
         let seconds = progress.began.elapsed().as_secs_f64();
         listen(&Event::StageEnd { stage: Stage::Generate, seconds });
-        let texts: Vec<GeneratedText> = all.into_iter().map(|(_, written)| written).collect();
-        let hypotheses: Vec<String> = texts.iter().map(|written| written.text.clone()).collect();
+        let texts: Vec<GeneratedText> = all.into_iter().map(|(_, text)| text).collect();
+        let hypotheses: Vec<String> = texts.iter().map(|text| text.text.clone()).collect();
         let references: Vec<Vec<String>> = inputs.iter().map(|input| input.references.clone()).collect();
         let scores = text::evaluate(&options.metrics, &hypotheses, &references)?;
         Ok(GenerationEvaluation {
             metrics: scores.into_iter().map(|score| (score.name.to_string(), score.value)).collect(),
-            tokens: texts.iter().map(|written| written.tokens).sum(),
+            tokens: texts.iter().map(|text| text.tokens).sum(),
             texts,
             seconds,
         })

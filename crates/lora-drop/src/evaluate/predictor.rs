@@ -169,7 +169,6 @@ impl Predictor {
     /// # Errors
     /// `Error::Ranks` if ranks have other programs, models or adapters, and as soon as one has
     /// failed.
-    /// failed.
     pub fn share_with(&mut self, ranks: &Ranks, cancel: &Cancel) -> Result<()> {
         rank_agreement::on_model(ranks, &self.loaded, cancel)?;
         self.ranks = ranks.clone();

@@ -140,8 +140,8 @@ impl<'a> Client<'a> {
             .ok_or_else(|| format!("HF_ENDPOINT is {endpoint:?}, expected http://... or https://..."))?;
         if token.is_some_and(|token| !token.chars().all(|c| c.is_ascii_graphic())) {
             return Err(
-                "the token (HF_TOKEN, or the file HF_TOKEN_PATH, by default `token` in HF_HOME) has characters that no \
-                 token has"
+                "the token (HF_TOKEN, or the file that HF_TOKEN_PATH names, by default `token` in HF_HOME) has \
+                 characters that no token has"
                     .into(),
             );
         }

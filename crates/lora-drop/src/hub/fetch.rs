@@ -383,7 +383,7 @@ impl Fetch<'_> {
     }
 }
 
-/// Returns the path of a file that is named in this module.
+/// Converts a file name that is a constant of this program.
 fn known(file: &str) -> PlainPath {
-    PlainPath::new(file).expect("the names of the lists are plain")
+    PlainPath::new(file).expect("file names in the code are plain")
 }

@@ -12,7 +12,6 @@
 //!
 //! On all inputs that were seen, A' is S_k V_kᵀ C^-½ A, but it needs no inverse, so C may be
 //! singular; on other inputs it keeps what B A does there.
-//! may be singular; on others it keeps what B A does there.
 
 use rayon::prelude::*;
 

@@ -249,8 +249,7 @@ impl<'a> Pruner<'a> {
             RepeatedPasses::begin(facts.rows, facts.tokens, states.len(), &mut *self.listen)
         });
         let found = self.measure(dev, &mut passes)?;
-        let whole =
-            self.point(candidates, 1.0, &self.current_ranks.clone(), found.as_ref().map(Measured::from));
+        let whole = self.point(candidates, 1.0, &self.current_ranks, found.as_ref().map(Measured::from));
         let standard_error = match (&found, dev) {
             (Some(found), Some(dev)) => {
                 let tokens = match dev.rows() {

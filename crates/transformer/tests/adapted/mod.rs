@@ -202,7 +202,7 @@ pub fn check_bits(what: &str, load: impl Fn() -> Adapted + Sync) {
     }
 }
 
-/// Checks that the estimate is what a pass allocates, and that the pass writes to nearly all of it.
+/// Checks that the estimate is what a pass allocates, and that the pass writes to nine tenths of it or more.
 pub fn check_estimated_memory(what: &str, load: impl Fn() -> Adapted) {
     for (recompute, dropped) in [(false, false), (false, true), (true, true)] {
         let mut adapted = load();
@@ -219,6 +219,6 @@ pub fn check_estimated_memory(what: &str, load: impl Fn() -> Adapted) {
         let (floats, estimated) = (adapted.memory.floats(), adapted.model.net.floats(&adapted.table, &size));
         assert_eq!(floats.len(), estimated, "{what}");
         let end = floats.iter().rposition(|&x| x != 0.0).map_or(0, |last| last + 1);
-        assert!(end as f64 > 0.98 * estimated as f64, "{what}: {end} of {estimated}");
+        assert!(end as f64 > 0.9 * estimated as f64, "{what}: {end} of {estimated}");
     }
 }
