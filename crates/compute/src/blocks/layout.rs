@@ -314,11 +314,13 @@ impl<const HIGH: bool> Layout for ScalesAndMinima<HIGH> {
     fn scaled<S: Lanes>(s: S, block: &[u8], scales: &[f32; 16], run: usize) -> S::F {
         let (part, half) = (run / 2, RUN * (run % 2));
         let low = run_at(block, if HIGH { 48 } else { 16 } + 32 * (part / 2) + half);
-        let mut q = s.number(low, 4 * (part % 2), 15, 1.0, 0.0);
-        if HIGH {
-            q = s.add(q, s.number(run_at(block, 16 + half), part, 1, 16.0, 0.0));
+        let (scale, shift) = (s.splat(scales[part]), 4 * (part % 2));
+        if !HIGH {
+            // Two runs share the table of scaled numbers.
+            return s.lookup(multiples(s, scale, 0.0), low, shift);
         }
-        s.mul(s.splat(scales[part]), q)
+        let high = s.number(run_at(block, 16 + half), part, 1, 16.0, 0.0);
+        s.mul(scale, s.add(s.number(low, shift, 15, 1.0, 0.0), high))
     }
 
     #[inline(always)]
