@@ -25,7 +25,7 @@ use lora_drop::loaded::Arithmetic;
 use lora_drop::merge::{MergedForm, merge_adapter};
 use lora_drop::model::ModelFiles;
 use lora_drop::reading::Reading;
-use lora_drop::settings::{Method, RowSettings, RunSettings};
+use lora_drop::settings::{Method, RowSettings, RunSettings, TrainSettings};
 use lora_drop::train::{self, Prepared, TrainedAdapter, Training};
 use lora_drop::transformer::{ModuleId, ModuleKind};
 use lora_drop::{Cancel, Error};
@@ -100,6 +100,27 @@ fn labelled_rows_in_memory_train_to_the_bits_of_a_run_on_files() {
     let form = MergedForm::Safetensors(None);
     merge_adapter(&model, &trained.adapter, form, &output, false, &Cancel::new()).unwrap();
     assert!(output.join("model.safetensors").exists());
+}
+
+#[test]
+fn an_initial_adapters_head_takes_the_place_of_the_checkpoints() {
+    let fixture = Fixture::new();
+    let mut settings = settings(&fixture, "model", "data");
+    train::run(&settings, None, &Cancel::new(), &mut |_| {}).unwrap();
+    let (train, dev) = (labelled(&fixture, "data/train.jsonl"), labelled(&fixture, "data/dev.jsonl"));
+    let model = model(&fixture, "model");
+    let prepare = |settings: &TrainSettings| {
+        Prepared::labelled(&model, train.clone(), dev.clone(), &RowSettings::default(), settings).unwrap()
+    };
+    let facts = |settings: &TrainSettings| {
+        let facts = prepare(settings).facts;
+        (facts.head_found, facts.head_from_adapter)
+    };
+    assert_eq!(facts(&settings.train), (Some(false), false));
+    let adapter = &mut settings.train.adapter;
+    (adapter.init_adapter, adapter.method) = (Some(fixture.path("out")), Method::Lora);
+    settings.train.selection = TrainSettings::default().selection;
+    assert_eq!(facts(&settings.train), (None, true));
 }
 
 #[test]

@@ -65,10 +65,7 @@ impl Prepared {
         let labelled = check_task(settings, &model.config)?;
         let init_adapter = init_adapter(&settings.train, &model, listen)?;
         let targets = targets_and_situation(settings, &model, labelled, init_adapter.as_ref())?;
-        let mut facts = model.facts(labelled);
-        if adapted || init_adapter.is_some() {
-            (facts.head_found, facts.head_from_adapter) = (None, labelled);
-        }
+        let mut facts = facts(&model, labelled, adapted || init_adapter.is_some());
         listen(&Event::Model(&facts));
         for note in model.notes(settings.train.compute.quantize) {
             listen(&Event::Warning(&note));
@@ -144,7 +141,7 @@ impl Prepared {
         let init_adapter = init_adapter(&run.train, model, &mut |_| {})?;
         let targets = targets_and_situation(run, model, labelled, init_adapter.as_ref())?;
         let data = data(&model.tokens()?)?;
-        let mut facts = model.facts(labelled);
+        let mut facts = facts(model, labelled, init_adapter.is_some());
         correct_head_facts(&mut facts, model, &data);
         Self::new(run, model.clone(), targets, init_adapter, facts, data, &mut |_| {})
     }
@@ -368,6 +365,12 @@ pub(crate) fn tokenise(
             TaskData::Text(Box::new(TextDataset::encode(*raw, tokens, template.as_ref(), &options)?))
         }
     })
+}
+
+/// Returns the facts about a model; with `adapted`, its head is an adapter's.
+fn facts(model: &ModelFiles, labelled: bool, adapted: bool) -> ModelFacts {
+    let facts = model.facts(labelled);
+    if adapted { ModelFacts { head_found: None, head_from_adapter: labelled, ..facts } } else { facts }
 }
 
 /// Corrects in `facts` whether the checkpoint's head is used: not if its outputs differ from what
