@@ -397,7 +397,7 @@ def apply(model, importance, budget=None, threshold=None, top_k=None, unselected
 
 
 def save(model, folder, adapter=None):
-    """Writes the adapter in PEFT's form, where a shared pair stands once for each of its layers, and, where lora-drop
+    """Writes the adapter in PEFT's format, where a shared pair stands once for each of its layers, and, where lora-drop
     reads it, adapter_compact.safetensors, where it stands once.
 
     folder: where both go; of an adapter that is not called "default", a folder of its name within, as PEFT has it.

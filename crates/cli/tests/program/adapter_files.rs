@@ -84,7 +84,7 @@ fn both_forms_give_the_adapter_back() {
         adapter.write_compact(&folder.path().join(COMPACT_FILE)).expect("written");
         assert_eq!(AdapterFile::open(folder.path()).expect("the compact form"), adapter);
         adapter.write_peft(folder.path(), LAYERS).expect("written");
-        assert_eq!(AdapterFile::open(folder.path()).expect("PEFT's form"), adapter);
+        assert_eq!(AdapterFile::open(folder.path()).expect("PEFT's format"), adapter);
         assert_eq!(AdapterFile::open(&folder.path().join(COMPACT_FILE)).expect("the file itself"), adapter);
         let weights = folder.path().join("adapter_model.safetensors");
         assert_eq!(AdapterFile::open(&weights).expect("the file itself"), adapter);
@@ -396,7 +396,7 @@ fn magnitudes_are_read_from_pefts_files_and_written_to_both_forms() {
     adapter.write_compact(&out.path().join(COMPACT_FILE)).expect("written");
     assert_eq!(AdapterFile::open(out.path()).expect("the compact form"), adapter);
     adapter.write_peft(out.path(), LAYERS).expect("written");
-    assert_eq!(AdapterFile::open(out.path()).expect("PEFT's form"), adapter);
+    assert_eq!(AdapterFile::open(out.path()).expect("PEFT's format"), adapter);
     assert_eq!(read_json(&out.path().join("adapter_config.json"))["use_dora"], true);
     let file = Checkpoint::open_file(&out.path().join("adapter_model.safetensors")).expect("readable");
     assert_eq!(file.shape(&format!("{QUERY}.lora_magnitude_vector")), Some(&[HIDDEN][..]));

@@ -218,7 +218,7 @@ fn whole_weights_that_are_not_the_base_s_are_refused() {
     fixture.run("merge --model base --adapter own --gguf q8_0 --output base.gguf").ok();
     fixture
         .run("generate --model base.gguf --adapter adapter --prompt w5")
-        .fails(1, &["stored as Q8_0", "export the adapter to PEFT's form"]);
+        .fails(1, &["stored as Q8_0", "export the adapter to PEFT's format"]);
     fixture.run("generate --model base.gguf --adapter own --prompt w5").ok();
 }
 

@@ -25,7 +25,7 @@ pub enum Contents {
     Run,
     /// A merged model: the metadata of model.safetensors lists them.
     Model,
-    /// An adapter in PEFT's form: the metadata of adapter_model.safetensors lists them.
+    /// An adapter in PEFT's format: the metadata of adapter_model.safetensors lists them.
     Adapter,
     /// A pruning, with or without the pruned adapter: prune.json lists them.
     Pruned,

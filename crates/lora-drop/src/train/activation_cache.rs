@@ -91,7 +91,7 @@ impl ActivationCache {
             // On other systems threads share the file's position, so they read under the lock.
             let alone = cfg!(not(unix)).then(lock);
             let mut output = vec![0.0; sequences.ids.len() * self.hidden_size];
-            let _span = profile::operation("reading kept output", || Work::floats(2 * output.len()));
+            let _span = profile::operation("reading cached output", || Work::floats(2 * output.len()));
             let mut parts = offsets.into_iter().zip(spans.clone());
             match parts.try_for_each(|(offset, span)| read(&self.file, offset, &mut output[span])) {
                 Ok(()) => return Ok(output),
@@ -103,7 +103,7 @@ impl ActivationCache {
             }
         }
         let output = compute(sequences, self.blocks)?;
-        let _span = profile::operation("keeping output", || Work::floats(2 * output.len()));
+        let _span = profile::operation("caching output", || Work::floats(2 * output.len()));
         let mut state = lock();
         for (&row, span) in rows.iter().zip(spans) {
             let bytes = 4 * span.len() as u64;

@@ -158,7 +158,7 @@ impl<'a> RunOutput<'a> {
         }
     }
 
-    /// Writes the model as it is now: the adapter in PEFT's form and in the compact one, or after
+    /// Writes the model as it is now: the adapter in PEFT's format and in the compact one, or after
     /// full fine-tuning a checkpoint.
     fn write_model(&mut self, learner: &Learner) -> Result<()> {
         let (prepared, settings, folder) = (self.prepared, self.settings, self.folder.staging());

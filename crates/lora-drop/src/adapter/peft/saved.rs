@@ -53,8 +53,8 @@ pub(super) fn compare(
         let storage = base.storage(&own);
         if let Some(kind) = storage.filter(|kind| kind.values() > 1) {
             return problem(format!(
-                "it has to be the base's, but that is stored as {} in {}; export the adapter to PEFT's form with the \
-                 unquantized base, which leaves it out, and give that one",
+                "it has to be the base's, but that is stored as {} in {}; export the adapter to PEFT's format with \
+                 the unquantized base, which leaves it out, and give that one",
                 kind.name(),
                 base.place().display()
             ));
