@@ -37,9 +37,9 @@ pub struct Exported {
     pub kept_card: Option<String>,
 }
 
-/// Reads an adapter (a folder or a file) and writes it to `output`, a folder for PEFT's format, else
-/// a file. `model` is its base (a folder, a GGUF file or a hub name).
-/// With `overwrite` an adapter that `export` has written there is replaced.
+/// Reads an adapter (a folder or a file) and writes it to `output`, a folder for PEFT's format,
+/// else a file. `model` is its base (a folder, a GGUF file or a hub name). With `overwrite`, an
+/// adapter that `export` has written there is replaced.
 ///
 /// # Errors
 /// The adapter is not valid, does not fit the model, or cannot be written in this form.

@@ -296,8 +296,8 @@ impl Comparison {
         Ok(Cell { purpose, ..cell })
     }
 
-    /// The cells to run: trials and first runs, then the reported cells, one seed after the other, so
-    /// that a table that is stopped has complete columns.
+    /// The cells to run: trials and first runs, then the reported cells, one seed after the other,
+    /// so that a table that is stopped has complete columns.
     fn wanted(&self, results: &Results) -> Result<Wanted> {
         let mut wanted = Wanted::default();
         let lines = &self.table.lines;

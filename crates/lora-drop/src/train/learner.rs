@@ -104,8 +104,8 @@ impl Learner {
     /// assignment other than the adapter's own, modules continue from its pairs.
     ///
     /// # Errors
-    /// Those of the model's files; the adapter does not fit the model or the data's labels; a module
-    /// that the assignment gives a pair has none in the adapter.
+    /// Those of the model's files; the adapter does not fit the model or the data's labels; a
+    /// module that the assignment gives a pair has none in the adapter.
     pub(super) fn from_adapter(
         prepared: &Prepared,
         settings: &TrainSettings,

@@ -28,8 +28,8 @@ pub struct Training<'a> {
 /// A trained adapter, with the values after the best epoch.
 #[derive(Clone, Debug)]
 pub struct TrainedAdapter {
-    /// Pairs and head: for a [`Predictor`](crate::evaluate::Predictor), PEFT's format or the compact
-    /// file.
+    /// Pairs and head: for a [`Predictor`](crate::evaluate::Predictor), PEFT's format or the
+    /// compact file.
     pub adapter: AdapterFile,
     /// The best epoch on dev.
     pub best: Best,

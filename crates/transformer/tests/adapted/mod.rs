@@ -202,7 +202,8 @@ pub fn check_bits(what: &str, load: impl Fn() -> Adapted + Sync) {
     }
 }
 
-/// Checks that the estimate is what a pass allocates, and that the pass writes to nine tenths of it or more.
+/// Checks that the estimate is what a pass allocates, and that the pass writes to nine tenths of it
+/// or more.
 pub fn check_estimated_memory(what: &str, load: impl Fn() -> Adapted) {
     for (recompute, dropped) in [(false, false), (false, true), (true, true)] {
         let mut adapted = load();
